@@ -1,0 +1,123 @@
+"""Errors, chosen by what the caller does next: fix it, read again, stop, wait, repair.
+
+Every error has a stable `code` (part of the promise) and a message (not part of it) that says what
+happened, to what, and what to do next. Errors travel between processes as (class, code, message).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class WorkflowsError(Exception):
+    """The root of every error that this library raises on purpose."""
+
+    default_code = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None, **details: Any) -> None:
+        super().__init__(message)
+        self.code: str = code or self.default_code
+        self.message = message
+        self.details: dict[str, Any] = details
+        """Facts for programs: `retry_after` (seconds), `name`, `path`, `offset`, …"""
+
+    def __reduce__(self) -> Any:
+        return _revive, (type(self), self.message, self.code, self.details)
+
+    def __getattr__(self, name: str) -> Any:
+        details = self.__dict__.get("details")
+        if details is not None and name in details:
+            return details[name]
+        raise AttributeError(name)
+
+
+def _revive(
+    kind: type[WorkflowsError], message: str, code: str, details: dict[str, Any]
+) -> WorkflowsError:
+    error = kind.__new__(kind)
+    WorkflowsError.__init__(error, message, code=code, **details)
+    return error
+
+
+class InvalidError(WorkflowsError):
+    """The call is wrong: fix it; nothing was stored."""
+
+    default_code = "invalid"
+
+
+class InstanceError(WorkflowsError):
+    """The instance is missing, exists already, or is in a state that forbids this call."""
+
+    default_code = "instance.not_found"
+
+
+class WorkflowFailedError(WorkflowsError):
+    """`result()` of an errored instance; `.name` and `.message` are those of the original error."""
+
+    default_code = "instance.failed"
+
+
+class WorkflowTerminatedError(WorkflowsError):
+    """`result()` of a terminated instance."""
+
+    default_code = "instance.terminated"
+
+
+class UnserialisableValueError(WorkflowsError):
+    """A value that the codec does not take; the message names the place and the type."""
+
+    default_code = "value.unserialisable"
+
+
+class ValueTooLargeError(WorkflowsError):
+    """A value above `value_bytes_max`."""
+
+    default_code = "value.too_large"
+
+
+class CodeError(WorkflowsError):
+    """Tenant code that cannot be loaded, parsed, imported, or lacks the class."""
+
+    default_code = "code.invalid"
+
+
+class QueryError(WorkflowsError):
+    """SQL that DuckDB refuses; the message is DuckDB's."""
+
+    default_code = "query.invalid"
+
+
+class LimitExceededError(WorkflowsError):
+    """A limit of the deployment is reached; `.retry_after` says in how many seconds to try again."""
+
+    default_code = "limit.exceeded"
+
+
+class Fenced(WorkflowsError):
+    """A newer owner holds the log: stop, and do not retry from here."""
+
+    default_code = "log.fenced"
+
+
+class Unavailable(WorkflowsError):
+    """Something that should answer does not: wait and try again."""
+
+    default_code = "platform.unavailable"
+
+
+class PlatformClosed(WorkflowsError):
+    """The platform was closed: connect again."""
+
+    default_code = "platform.closed"
+
+
+class Corrupt(WorkflowsError):
+    """Stored bytes are not what was written; `.path` and `.offset` say where. Repair, then reopen."""
+
+    default_code = "log.corrupt"
+
+
+class SandboxUnavailable(WorkflowsError):
+    """This host cannot build the walls that the configuration requires."""
+
+    default_code = "isolation.unavailable"

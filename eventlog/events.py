@@ -1,0 +1,133 @@
+"""Event rows: the facts of a tenant's log, and how folded rows unfold.
+
+A row is stamped by the log with `seq` (per tenant, from 1, without gap) and `epoch` when it is
+appended. Payload and metadata are JSON text (UTF-8) as the codec writes it; the columns of views
+and of Parquet are these fields, in this order, after `tenant_id`.
+
+Folding. The hot path writes one row where the public history shows two, and the row takes two
+numbers. A folded row is one of FOLDED with `attempt > 0`:
+
+    step_started    attempt=1   unfolds to   step_started,      attempt_started   (attempt 1)
+    step_completed  attempt=k   unfolds to   attempt_completed, step_completed
+    step_errored    attempt=k   unfolds to   attempt_errored,   step_errored
+
+and the same for `rollback_step_*` with `rollback_attempt_*`. The first of the two has the row's own
+`seq`, the second `seq + 1`. After unfolding `step_*` rows have attempt 0. Parquet segments and
+every public view hold unfolded rows only; the WAL and the fold take both forms.
+
+Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name", "message",
+"module"?, "args"?, "fatal"?}. Times are integers in microseconds (`_us`), durations milliseconds.
+
+    workflow_queued      params, trigger ("create" | "cron" | "restart"), pin, retention?, schedule?,
+                         token?, rows of a restart: from? ; metadata column: the dispatcher's metadata
+    workflow_started     -
+    workflow_running     -
+    workflow_waiting     -
+    workflow_paused      reason?
+    workflow_waiting_for_pause  -
+    workflow_resumed     shift_us
+    workflow_restarted   from? {name, count, type}   (last row of the old run; workflow_queued of the
+                         new run follows in the same append)
+    workflow_completed   output
+    workflow_errored     error, rollback? {outcome, error?}
+    workflow_terminated  rollback? {outcome, error?}
+    workflow_parked      code, message
+    workflow_deleted     -    (a tombstone: it stays when the instance's rows go)
+    step_started         config, at?, rollback? (true when a handler is registered), sensitive?
+    attempt_started      -
+    attempt_completed    -
+    attempt_errored      error, retry_delay_ms?, retry_at_us?, lost? (true: cut off by the platform)
+    step_completed       output
+    step_errored         error
+    sleep_started        until_us, duration_ms, at?
+    sleep_completed      -
+    wait_started         event_type, until_us, timeout_ms, at?
+    wait_completed       event_type, event_seq, payload, received_us
+    wait_timed_out       error
+    event_received       event_type, payload
+    rollback_started     error, total
+    rollback_step_*, rollback_attempt_*     as step_*, attempt_*
+    rollback_completed   total, completed
+    rollback_errored     total, completed, error
+    schedule_set, schedule_removed, code_deployed, code_pinned_back, timer_fired, schema_…
+                         tenant-level rows (instance_id ""), never in `history()` of an instance
+
+A value too large for a row (over 64 KiB encoded), or a sensitive output, lies in a blob: the row's
+`blob` column names it, and the payload has null (or "[REDACTED]") in its place.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+FOLDED = {
+    "step_started": ("step_started", "attempt_started"),
+    "step_completed": ("attempt_completed", "step_completed"),
+    "step_errored": ("attempt_errored", "step_errored"),
+    "rollback_step_started": ("rollback_step_started", "rollback_attempt_started"),
+    "rollback_step_completed": ("rollback_attempt_completed", "rollback_step_completed"),
+    "rollback_step_errored": ("rollback_attempt_errored", "rollback_step_errored"),
+}
+
+TERMINAL_TYPES = frozenset({"workflow_completed", "workflow_errored", "workflow_terminated"})
+
+INSTANCE_TYPES = frozenset(
+    {
+        f"workflow_{name}"
+        for name in (
+            "queued started running waiting paused waiting_for_pause resumed restarted "
+            "completed errored terminated parked deleted"
+        ).split()
+    }
+    | {f"{kind}_{end}" for kind in ("step", "attempt") for end in ("started", "completed", "errored")}
+    | {
+        f"rollback_{kind}_{end}"
+        for kind in ("step", "attempt")
+        for end in ("started", "completed", "errored")
+    }
+    | {"sleep_started", "sleep_completed", "wait_started", "wait_completed", "wait_timed_out"}
+    | {"event_received", "rollback_started", "rollback_completed", "rollback_errored"}
+)
+
+
+class Row(msgspec.Struct, array_like=True, kw_only=True, gc=False):
+    """One row of a tenant's log. The log sets `seq` and `epoch`; whoever writes the row sets the rest."""
+
+    type: str
+    workflow: str
+    instance_id: str
+    run: int = 1
+    ts: int = 0
+    step: str | None = None
+    count: int = 0
+    attempt: int = 0
+    payload: bytes | None = None
+    code_hash: str | None = None
+    metadata: bytes | None = None
+    blob: str | None = None
+    seq: int = 0
+    epoch: int = 0
+
+
+def span(row: Row) -> int:
+    """How many numbers the row takes: 2 when folded, else 1."""
+    return 2 if row.attempt and row.type in FOLDED else 1
+
+
+def unfold(row: Row) -> list[Row]:
+    """The public rows that this row stands for, in order."""
+    if not row.attempt or row.type not in FOLDED:
+        return [row]
+    first_type, second_type = FOLDED[row.type]
+    is_start = second_type.endswith("attempt_started")
+    is_error = second_type.endswith("_errored")
+    first = msgspec.structs.replace(row, type=first_type)
+    second = msgspec.structs.replace(row, type=second_type, seq=row.seq + 1)
+    if is_start:
+        first.attempt, second.payload, second.metadata, second.blob = 0, None, None, None
+    else:
+        second.attempt = 0
+        first.metadata = None
+        if not is_error:
+            first.payload, first.blob = None, None
+    return [first, second]
