@@ -1,0 +1,98 @@
+"""Decisions: what the core of a tenant answers to an input; plain data, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import msgspec
+
+from ..eventlog.events import Row
+
+Key: TypeAlias = tuple[str, str]
+"""(workflow, instance id)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a wire message to the isolate that holds this lifetime."""
+
+    life: int
+    message: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class DropLife:
+    """End the lifetime in its isolate (Drop) and forget where it was."""
+
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run of an instance has ended, or the instance is gone: wake who waits for its result."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The status of an instance changed (introspection, `wait_for_status`)."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetBlobs:
+    """The instance was deleted: nothing of it may be served any more."""
+
+    key: Key
+
+
+Effect: TypeAlias = Send | DropLife | Finished | Changed | ForgetBlobs
+
+
+@dataclass(slots=True)
+class Decision:
+    """Rows to append, then effects to carry out, then the answer to give."""
+
+    rows: list[Row] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    durable: bool = False
+    """The effects wait for the disk, not only for the write."""
+    answer: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class CoreConfig:
+    """What the core needs to know; taken from PlatformConfig, tenant overrides applied."""
+
+    running_max: int = 50_000
+    queued_max: int = 2_000_000
+    creates_per_second_max: float = 300.0
+    steps_max: int = 10_000
+    value_bytes_max: int = 64 * 1024 * 1024
+    retention_success_us: int = 30 * 86_400 * 1_000_000
+    retention_error_us: int = 30 * 86_400 * 1_000_000
+    instance_idle_us: int = 5_000_000
+    pin: str = "hash"
+    lost_in_a_row_max: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class CreateItem:
+    """One instance to create; everything checked by the caller of the core but the state."""
+
+    workflow: str
+    instance_id: str
+    params: bytes
+    code_hash: str
+    pin: str = "hash"
+    retention: dict[str, int] | None = None
+    """{"success_us": …, "error_us": …}, either key may be absent."""
+    metadata: bytes | None = None
+    trigger: str = "create"
+    schedule: bytes | None = None
+    token: str | None = None
+    """The create's token: a retry with the same token and id is the same create."""
+    workflow_name: str | None = None
