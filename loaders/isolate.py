@@ -1,0 +1,106 @@
+"""Isolate: the interface between a supervisor and wherever tenant code runs.
+
+One isolate runs one bundle of one tenant and is never reused for another. It is a separate process
+behind walls (`process.py`), or, for tests, a guest in the same event loop (`inline.py`); both speak
+the messages of `wire.py`. Nothing here blocks the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from .wire import Frame
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one isolate may use; more ends it (or makes the call wait), with a reason."""
+
+    memory_mb: int = 256
+    """Memory beyond what an empty isolate has."""
+    turn_cpu_ms: int = 500
+    """CPU time of one turn of the guest's event loop."""
+    turn_wall_ms: int = 5_000
+    """Wall time of one turn of the guest's event loop."""
+    silent_cpu_ms: int = 5_000
+    """CPU time since the last frame: defeats a forged heartbeat."""
+    calls_in_flight_max: int = 10_000
+    """Calls without an answer yet; the guest holds further ones back."""
+    bytes_in_flight_max: int = 128 * 1024 * 1024
+    """Bytes of such calls; also the most of one message, and of what the guest leaves unread."""
+    files_max: int = 64
+    """Open files, with the few of the isolate itself."""
+    tmp_mb: int = 0
+    """Size of a private /tmp in memory; more than 0 needs the jail."""
+    modules_bytes_max: int = 64 * 1024 * 1024
+    """Of a bundle."""
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """How isolates are walled in: the deployment's choice, never the tenant's."""
+
+    level: Literal["sandbox", "unsafe-none"] = "sandbox"
+    """"sandbox" refuses to start where walls are missing; "unsafe-none" is a process without walls."""
+    jail: Literal["auto", "require", "off"] = "auto"
+    """The second wall for files: a root directory with nothing but Python and the SDK in it."""
+    packages: tuple[str, ...] = ()
+    """Installed packages (import names) that tenants may import: imported ahead, and readable."""
+    threads: bool = False
+    """Whether tenant code may start threads."""
+    uid: int = 65534
+    """The user that isolates become where the supervisor is root; unused otherwise."""
+    warm: int = 2
+    """Blank isolates kept ready; each is used once."""
+    hide_supervisor: bool = True
+    """Make this process unreadable to others of its user: no core dumps, no py-spy."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How an isolate ended."""
+
+    reason: str
+    """For people: `cpu limit of 0.5 s exceeded`, `killed by signal 11`, `closed`."""
+    is_tenants_own: bool
+    """True when the tenant's code caused it (a limit, a fault signal, seccomp, a broken frame, its
+    own exit); False when the platform did (closed by us, SIGKILL from outside, lost with its zygote).
+    """
+    life: int = 0
+    """The lifetime that was being resumed when it died (from the heartbeat page), 0 if unknown."""
+    kind: str = "platform"
+    """"cpu", "wall", "memory", "silent", "protocol", "signal", "exit", "platform" or "closed"."""
+
+
+class Isolate(Protocol):
+    """A live guest."""
+
+    level: str
+    """The walls reached, for people: "landlock7+seccomp+jail", "unsafe-none", "inline"."""
+    pid: int | None
+
+    def send(self, frames: list[Frame]) -> None:
+        """Queue messages; what one loop turn sends goes out in one write. Never blocks or raises."""
+        ...
+
+    def kill(self, exit: Exit) -> None:
+        """End it now; `on_exit` follows with this Exit."""
+        ...
+
+
+OnFrames = Callable[[list[Frame]], None]
+OnExit = Callable[[Exit], None]
+
+
+class Isolates(Protocol):
+    """Where isolates come from; one per supervisor."""
+
+    async def start(self, *, limits: Limits, on_frames: OnFrames, on_exit: OnExit) -> Isolate:
+        """A fresh isolate that waits for its Load, or SandboxUnavailable where walls are missing."""
+        ...
+
+    async def close(self) -> None:
+        """End every isolate and what they came from."""
+        ...
