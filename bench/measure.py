@@ -1,0 +1,188 @@
+"""Measuring: what every script here shares, so that a figure never stands without its surroundings.
+
+A script asks one question. It runs the workload several times on one machine, with every durable
+write really synced, and prints the median beside machine, commit and the disk's own speed.
+`--append` adds the printed block to bench/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import dynamic_workflows as dw
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "RESULTS.md"
+
+
+@dataclass
+class Figure:
+    """One number that was asked for, once per run."""
+
+    name: str
+    unit: str
+    per_run: list[float] = field(default_factory=list)
+
+    def median(self) -> float:
+        return statistics.median(self.per_run)
+
+
+Run = Callable[[], Awaitable[dict[tuple[str, str], float]]]
+"""One run of a workload: (name, unit) -> value."""
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that this many percent of the others do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def fdatasync_ms(folder: Path, *, times: int = 400) -> tuple[float, float]:
+    """p50 and p99 of appending 4 KiB to a file and syncing it, in milliseconds."""
+    block = os.urandom(4096)
+    spent = []
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        for _ in range(times):
+            start = time.perf_counter()
+            os.write(file.fileno(), block)
+            os.fdatasync(file.fileno())
+            spent.append((time.perf_counter() - start) * 1e3)
+    return percentile(spent, 50), percentile(spent, 99)
+
+
+def processor() -> str:
+    """The processor's name as the kernel knows it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"
+
+
+def machine() -> str:
+    """What it ran on: cores, processor, kernel, interpreter, Ray."""
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} cores, {processor()}, {memory_gb:.0f} GB, {platform.system()} "
+        f"{platform.release()}, Python {platform.python_version()}, Ray {version('ray')}"
+    )
+
+
+def commit() -> str:
+    """The commit that was measured, and whether files differ from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + changed
+
+
+@contextlib.asynccontextmanager
+async def cluster(
+    code: Callable[[str], dw.WorkerCode], folder: Path, **settings: object
+) -> AsyncIterator[dw.Platform]:
+    """An embedded Ray with a fresh log and one tenant's worth of warmth."""
+    config = dw.PlatformConfig(**settings) if settings else None
+    async with dw.connect(folder / "log", load=code, config=config) as deployed:
+        first = await deployed.tenant("warm-up").workflows.create()
+        await first.result(timeout=60)
+        yield deployed
+
+
+def arguments(question: str) -> argparse.ArgumentParser:
+    """The options every script has."""
+    parser = argparse.ArgumentParser(description=question)
+    parser.add_argument("--runs", type=int, default=3, help="how often; the median counts")
+    # Not /tmp: that is memory on some machines, and syncing it would cost nothing.
+    folder = ROOT / ".cache" / "bench"
+    parser.add_argument("--folder", type=Path, default=folder, help="where the log shall lie")
+    parser.add_argument("--append", action="store_true", help="add the figures to RESULTS.md")
+    return parser
+
+
+def say(line: str) -> None:
+    """To the terminal, at once."""
+    print(line, flush=True)
+
+
+def report(
+    question: str,
+    figures: dict[tuple[str, str], Figure],
+    options: argparse.Namespace,
+    disk: tuple[float, float],
+    load: tuple[float, float],
+) -> str:
+    """The block of figures with everything needed to judge them."""
+    lines = [
+        f"### {question}",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit()}, {options.runs} runs",
+        f"on {machine()};",
+        f"fdatasync of 4 KiB p50 {disk[0]:.2f} ms, p99 {disk[1]:.2f} ms; "
+        f"load average {load[0]:.1f} before, {load[1]:.1f} after",
+        "",
+        "| figure | median | lowest | highest |",
+        "|---|---|---|---|",
+    ]
+    for figure in figures.values():
+        shown = (figure.median(), min(figure.per_run), max(figure.per_run))
+        cells = [f"{figure.name}, {figure.unit}", *(f"{value:,.4g}" for value in shown)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+async def answer(
+    question: str,
+    options: argparse.Namespace,
+    measured: Callable[[Path], contextlib.AbstractAsyncContextManager[Run]],
+) -> None:
+    """Run the workload, print the report, and append it if asked to."""
+    figures: dict[tuple[str, str], Figure] = {}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="run-") as name:
+        folder = Path(name)
+        disk, load_before = fdatasync_ms(folder), os.getloadavg()[0]
+        async with measured(folder) as run:
+            for number in range(1, options.runs + 1):
+                for key, value in (await run()).items():
+                    figures.setdefault(key, Figure(*key)).per_run.append(value)
+                say(
+                    f"run {number}: "
+                    + ", ".join(f"{f.name} {f.per_run[-1]:,.4g} {f.unit}" for f in figures.values())
+                )
+        text = report(question, figures, options, disk, (load_before, os.getloadavg()[0]))
+    say("")
+    say(text)
+    if options.append:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write("\n" + text)
+
+
+def main(
+    question: str,
+    options: argparse.Namespace,
+    measured: Callable[[Path], contextlib.AbstractAsyncContextManager[Run]],
+) -> None:
+    """What a script calls."""
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(answer(question, options, measured))
+        return
+    sys.exit(130)
