@@ -61,6 +61,9 @@ class Decision:
     durable: bool = False
     """The effects wait for the disk, not only for the write."""
     answer: Any = None
+    secrets: list[tuple[Row, bytes]] = field(default_factory=list)
+    """Rows whose payload hides a sensitive value, with the payload as it really is: the shell stores
+    that in a blob with a random name and names it in the row's `blob` before it appends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class CoreConfig:
     running_max: int = 50_000
     queued_max: int = 2_000_000
     creates_per_second_max: float = 300.0
+    creates_burst_max: float = 300.0
+    """Tokens in the bucket of creates when it is full."""
     steps_max: int = 10_000
     value_bytes_max: int = 64 * 1024 * 1024
     retention_success_us: int = 30 * 86_400 * 1_000_000
@@ -96,3 +101,4 @@ class CreateItem:
     token: str | None = None
     """The create's token: a retry with the same token and id is the same create."""
     workflow_name: str | None = None
+    """What `run` sees as `event.workflow_name`, where it is not `workflow`."""

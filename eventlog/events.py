@@ -18,42 +18,50 @@ every public view hold unfolded rows only; the WAL and the fold take both forms.
 Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name", "message",
 "module"?, "args"?, "fatal"?}. Times are integers in microseconds (`_us`), durations milliseconds.
 
-    workflow_queued      params, trigger ("create" | "cron" | "restart"), pin, retention?, schedule?,
-                         token?, rows of a restart: from? ; metadata column: the dispatcher's metadata
+    workflow_queued      params, trigger ("create" | "cron" | "restart"), pin?, retention? {success_us?,
+                         error_us?}, schedule?, token?, workflow_name?; in a restart's: from?, created_us
+                         (of the first run) ; metadata column: the dispatcher's metadata
     workflow_started     -
     workflow_running     -
     workflow_waiting     -
-    workflow_paused      reason?
+    workflow_paused      -
     workflow_waiting_for_pause  -
-    workflow_resumed     shift_us
-    workflow_restarted   from? {name, count, type}   (last row of the old run; workflow_queued of the
-                         new run follows in the same append)
+    workflow_resumed     shift_us (0: a pending pause was cancelled)
+    workflow_restarted   from? {name, count, type}, kept? [[kind, name, count], ...]   (last row of the
+                         old run; workflow_queued of the new run follows in the same append)
     workflow_completed   output
     workflow_errored     error, rollback? {outcome, error?}
     workflow_terminated  rollback? {outcome, error?}
     workflow_parked      code, message
     workflow_deleted     -    (a tombstone: it stays when the instance's rows go)
-    step_started         config, at?, rollback? (true when a handler is registered), sensitive?
+    step_started         config, at?, rollback? (true when a handler is registered), sensitive?,
+                         rollback_config?
     attempt_started      -
     attempt_completed    -
-    attempt_errored      error, retry_delay_ms?, retry_at_us?, lost? (true: cut off by the platform)
-    step_completed       output
+    attempt_errored      error, retry_delay_ms?, retry_at_us?, lost? (true: cut off by the platform, no
+                         retry used), exempt? (true: lost in a test that crashes on purpose)
+    step_completed       output, sensitive? (true: output is "[REDACTED]" and lies in the blob)
     step_errored         error
     sleep_started        until_us, duration_ms, at?
     sleep_completed      -
     wait_started         event_type, until_us, timeout_ms, at?
-    wait_completed       event_type, event_seq, payload, received_us
+    wait_completed       event_type, event_seq (0: a mock), payload, received_us
     wait_timed_out       error
     event_received       event_type, payload
-    rollback_started     error, total
-    rollback_step_*, rollback_attempt_*     as step_*, attempt_*
+    rollback_started     error, total, terminate? (true: asked for by terminate)
+    rollback_step_*, rollback_attempt_*     as step_*, attempt_*; step and count of the forward step
     rollback_completed   total, completed
     rollback_errored     total, completed, error
-    schedule_set, schedule_removed, code_deployed, code_pinned_back, timer_fired, schema_…
+    schedule_set         workflow (column), cron, code_hash (column), pin? ; schedule_removed: cron
+    code_deployed, code_pinned_back, timer_fired, schema_…
                          tenant-level rows (instance_id ""), never in `history()` of an instance
 
+The `code_hash` column is set on workflow_queued, workflow_started and workflow_running rows, and it
+holds for the rows after them.
+
 A value too large for a row (over 64 KiB encoded), or a sensitive output, lies in a blob: the row's
-`blob` column names it, and the payload has null (or "[REDACTED]") in its place.
+`blob` column names it, and the payload has null (or "[REDACTED]") in the value's place. The blob
+holds the whole payload as it really is, so resolving a row is `row.payload = blob`.
 """
 
 from __future__ import annotations
@@ -79,7 +87,11 @@ INSTANCE_TYPES = frozenset(
             "completed errored terminated parked deleted"
         ).split()
     }
-    | {f"{kind}_{end}" for kind in ("step", "attempt") for end in ("started", "completed", "errored")}
+    | {
+        f"{kind}_{end}"
+        for kind in ("step", "attempt")
+        for end in ("started", "completed", "errored")
+    }
     | {
         f"rollback_{kind}_{end}"
         for kind in ("step", "attempt")
