@@ -48,6 +48,8 @@ class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     created_us: int = 0
     tombstones: int = 0
     """How many `workflow_deleted` rows are in it."""
+    blobs: int = 0
+    """How many of its rows name a blob."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,6 +84,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Oldest tombstone whose rows are still in some file (microseconds), if any."""
     garbage: tuple[str, ...] = ()
     """Files that no segment list names any more and that wait for deletion."""
+    garbage_us: tuple[int, ...] = ()
+    """Since when each of `garbage` waits (microseconds)."""
 
 
 def tenant_stream(tenant_id: str) -> str:
@@ -156,9 +160,9 @@ def decode_manifest(data: bytes, key: str) -> Manifest:
     return manifest
 
 
-def hash_of(manifest: Manifest) -> str:
-    """SHA-256 of the file's bytes, as `previous` of the next version has it."""
-    return hashlib.sha256(encode_manifest(manifest)).hexdigest()
+def hash_of(data: bytes) -> str:
+    """SHA-256 of a manifest file's bytes, as `previous` of the next version has it."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def _corrupt(key: str, what: str) -> Corrupt:
