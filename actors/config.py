@@ -1,0 +1,153 @@
+"""Config: every limit and size of a platform, with its default and its unit."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ..loaders import durations
+from .decisions import CoreConfig
+
+MIB = 1024 * 1024
+
+
+class Retention(BaseModel):
+    """How long ended instances are kept: durations, as a number of ms, text, or a timedelta."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    success: Any = "30 days"
+    """After `complete`."""
+    error: Any = "30 days"
+    """After `errored` and `terminated`."""
+
+    @field_validator("success", "error")
+    @classmethod
+    def _is_a_duration(cls, value: Any) -> Any:
+        durations.parse_ms(value)
+        return value
+
+
+class TenantLimits(BaseModel):
+    """What may differ from tenant to tenant; None: as the platform's own field says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps_max: int | None = Field(default=None, ge=1)
+    running_max: int | None = Field(default=None, ge=1)
+    queued_max: int | None = Field(default=None, ge=0)
+    creates_per_second_max: float | None = Field(default=None, gt=0)
+    value_bytes_max: int | None = Field(default=None, ge=1, le=64 * MIB)
+    retention: Retention | None = None
+    pin: Literal["hash", "latest"] | None = None
+    memory_mb: int | None = Field(default=None, ge=16)
+    packages: tuple[str, ...] | None = None
+
+
+class PlatformConfig(BaseModel):
+    """The settings of a platform. Counts are per tenant unless the text says otherwise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # --- instances
+    steps_max: int = Field(default=10_000, ge=1)
+    """Calls of `step.do` in one lifetime of an instance."""
+    running_max: int = Field(default=50_000, ge=1)
+    """Instances that run at once; more are `queued`, and waiting ones do not count."""
+    queued_max: int = Field(default=2_000_000, ge=0)
+    """Instances that may be queued; above it `create` raises `limit.exceeded`."""
+    creates_per_second_max: float = Field(default=300.0, gt=0)
+    """Creates and restarts in a second, on average; more raise `limit.exceeded`."""
+    creates_burst_max: float | None = Field(default=None, ge=1)
+    """Creates and restarts that may come at once before the average counts.
+
+    None: 100,000 with the default average, a second's worth where the average is set.
+    """
+    value_bytes_max: int = Field(default=64 * MIB, ge=1, le=64 * MIB)
+    """Bytes of one encoded value: params, payload, result, output."""
+    retention: Retention = Retention()
+    """How long ended instances are kept."""
+    instance_idle_seconds: float = Field(default=5.0, gt=0)
+    """Seconds an instance may wait in memory before it is dropped and later replayed."""
+    pin: Literal["hash", "latest"] = "hash"
+    """Whether an instance keeps the code that it was created with, or follows the newest."""
+    erase_within_seconds: float = Field(default=3_600, gt=0)
+    """Seconds until nothing of a deleted instance is left in any file."""
+
+    # --- code
+    code_ttl_seconds: float = Field(default=60.0, ge=0)
+    """Seconds that the loader holds what `load` answered, of the platform's clock."""
+    packages: tuple[str, ...] = ()
+    """Installed packages that tenant code may import beside the standard library."""
+
+    # --- tenants (of the whole platform)
+    tenants_resident_max: int = Field(default=1_000, ge=1)
+    """Tenants that are in memory at once; idle ones make room."""
+    pool_size: int = Field(default=1, ge=0)
+    """Tenant actors that are started ahead, belonging to nobody yet."""
+    tenant_idle_seconds: float = Field(default=60.0, gt=0)
+    """Seconds without work after which a tenant goes to sleep."""
+    client_timeout_seconds: float = Field(default=30.0, gt=0)
+    """Seconds that a call goes on through restarts of actors before `platform.unavailable`."""
+    dashboard: bool = False
+    """Whether an embedded Ray starts its dashboard."""
+    resources: dict[str, float] = {}
+    """Extra Ray resources that each tenant actor asks for, by name."""
+
+    # --- isolation
+    isolation: Literal["sandbox", "unsafe-none"] = "sandbox"
+    """"sandbox" refuses to start where the walls are missing; "unsafe-none" builds no walls."""
+    jail: Literal["auto", "require", "off"] = "auto"
+    """Whether isolates get namespaces and a file system of their own."""
+    memory_mb: int = Field(default=256, ge=16)
+    """MiB of memory that one isolate may use."""
+    turn_cpu_seconds: float = Field(default=0.5, gt=0)
+    """CPU seconds of one turn of an isolate's event loop."""
+    turn_wall_seconds: float = Field(default=5.0, gt=0)
+    """Wall seconds of one turn of an isolate's event loop."""
+    isolate_idle_seconds: float = Field(default=30.0, gt=0)
+    """Seconds without an instance or a call after which an isolate is closed."""
+    warm_isolates: int = Field(default=1, ge=0)
+    """Blank isolates that a tenant actor keeps ready."""
+    threads: bool = False
+    """Whether sync callbacks run in worker threads of the isolate."""
+
+    # --- the event log
+    wal_bytes_max: int = Field(default=64 * MIB, ge=4096)
+    """Bytes of hot log after which it is sealed into Parquet."""
+    seal_age_seconds: float = Field(default=300.0, gt=0)
+    """Seconds after which even a small hot log is sealed."""
+
+    tenants: dict[str, TenantLimits] = {}
+    """Overrides by tenant id."""
+
+    def of(self, tenant_id: str) -> PlatformConfig:
+        """The settings as they hold for one tenant."""
+        limits = self.tenants.get(tenant_id)
+        if limits is None:
+            return self
+        changes = {name: value for name, value in limits if value is not None}
+        return self.model_copy(update=changes)  # counts what is changed as set
+
+    def _burst(self) -> float:
+        if self.creates_burst_max is not None:
+            return self.creates_burst_max
+        is_set = "creates_per_second_max" in self.model_fields_set
+        return max(1.0, self.creates_per_second_max) if is_set else 100_000.0
+
+    def core(self, tenant_id: str) -> CoreConfig:
+        """What the core of one tenant has to know."""
+        mine = self.of(tenant_id)
+        return CoreConfig(
+            running_max=mine.running_max,
+            queued_max=mine.queued_max,
+            creates_per_second_max=mine.creates_per_second_max,
+            creates_burst_max=mine._burst(),
+            steps_max=mine.steps_max,
+            value_bytes_max=mine.value_bytes_max,
+            retention_success_us=durations.parse_ms(mine.retention.success) * 1000,
+            retention_error_us=durations.parse_ms(mine.retention.error) * 1000,
+            instance_idle_us=round(mine.instance_idle_seconds * 1_000_000),
+            pin=mine.pin,
+        )
