@@ -1,4 +1,4 @@
-"""Tenant code and a `load` callback for the contract tests, as an outside program would write them."""
+"""Tenant code and a `load` callback for the contract tests, as an outsider would write them."""
 
 import dynamic_workflows as dw
 
