@@ -1,9 +1,9 @@
 """Codec: values as JSON text and back, with the same types.
 
 Plain values look plain, so that SQL reads into them: None, bool, int (64 bits), float, str, list,
-and dicts whose keys are text. Everything else is an object with one key that begins with `$` and names
-the type: `{"$decimal": "1.50"}`, `{"$tuple": [1, 2]}`. A user's dict that has a key beginning with
-`$`, or a key that is no text, is written as `{"$dict": [[key, value], …]}`; so in what `encode`
+and dicts whose keys are text. Everything else is an object with one key that begins with `$` and
+names the type: `{"$decimal": "1.50"}`, `{"$tuple": [1, 2]}`. A user's dict that has a key beginning
+with `$`, or a key that is no text, is written as `{"$dict": [[key, value], …]}`; so in what `encode`
 writes, a `$` at the start of a key is always ours, and nobody's data can pass for a tag.
 
 Exact types only. A subclass would come back as its base, so it is refused, with the place and the
@@ -431,6 +431,8 @@ def _place(moment: _Moment, zone: tuple[str, str] | None, fold: int) -> _Moment:
     kind, name = zone
     offset = moment.utcoffset()
     if kind == "name":
+        if offset is None:
+            raise ValueError
         return moment.replace(tzinfo=timezone(offset, name), fold=fold)
     return moment.replace(tzinfo=_zone(name, offset), fold=fold)
 
