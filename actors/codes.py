@@ -1,0 +1,333 @@
+"""Codes: which code a tenant's new instances get, and the bundles that stored instances are pinned to.
+
+`CodeSource` is what a tenant asks. `Codes` is what answers it on the platform's side: it runs the
+callbacks, makes bundles of what they say, stores each under its content hash before anybody learns
+the hash, and holds the answers for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from ..eventlog import codec
+from ..eventlog.clock import Clock, to_datetime
+from ..eventlog.errors import CodeError, Unavailable, WorkflowsError
+from ..eventlog.store import AlreadyExists, NotFound, Store
+from ..loaders.bundle import Bundle, Grants, WorkerCode, bundle_of, code_key, from_stored
+from ..loaders.calls import Calls
+from ..loaders.records import Record
+from ..loaders.service import (
+    App,
+    DispatchEvent,
+    DispatchStep,
+    MissingDispatcherMetadataError,
+)
+from ..loaders.worker import EntrypointStub, WorkerLoader, WorkerRef
+
+_BUNDLES_HELD = 256
+_ANSWERS_HELD = 100_000
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """What new instances get: the code, for a dispatcher the class, and how long that holds."""
+
+    code_hash: str
+    workflow: str | None = None
+    until_us: int = 0
+
+
+class CodeSource(Protocol):
+    """What a tenant knows about where code comes from."""
+
+    is_app: bool
+    """Creates go through a dispatcher and need its metadata."""
+
+    async def current(
+        self, tenant_id: str, *, binding: str | None = None, metadata: bytes | None = None
+    ) -> Resolved:
+        """The code for new instances, stored; may run the platform's callback.
+
+        Raises CodeError (`code.load_failed`, `code.invalid`) and MissingDispatcherMetadataError.
+        """
+        ...
+
+    async def bundle(self, code_hash: str) -> Bundle:
+        """The stored bundle; CodeError `code.load_failed` when it cannot be had now."""
+        ...
+
+    async def keep(self, bundle: Bundle) -> None:
+        """Store a bundle under its hash; harmless when it is stored."""
+        ...
+
+    async def forget(self, tenant_id: str) -> None:
+        """Hold nothing for this tenant any more: the next `current` asks the callback."""
+        ...
+
+    def live(self, code_hash: str) -> Grants:
+        """The services of a bundle where they were made in this process, else {}."""
+        ...
+
+    def peer(self, tenant_id: str) -> Calls:
+        """The calls of another tenant, for bindings that route there."""
+        ...
+
+
+class Bundles:
+    """The bundles under a log's root, the last few hundred held in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._held: OrderedDict[str, Bundle] = OrderedDict()
+
+    async def get(self, code_hash: str) -> Bundle:
+        """The bundle of that hash; CodeError when it is missing or the store does not answer."""
+        bundle = self._held.get(code_hash)
+        if bundle is None:
+            try:
+                data = await self._store.get(code_key(code_hash))
+            except (NotFound, Unavailable) as error:
+                raise CodeError(
+                    f"the stored code {code_hash} cannot be read: {error}", code="code.load_failed"
+                ) from error
+            bundle = from_stored(data, code_hash)
+            self._hold(code_hash, bundle)
+        return bundle
+
+    async def put(self, bundle: Bundle) -> str:
+        """Store it durably under its hash, and answer the hash."""
+        code_hash = bundle.content_hash
+        if code_hash not in self._held:
+            try:
+                await self._store.create(code_key(code_hash), bundle.stored())
+            except AlreadyExists:
+                pass
+        self._hold(code_hash, bundle)
+        return code_hash
+
+    def _hold(self, code_hash: str, bundle: Bundle) -> None:
+        self._held[code_hash] = bundle
+        self._held.move_to_end(code_hash)
+        if len(self._held) > _BUNDLES_HELD:
+            self._held.popitem(last=False)
+
+
+class Codes:
+    """The platform's side of loading: one per platform, in the loader actor or in the one process."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock,
+        ttl_s: float,
+        load: Callable[[str], Any] | None = None,
+        app: App | None = None,
+        peer: Callable[[str], Calls] | None = None,
+    ) -> None:
+        self.is_app = app is not None
+        self._bundles = Bundles(store)
+        self._clock = clock
+        self._ttl_us = round(ttl_s * 1_000_000)
+        self._load = load
+        self._app = app
+        self._peer = peer
+        self._live: dict[str, Grants] = {}
+        self._held: dict[tuple[Any, ...], Resolved | WorkerRef] = {}
+        self._until_us: dict[tuple[Any, ...], int] = {}
+        self._under_way: dict[tuple[Any, ...], asyncio.Task[Any]] = {}
+
+    async def current(
+        self, tenant_id: str, *, binding: str | None = None, metadata: bytes | None = None
+    ) -> Resolved:
+        """The code for new instances, stored; runs `load` or the dispatcher unless it is held."""
+        if self._app is not None:
+            if metadata is None:
+                raise MissingDispatcherMetadataError(
+                    "a create on a dispatcher's own binding carries no metadata: give tenants "
+                    "wrap_workflow_binding({...}) and create through that"
+                )
+            key: tuple[Any, ...] = ("app", tenant_id, binding, metadata)
+            resolved = await self._once(key, lambda: self._dispatch(binding, metadata))
+        else:
+            key = ("load", tenant_id)
+            resolved = await self._once(key, lambda: self._loaded(tenant_id))
+        assert isinstance(resolved, Resolved)
+        return msgspec.structs.replace(resolved, until_us=self._until_us[key])
+
+    async def worker(self, name: str | None, source: Any) -> WorkerRef:
+        """Load a worker of the WorkerLoader; a named one is held for a while."""
+        if name is None:
+            return await self._made_worker(name, source)
+        ref = await self._once(("worker", name), lambda: self._made_worker(name, source))
+        assert isinstance(ref, WorkerRef)
+        return ref
+
+    async def bundle(self, code_hash: str) -> Bundle:
+        """The stored bundle."""
+        return await self._bundles.get(code_hash)
+
+    async def keep(self, bundle: Bundle) -> None:
+        """Store a bundle under its hash."""
+        await self._bundles.put(bundle)
+
+    async def forget(self, tenant_id: str) -> None:
+        """Ask the callback again next time."""
+        for key in [key for key in self._until_us if key[1] == tenant_id]:
+            self._drop(key)
+
+    def live(self, code_hash: str) -> Grants:
+        """The services that the newest answer with this hash came with."""
+        return self._live.get(code_hash, {})
+
+    def calls(self, tenant_id: str) -> Calls:
+        """The calls of a tenant."""
+        if self._peer is None:
+            raise Unavailable("no tenant can be called from here")
+        return self._peer(tenant_id)
+
+    peer = calls
+
+    async def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What is held, or what is under way, or a new answer; failures are not held."""
+        if self._until_us.get(key, -1) > self._clock.now_us():
+            return self._held[key]
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.ensure_future(make())
+            task.add_done_callback(lambda done: self._arrived(key, done))
+        # The answer is shared: who gives up waiting does not end the work.
+        return await asyncio.shield(task)
+
+    def _arrived(self, key: tuple[Any, ...], task: asyncio.Task[Any]) -> None:
+        self._under_way.pop(key, None)
+        if task.cancelled() or task.exception() is not None:
+            return
+        if len(self._held) >= _ANSWERS_HELD:
+            self._drop(next(iter(self._held)))
+        self._held[key] = task.result()
+        self._until_us[key] = self._clock.now_us() + self._ttl_us
+
+    def _drop(self, key: tuple[Any, ...]) -> None:
+        self._held.pop(key, None)
+        self._until_us.pop(key, None)
+
+    async def _loaded(self, tenant_id: str) -> Resolved:
+        load = self._load
+        if load is None:
+            raise CodeError(
+                f"nothing says what the code of tenant {tenant_id!r} is: connect(load=...) or "
+                "deploy() it",
+                code="code.load_failed",
+            )
+        what = f"load({tenant_id!r})"
+        code = await _answer(what, lambda: load(tenant_id))
+        return Resolved(await self._stored(what, code, own_binding=True))
+
+    async def _stored(self, what: str, code: Any, *, own_binding: bool) -> str:
+        if not isinstance(code, WorkerCode):
+            raise CodeError(
+                f"{what} answered {type(code).__name__}, not a WorkerCode", code="code.load_failed"
+            )
+        bundle, grants = bundle_of(code, own_binding=own_binding)
+        code_hash = await self._bundles.put(bundle)
+        self._live[code_hash] = grants
+        return code_hash
+
+    async def _made_worker(self, name: str | None, source: Any) -> WorkerRef:
+        what = f"the callback of worker {name!r}"
+        code = await _answer(what, source) if callable(source) else source
+        code_hash = await self._stored(what, code, own_binding=False)
+        tenant_id = _tenant_of(code) or name or "worker"
+        return WorkerRef(tenant_id, code_hash, name or code_hash)
+
+    async def _dispatch(self, binding: str | None, metadata: bytes) -> Resolved:
+        """Run the dispatcher's workflow up to where it hands over to the tenant's entrypoint."""
+        assert self._app is not None
+        kind = self._app.workflows.get(binding or "WORKFLOWS")
+        if kind is None:
+            raise CodeError(
+                f"the app has no workflow binding {binding!r}: it has "
+                f"{', '.join(self._app.workflows) or 'none'}",
+                code="code.load_failed",
+            )
+        event = DispatchEvent(
+            payload=None,
+            timestamp=to_datetime(self._clock.now_us()),
+            instance_id=None,
+            workflow_name=binding,
+            schedule=None,
+            metadata=codec.decode(metadata),
+        )
+        stub = await _handed_over(kind, self.dispatcher_env(), event)
+        worker, name = stub.target
+        if worker is None:
+            raise CodeError(
+                "load_runner has to answer an entrypoint of a loaded worker",
+                code="code.load_failed",
+            )
+        ref = await worker.ref()
+        return Resolved(ref.code_hash, workflow=name or "Default")
+
+    def dispatcher_env(self) -> Record:
+        """`env` of the dispatcher's classes: LOADER, and what the app adds."""
+        assert self._app is not None
+        return Record(**self._app.env, LOADER=WorkerLoader(self))
+
+
+async def _answer(what: str, callback: Callable[[], Any]) -> Any:
+    """What a platform's callback says; `code.load_failed` when it raises."""
+    try:
+        answer = callback()
+        return await answer if inspect.isawaitable(answer) else answer
+    except WorkflowsError:
+        raise
+    except Exception as error:
+        raise CodeError(
+            f"{what} raised {type(error).__name__}: {error}", code="code.load_failed"
+        ) from error
+
+
+async def _handed_over(kind: type[Any], env: Record, event: DispatchEvent) -> EntrypointStub:
+    entrypoint = kind.__new__(kind)
+    entrypoint.env, entrypoint.ctx = env, Record(props=None)
+    step = DispatchStep()
+
+    async def run() -> None:
+        outcome = entrypoint.run(event, step)
+        if inspect.isawaitable(outcome):
+            await outcome
+
+    task = asyncio.ensure_future(run())
+    try:
+        await asyncio.wait({task, step.found}, return_when=asyncio.FIRST_COMPLETED)
+        if step.found.done():
+            found = step.found.result()
+            if isinstance(found, EntrypointStub):
+                return found
+        return await _answer("load_runner", lambda: _not_dispatched(task))
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _not_dispatched(task: asyncio.Future[None]) -> Any:
+    await task
+    raise CodeError(
+        "the dispatcher's workflow ended without handing over to a tenant's entrypoint",
+        code="code.load_failed",
+    )
+
+
+def _tenant_of(code: WorkerCode) -> str | None:
+    """The tenant that a worker's own bindings are tagged with."""
+    for value in code.env.values():
+        metadata = getattr(value, "metadata", None)
+        if isinstance(metadata, dict) and isinstance(metadata.get("tenant_id"), str):
+            return str(metadata["tenant_id"])
+    return None
