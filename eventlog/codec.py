@@ -3,8 +3,8 @@
 Plain values look plain, so that SQL reads into them: None, bool, int (64 bits), float, str, list,
 and dicts whose keys are text. Everything else is an object with one key that begins with `$` and
 names the type: `{"$decimal": "1.50"}`, `{"$tuple": [1, 2]}`. A user's dict that has a key beginning
-with `$`, or a key that is no text, is written as `{"$dict": [[key, value], …]}`; so in what `encode`
-writes, a `$` at the start of a key is always ours, and nobody's data can pass for a tag.
+with `$`, or a key that is no text, is written as `{"$dict": [[key, value], …]}`; so in what
+`encode` writes, a `$` at the start of a key is always ours: nobody's data can pass for a tag.
 
 Exact types only. A subclass would come back as its base, so it is refused, with the place and the
 type; dataclasses and pydantic models become dicts. Sets are written in the order of their elements'
