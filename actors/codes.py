@@ -1,4 +1,4 @@
-"""Codes: which code a tenant's new instances get, and the bundles that stored instances are pinned to.
+"""Codes: which code a tenant's new instances get, and the bundles that older ones are pinned to.
 
 `CodeSource` is what a tenant asks. `Codes` is what answers it on the platform's side: it runs the
 callbacks, makes bundles of what they say, stores each under its content hash before anybody learns
@@ -118,7 +118,7 @@ class Bundles:
 
 
 class Codes:
-    """The platform's side of loading: one per platform, in the loader actor or in the one process."""
+    """The platform's side of loading: one object, in the loader actor or in the one process."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Services: what a bundle grants, running on the platform's side, one object per tenant and name."""
+"""Services: what a bundle grants, on the platform's side, one object per tenant and name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Bundle: a tenant's code as it is stored and loaded, and WorkerCode, the door it comes in by.
 
-A bundle is everything that one isolate needs: modules, what `env` holds, limits. Its content hash is
-its name, for ever: `code/<sha256>` under the log's root. What is granted (services, the gateway,
+A bundle is everything that one isolate needs: modules, what `env` holds, limits. Its content hash
+is its name, for ever: `code/<sha256>` under the log's root. What is granted (services, the gateway,
 tails) travels beside the modules as cloudpickle, is never shown to an isolate, and is unpickled on
 the platform's side alone.
 """

@@ -59,7 +59,7 @@ def wrap_workflow_binding(metadata: Any, binding_name: str = "WORKFLOWS") -> Dyn
 
 
 class DispatchStep:
-    """The `step` of a dispatcher's run: it carries no steps, it is handed on to the tenant's code."""
+    """The `step` of a dispatcher's run: it has no steps and is handed on to the tenant's code."""
 
     def __init__(self) -> None:
         self.found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
