@@ -43,7 +43,7 @@ class Isolation:
     """How isolates are walled in: the deployment's choice, never the tenant's."""
 
     level: Literal["sandbox", "unsafe-none"] = "sandbox"
-    """"sandbox" refuses to start where walls are missing; "unsafe-none" is a process without walls."""
+    """"sandbox" refuses to start where walls are missing; "unsafe-none": just a process."""
     jail: Literal["auto", "require", "off"] = "auto"
     """The second wall for files: a root directory with nothing but Python and the SDK in it."""
     packages: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Exit:
     """For people: `cpu limit of 0.5 s exceeded`, `killed by signal 11`, `closed`."""
     is_tenants_own: bool
     """True when the tenant's code caused it (a limit, a fault signal, seccomp, a broken frame, its
-    own exit); False when the platform did (closed by us, SIGKILL from outside, lost with its zygote).
+    own exit); False when the platform did (closed by us, a SIGKILL from outside, a lost zygote).
     """
     life: int = 0
     """The lifetime that was being resumed when it died (from the heartbeat page), 0 if unknown."""
@@ -82,7 +82,7 @@ class Isolate(Protocol):
     pid: int | None
 
     def send(self, frames: list[Frame]) -> None:
-        """Queue messages; what one loop turn sends goes out in one write. Never blocks or raises."""
+        """Queue messages; one loop turn, one write. Never blocks, never raises."""
         ...
 
     def kill(self, exit: Exit) -> None:
@@ -98,7 +98,7 @@ class Isolates(Protocol):
     """Where isolates come from; one per supervisor."""
 
     async def start(self, *, limits: Limits, on_frames: OnFrames, on_exit: OnExit) -> Isolate:
-        """A fresh isolate that waits for its Load, or SandboxUnavailable where walls are missing."""
+        """A fresh isolate that waits for its Load. Raises SandboxUnavailable."""
         ...
 
     async def close(self) -> None:

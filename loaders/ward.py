@@ -1,0 +1,305 @@
+"""Ward: one isolate as its supervisor sees it: process, channel, heartbeat page, log pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+
+from ..eventlog.errors import SandboxUnavailable, Unavailable
+from . import kernel
+from .channel import Channel
+from .heartbeat import HeartbeatReader
+from .inside import CALL_KIND, FAILURE, HELLO, REPLY_KIND, CallHead
+from .isolate import Exit, Limits, OnExit, OnFrames
+from .logpipe import LogPipe
+from .spawner import Child, Spawner
+from .watchdog import Sample, Watchdog
+from .wire import Frame, ProtocolViolation
+from .zygote import Exited, Spawn
+
+# Of replies that the guest has not read: above, we stop reading what it says.
+_UNSENT_BYTES_PAUSE = 1 << 20
+_GRACE_S = 0.25
+_FAULTS = (
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGILL,
+    signal.SIGFPE,
+    signal.SIGABRT,
+    signal.SIGTRAP,
+    signal.SIGSYS,
+    signal.SIGXCPU,
+)
+_decode_head = msgspec.msgpack.Decoder(CallHead).decode
+
+
+class ProcessIsolate:
+    """A live guest in a process of its own; implements `Isolate`."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        level: str,
+        shared_bytes: int,
+        on_ended: Callable[[ProcessIsolate, Exit], None],
+    ) -> None:
+        self.level = level
+        self.pid: int | None = None
+        self._limits = limits
+        self._watchdog = Watchdog(limits, shared_bytes=shared_bytes)
+        self._on_ended = on_ended
+        self._on_frames: OnFrames | None = None
+        self._on_exit: OnExit | None = None
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[Exit] = self._loop.create_future()
+        """Resolves when the process is gone and everything of it is given back."""
+        self._hello: asyncio.Future[None] = self._loop.create_future()
+        self._child: Child | None = None
+        self._sentence: Exit | None = None
+        self._frames = 0
+        self._last: Sample | None = None
+        self._calls: dict[int, int] = {}
+        self._calls_bytes = 0
+        ours, self._theirs = socket.socketpair()
+        self._page = HeartbeatReader()
+        self._logs = LogPipe(self._loop, on_log=self._deliver_log)
+        self._channel = Channel(
+            ours,
+            loop=self._loop,
+            on_frames=self._receive,
+            on_end=self._channel_ended,
+            message_bytes_max=limits.bytes_in_flight_max,
+            unsent_bytes_pause=_UNSENT_BYTES_PAUSE,
+        )
+
+    @property
+    def has_ended(self) -> bool:
+        """It is gone, or on its way."""
+        return self.ended.done() or self._sentence is not None
+
+    @property
+    def life(self) -> int:
+        """The lifetime that was resumed last, as far as the isolate tells."""
+        return 0 if self.ended.done() else self._page.life
+
+    async def spawn(self, spawner: Spawner) -> None:
+        """Have the process forked, and wait until its walls stand.
+
+        Raises Unavailable when the fork fails, SandboxUnavailable when the walls do not hold.
+        """
+        spawn = Spawn(
+            id=0,
+            memory_bytes=self._limits.memory_mb << 20,
+            files_max=self._limits.files_max,
+            tmp_bytes=self._limits.tmp_mb << 20,
+            calls_in_flight_max=self._limits.calls_in_flight_max,
+            bytes_in_flight_max=self._limits.bytes_in_flight_max,
+        )
+        fds = [self._theirs.fileno(), self._page.fd, self._logs.write_fd]
+        try:
+            child = await spawner.spawn(spawn, fds=fds, ward=self)
+        except BaseException:
+            self._end(_NEVER_STARTED)
+            raise
+        self._close_their_ends()
+        if self.ended.done():
+            os.close(child.pidfd)
+        else:
+            self._child = child
+            self.pid = child.pid
+            if self._sentence is not None:
+                kernel.kill(child.pidfd)
+        await asyncio.shield(self._hello)
+
+    def _close_their_ends(self) -> None:
+        self._theirs.close()
+        self._page.close_fd()
+        self._logs.close_write_fd()
+
+    def adopt(self, on_frames: OnFrames, on_exit: OnExit) -> None:
+        """From now on it belongs to somebody, who hears of its messages and its end."""
+        self._on_frames = on_frames
+        self._on_exit = on_exit
+        if self.ended.done():
+            self._loop.call_soon(on_exit, self.ended.result())
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def send(self, frames: list[Frame]) -> None:
+        """Queue messages; one loop turn, one write. Never blocks, never raises."""
+        if self._calls:
+            for frame in frames:
+                if frame[0] == REPLY_KIND:
+                    self._calls_bytes -= self._calls.pop(_decode_head(frame[2]).call, 0)
+        self._channel.send(frames)
+        if self._channel.unsent_bytes > self._limits.bytes_in_flight_max:
+            self._break(f"leaves more than {self._limits.bytes_in_flight_max} bytes unread")
+
+    def _receive(self, frames: list[Frame]) -> None:
+        if self._sentence is not None:
+            return
+        self._frames += len(frames)
+        if not self._hello.done():
+            frames = self._greet(frames)
+        calls = [frame for frame in frames if frame[0] == CALL_KIND]
+        if calls and not self._count(calls):
+            return
+        if frames and self._on_frames is not None:
+            self._on_frames(frames)
+
+    def _greet(self, frames: list[Frame]) -> list[Frame]:
+        kind, _, body = frames[0]
+        if kind == HELLO:
+            self._hello.set_result(None)
+        elif kind == FAILURE:
+            self._fail(SandboxUnavailable(f"the walls do not hold: {body.decode()}"))
+        else:
+            self._break("spoke before its walls stood")
+        return frames[1:]
+
+    def _fail(self, error: Exception) -> None:
+        if not self._hello.done():
+            self._hello.set_exception(error)
+            self._hello.exception()  # nobody may be waiting any more
+
+    def _count(self, calls: list[Frame]) -> bool:
+        try:
+            for _, _, body in calls:
+                call = _decode_head(body).call
+                if call in self._calls:
+                    raise ProtocolViolation(f"call {call} is already in flight")
+                self._calls[call] = len(body)
+                self._calls_bytes += len(body)
+        except (msgspec.MsgspecError, RecursionError, ProtocolViolation) as error:
+            self._break(str(error))
+            return False
+        # The guest holds calls back by itself: only one that was tampered with comes here.
+        if len(self._calls) > self._limits.calls_in_flight_max:
+            self._break(f"more than {self._limits.calls_in_flight_max} calls in flight")
+        elif len(self._calls) > 1 and self._calls_bytes > self._limits.bytes_in_flight_max:
+            self._break(f"calls of more than {self._limits.bytes_in_flight_max} bytes in flight")
+        return self._sentence is None
+
+    def _channel_ended(self, violation: ProtocolViolation | None) -> None:
+        if violation is not None:
+            self._break(str(violation))
+        else:
+            # As a rule its process is ending, and the zygote is about to say how.
+            self._loop.call_later(_GRACE_S, self._check_that_it_ends)
+
+    def _check_that_it_ends(self) -> None:
+        if self._child is not None and not self.ended.done() and not _has_exited(self._child):
+            self._break("closed its channel")
+
+    def _break(self, what: str) -> None:
+        self.kill(Exit(f"broken protocol: {what}", is_tenants_own=True, kind="protocol"))
+
+    def _deliver_log(self, frame: Frame) -> None:
+        if self._on_frames is not None:
+            self._on_frames([(frame[0], self.life, frame[2])])
+
+    # --- watching and ending --------------------------------------------------------------------
+
+    def look(self, now_s: float, *, looks_at_memory: bool) -> bool:
+        """Take a sample, and kill if a limit is exceeded; True when something has moved."""
+        if self.has_ended or self.pid is None:
+            return False
+        try:
+            # The clock of another process's CPU time: see clock_getcpuclockid(3).
+            cpu_s = time.clock_gettime((~self.pid << 3) | 2)
+        except OSError:
+            return False
+        last = self._last
+        has_moved = last is None or cpu_s != last.cpu_s or self._frames != last.frames
+        sample = self._last = Sample(
+            now_s=now_s,
+            cpu_s=cpu_s,
+            turn=self._page.turn,
+            is_busy=self._page.is_busy,
+            life=self._page.life,
+            frames=self._frames,
+            resident_bytes=kernel.memory_bytes(self.pid)[1]
+            if looks_at_memory and has_moved
+            else None,
+        )
+        verdict = self._watchdog.judge(sample)
+        if verdict is not None:
+            self.kill(verdict)
+        return has_moved or sample.is_busy
+
+    def kill(self, exit: Exit) -> None:
+        """End it now; `on_exit` follows with this Exit, and no message any more."""
+        if self.has_ended:
+            return
+        self._sentence = exit if exit.life else replace(exit, life=self.life)
+        if self._child is not None:
+            kernel.kill(self._child.pidfd)
+
+    def exited(self, report: Exited | None) -> None:
+        """The zygote reaped the process, or ended itself."""
+        if self.ended.done():
+            return
+        if self._sentence is None and report is not None:
+            self._channel.drain()
+        if report is None and self._child is not None:
+            kernel.kill(self._child.pidfd)
+        self._end(self._sentence or self._verdict(report))
+
+    def _verdict(self, report: Exited | None) -> Exit:
+        life = self._page.life
+        if report is None:
+            return Exit("lost with its zygote", is_tenants_own=False, life=life)
+        if os.WIFEXITED(report.status):
+            reason = f"exited with status {os.WEXITSTATUS(report.status)}"
+            return Exit(reason, is_tenants_own=self._is_tenants(), life=life, kind="exit")
+        number = os.WTERMSIG(report.status)
+        if number == signal.SIGSYS:
+            reason = "killed for a forbidden system call"
+        else:
+            reason = f"killed by signal {number} ({_signal_name(number)})"
+        if number in _FAULTS:
+            return Exit(reason, is_tenants_own=self._is_tenants(), life=life, kind="signal")
+        return Exit(reason, is_tenants_own=False, life=life)
+
+    def _is_tenants(self) -> bool:
+        # Before somebody owns it, an isolate has seen no code of a tenant.
+        return self._on_exit is not None
+
+    def _end(self, exit: Exit) -> None:
+        self.ended.set_result(exit)
+        self._fail(Unavailable(f"the isolate ended before its walls stood: {exit.reason}"))
+        self._channel.close()
+        self._close_their_ends()
+        self._logs.close()
+        self._page.close()
+        if self._child is not None:
+            os.close(self._child.pidfd)
+            self._child = None
+        self._on_ended(self, exit)
+        if self._on_exit is not None:
+            self._on_exit(exit)
+
+
+_NEVER_STARTED = Exit("never started", is_tenants_own=False)
+
+
+def _has_exited(child: Child) -> bool:
+    poll = select.poll()
+    poll.register(child.pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"

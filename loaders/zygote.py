@@ -1,0 +1,284 @@
+"""Zygote: a clean, single-threaded interpreter from which a supervisor's isolates are forked.
+
+It imports ahead what tenants may import, builds the walls that all isolates share, and then only
+forks, reaps and reports. It never sees a byte of a tenant. It dies with its supervisor (the control
+socket ends, and the kernel's parent-death signal), and its isolates die with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import importlib.util
+import os
+import random
+import select
+import socket
+import sys
+import warnings
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import msgspec
+
+from ..eventlog.errors import SandboxUnavailable
+from . import inside, kernel
+from .walls import Walls, WallsPlan
+
+# --- the control socket: one message a packet, descriptors beside it ------------------------------
+
+
+class Plan(msgspec.Struct, array_like=True):
+    """The first message to a zygote: what all its isolates have in common."""
+
+    walls: WallsPlan
+    packages: list[str]
+    guest: str
+    """Where the class is that serves the channel: "module:name"."""
+    supervisor_pid: int
+
+
+class Spawn(msgspec.Struct, array_like=True):
+    """Fork an isolate. Beside it: its end of the channel, its heartbeat page, its log pipe."""
+
+    id: int
+    memory_bytes: int
+    files_max: int
+    tmp_bytes: int
+    calls_in_flight_max: int
+    bytes_in_flight_max: int
+
+
+class Ready(msgspec.Struct, array_like=True, tag=1):
+    """The walls stand."""
+
+    level: str
+    notes: list[str]
+    """What was asked for and is missing without harm: packages that cannot be imported."""
+    rss_bytes: int
+    """Memory that every isolate shares with the zygote."""
+
+
+class Refused(msgspec.Struct, array_like=True, tag=2):
+    """The walls cannot be built here; the zygote ends."""
+
+    message: str
+
+
+class Spawned(msgspec.Struct, array_like=True, tag=3):
+    """The process exists. Beside it: its pidfd."""
+
+    id: int
+    pid: int
+
+
+class Failed(msgspec.Struct, array_like=True, tag=4):
+    """The fork failed."""
+
+    id: int
+    message: str
+
+
+class Exited(msgspec.Struct, array_like=True, tag=5):
+    """An isolate ended and was reaped."""
+
+    id: int
+    status: int
+    """As from wait(2)."""
+    cpu_s: float
+    rss_max_bytes: int
+
+
+Report = Ready | Refused | Spawned | Failed | Exited
+PACKET_BYTES_MAX = 64 * 1024
+_encode = msgspec.msgpack.Encoder().encode
+
+# Modules that start-up does not import by itself and that tenants use. Native ones have to be here:
+# behind the walls no memory becomes executable, so nothing native can be loaded any more.
+PRELOADED = """
+    _bisect _blake2 _bz2 _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp _codecs_kr _codecs_tw
+    _contextvars _csv _datetime _decimal _elementtree _hashlib _heapq _json _lzma _md5
+    _multibytecodec _opcode _pickle _queue _random _sha1 _sha256 _sha2 _sha3 _sha512 _sqlite3
+    _statistics _struct _uuid _zoneinfo array binascii cmath fcntl math mmap pyexpat select
+    termios unicodedata zlib abc asyncio base64 calendar codecs collections.abc contextvars copy
+    csv dataclasses datetime decimal difflib encodings.idna encodings.latin_1 enum fractions
+    functools graphlib hashlib hmac html inspect io itertools json linecache logging operator
+    pathlib pickle platform pprint random re secrets shlex sqlite3 statistics string struct
+    tempfile textwrap threading time tokenize traceback types typing urllib.parse uuid weakref
+    xml.etree.ElementTree zoneinfo concurrent.futures.thread importlib.metadata
+    importlib.resources multiprocessing.connection tzdata annotated_types typing_extensions
+""".split()
+
+
+def main(fd: int, stdlib: list[str]) -> NoReturn:
+    """The life of a zygote, on this end of the control socket; `stdlib`: where imports may look."""
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=_high(fd))
+    plan = msgspec.msgpack.decode(control.recv(PACKET_BYTES_MAX), type=Plan)
+    kernel.die_with_parent()
+    kernel.name_process("dw-zygote")
+    if os.getppid() != plan.supervisor_pid:
+        os._exit(0)
+    try:
+        guest, notes = _import_ahead(plan, stdlib)
+        walls = Walls.prepare(plan.walls, readable=_readable(stdlib))
+    except SandboxUnavailable as error:
+        control.send(_encode(Refused(error.message)))
+        os._exit(1)
+    # From here on the pages of these objects are shared by all isolates; the collector keeps off.
+    gc.collect()
+    gc.freeze()
+    rss_bytes = kernel.memory_bytes(os.getpid())[1]
+    control.send(_encode(Ready(walls.level, notes, rss_bytes)))
+    _Nursery(control, walls, guest).serve()
+
+
+def _high(fd: int) -> int:
+    """Move a descriptor out of the way of the low numbers that isolates use."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
+    os.close(fd)
+    return moved
+
+
+def _import_ahead(plan: Plan, stdlib: list[str]) -> tuple[Any, list[str]]:
+    notes = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in PRELOADED:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        module, _, attribute = plan.guest.partition(":")
+        guest = getattr(importlib.import_module(module), attribute)
+        for name in plan.packages:
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                notes.append(f"package {name} cannot be imported: {error}")
+    # Lazy imports find the standard library and what lies in packages imported above, nothing else.
+    sys.path[:] = stdlib
+    # The finders list these directories now: behind Landlock what lies in them may be read, but
+    # not they themselves, since site-packages often lies there too.
+    importlib.util.find_spec("no_such_module")
+    return guest, notes
+
+
+def _readable(stdlib: list[str]) -> list[str]:
+    """Files and directories that lazy imports and tracebacks of what is imported need."""
+    paths = set()
+    for module in list(sys.modules.values()):
+        for path in getattr(module, "__path__", None) or ():
+            paths.add(os.path.realpath(path))
+        origin = getattr(module, "__file__", None)
+        if origin and not getattr(module, "__path__", None):
+            paths.add(os.path.realpath(origin))
+    for path in filter(os.path.isdir, map(os.path.realpath, stdlib)):
+        paths.update(os.path.join(path, name) for name in os.listdir(path) if name not in _FOREIGN)
+    with contextlib.suppress(ImportError):
+        import zoneinfo
+
+        paths.update(os.path.realpath(path) for path in zoneinfo.TZPATH)
+    return _topmost(path for path in paths if os.path.exists(path))
+
+
+_FOREIGN = ("site-packages", "dist-packages")
+
+
+def _topmost(paths: Iterable[str]) -> list[str]:
+    """Without those that lie below another."""
+    kept: list[str] = []
+    for path in sorted(paths):
+        if not (kept and path.startswith(kept[-1].rstrip("/") + "/")):
+            kept.append(path)
+    return kept
+
+
+class _Nursery:
+    """Forks on request, reaps, reports."""
+
+    def __init__(self, control: socket.socket, walls: Walls, guest: Any) -> None:
+        self._control = control
+        self._walls = walls
+        self._guest = guest
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> id, pid
+
+    def serve(self) -> NoReturn:
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == self._control.fileno():
+                    self._receive()
+                else:
+                    self._reap(fd)
+
+    def _receive(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, PACKET_BYTES_MAX, 8)
+        except ConnectionError:
+            data, fds = b"", []
+        if not data:
+            # The supervisor is gone, and so is the reason of every isolate. The kernel's signal at
+            # our death does the same; this is faster where it was cleared by a change of user.
+            for pidfd in self._children:
+                kernel.kill(pidfd)
+            os._exit(0)
+        spawn = msgspec.msgpack.decode(data, type=Spawn)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._control.send(_encode(Failed(spawn.id, str(error))))
+        else:
+            if pid == 0:
+                _be_isolate(spawn, fds, self._walls, self._guest)
+            pidfd = os.pidfd_open(pid)
+            self._children[pidfd] = spawn.id, pid
+            self._poll.register(pidfd, select.POLLIN)
+            socket.send_fds(self._control, [_encode(Spawned(spawn.id, pid))], [pidfd])
+        for fd in fds:
+            os.close(fd)
+
+    def _reap(self, pidfd: int) -> None:
+        id, pid = self._children.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        _, status, usage = os.wait4(pid, 0)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        self._control.send(_encode(Exited(id, status, cpu_s, usage.ru_maxrss * 1024)))
+
+
+def _be_isolate(spawn: Spawn, fds: list[int], walls: Walls, guest: Any) -> NoReturn:
+    """The child's life; never comes back into the zygote's code."""
+    status = inside.FAILED
+    try:
+        os.setsid()
+        _arrange(fds, keep=walls.kept_fds)
+        os.environ.clear()
+        random.seed()
+        kernel.name_process("dw-isolate")
+        walls.apply(
+            memory_bytes=spawn.memory_bytes, files_max=spawn.files_max, tmp_bytes=spawn.tmp_bytes
+        )
+        status = inside.main(
+            guest,
+            calls_in_flight_max=spawn.calls_in_flight_max,
+            bytes_in_flight_max=spawn.bytes_in_flight_max,
+        )
+    except BaseException as error:
+        # Nothing of a tenant has run if this is about the walls: the supervisor is told as it is.
+        inside.report_failure(error)
+    finally:
+        os._exit(status)
+
+
+def _arrange(fds: list[int], keep: list[int]) -> None:
+    """0: nothing; 1, 2: the log pipe; 3: the channel; 4: the heartbeat page; the rest closed."""
+    channel, page, log = (fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for fd in fds)
+    null = fcntl.fcntl(os.open(os.devnull, os.O_RDONLY), fcntl.F_DUPFD, 200)
+    for fd, number in ((null, 0), (log, 1), (log, 2), (channel, 3), (page, 4)):
+        os.dup2(fd, number, inheritable=False)
+    first = 5
+    for fd in sorted(keep):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, 1 << 30)
