@@ -1,7 +1,7 @@
 """Blobs: values too large for a row, each in a file of its own beside the log.
 
 `<stream>/blobs/<sha256>`, or a random name where even the hash of a value must not be seen. A blob
-is durable before the row that names it is appended, is never changed, and goes when no row names it.
+is durable before the row that names it is appended, never changes, and goes when no row names it.
 Only the log's owner writes or removes blobs.
 """
 
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from .errors import Corrupt, InvalidError, ValueTooLargeError
-from .store import AlreadyExists, NotFound, Store
+from .errors import Corrupt, InvalidError, Unavailable, ValueTooLargeError
+from .ids import Ids
+from .store import AlreadyExists, NotFound, Store, create_once
 
 ROW_BYTES_MAX = 64 * 1024
 """A value whose encoded form is larger goes into a blob."""
 VALUE_BYTES_MAX = 64 * 1024 * 1024
 """The largest value, encoded."""
 
+_HASH_DIGITS = 64
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -34,14 +36,20 @@ class BlobTotals:
 
 
 class Blobs:
-    """The blobs of one stream, in the hands of its owner."""
+    """The blobs of one stream, in the hands of its owner.
 
-    def __init__(self, store: Store, stream: str) -> None:
+    A name that an earlier owner wrote, or that was removed, is never relied on: that owner may
+    still be alive and about to remove it. Such a value's name is its hash and a random end.
+    """
+
+    def __init__(self, store: Store, stream: str, *, ids: Ids) -> None:
         self._store = store
         self._prefix = f"{stream}/blobs/"
+        self._ids = ids
         # Names given out since this owner opened the log: their rows may not be appended yet, so no
         # collection may judge them by the rows it sees.
         self._young: set[str] = set()
+        self._own: dict[str, str] = {}
         self._lock = asyncio.Lock()
 
     async def put(
@@ -56,43 +64,58 @@ class Blobs:
                 f"a value of {len(data)} bytes is over the limit of {bytes_max}: "
                 "store it elsewhere and pass a reference"
             )
-        ref = hashlib.sha256(data).hexdigest() if name is None else _checked(name)
-        assert name is None or len(name) != 64, "a name of 64 digits would be taken for a hash"
-        self._young.add(ref)
+        # The lock keeps a value from being taken as stored while a collection removes it.
         async with self._lock:
+            if name is not None:
+                assert len(name) < _HASH_DIGITS, "a longer name would be taken for a hash"
+                await create_once(self._store, self._prefix + _checked(name), data)
+                self._young.add(name)
+                return name
+            return await self._put_by_hash(data)
+
+    async def _put_by_hash(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        if (ref := self._own.get(digest)) is None:
+            ref = digest
             try:
                 await self._store.create(self._prefix + ref, data)
-            except AlreadyExists:
-                if await self._store.get(self._prefix + ref) != data:
-                    raise Corrupt(
-                        f"{self._prefix}{ref} holds another value: restore it, or remove it if no "
-                        "row names it (`dynamic-workflows verify` tells)",
-                        path=self._prefix + ref,
-                        offset=0,
-                    ) from None
+            except (AlreadyExists, Unavailable):
+                ref += self._ids.token()
+                await create_once(self._store, self._prefix + ref, data)
+            self._own[digest] = ref
+        self._young.add(ref)
         return ref
 
     async def get(self, ref: str) -> bytes:
         """The value, whole; Corrupt if it is missing or not what was stored."""
         return await read_blob(self._store, self._prefix, ref)
 
-    async def collect(self, live: Iterable[str]) -> BlobTotals:
-        """Remove every blob that is neither in `live` (named by a row) nor young."""
+    async def collect(
+        self, live: Iterable[str], *, is_owner: Callable[[], Awaitable[bool]]
+    ) -> BlobTotals:
+        """Remove every blob that is neither in `live` (named by a row) nor young.
+
+        `is_owner` reads the log's newest manifest: what was listed before a newer owner came is not
+        that owner's.
+        """
         keep = set(live)
         kept = kept_bytes = removed = removed_bytes = 0
-        for entry in await self._store.list(self._prefix):
-            ref = entry.key.removeprefix(self._prefix)
-            # The lock keeps a `put` of the same content from believing in a file that is going.
-            async with self._lock:
+        async with self._lock:
+            entries = await self._store.list(self._prefix)
+            if not await is_owner():
+                return BlobTotals(0, 0, 0, 0)
+            for entry in entries:
+                ref = entry.key.removeprefix(self._prefix)
                 if ref in keep or ref in self._young:
                     kept, kept_bytes = kept + 1, kept_bytes + entry.size
                     continue
+                self._own.pop(ref[:_HASH_DIGITS], None)
                 await self._store.delete(entry.key)
                 removed, removed_bytes = removed + 1, removed_bytes + entry.size
         return BlobTotals(kept, kept_bytes, removed, removed_bytes)
 
     def settle(self, refs: Iterable[str]) -> None:
-        """These names stand in rows of the log by now: from here on the rows decide."""
+        """These names stand in sealed rows: from here on the rows decide."""
         self._young.difference_update(refs)
 
 
@@ -105,7 +128,8 @@ async def read_blob(store: Store, prefix: str, ref: str) -> bytes:
         raise Corrupt(
             f"{key} is named by a row but missing: restore it from a copy", path=key, offset=0
         ) from None
-    if len(ref) == 64 and hashlib.sha256(data).hexdigest() != ref:
+    is_hash = len(ref) >= _HASH_DIGITS
+    if is_hash and hashlib.sha256(data).hexdigest() != ref[:_HASH_DIGITS]:
         raise Corrupt(f"{key} is not what was stored: restore it from a copy", path=key, offset=0)
     return data
 

@@ -50,6 +50,8 @@ class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How many `workflow_deleted` rows are in it."""
     blobs: int = 0
     """How many of its rows name a blob."""
+    raw_bytes: int = 0
+    """Its size in memory, uncompressed: merges keep this bounded."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -2,7 +2,7 @@
 
 A segment holds unfolded rows only, sorted by (instance_id, workflow, seq). It gets a random name,
 is durable before a manifest names it, and any Parquet reader can read it. The schema only grows:
-columns are found by name or field id, so a reader needs neither the writer's version nor all columns.
+columns are found by name or field id, so a reader need not know the writer's version.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _ERRORS = pa.array([kind for kind in FOLDED if kind.endswith("_errored")])
 
 
 def to_table(tenant_id: str, rows: Sequence[Row]) -> pa.Table:
-    """Unfolded rows as columns of SCHEMA, in the order given. In a worker thread it yields often."""
+    """Unfolded rows as columns of SCHEMA, in the order given; pauses often, for a worker thread."""
     slices = []
     for start in range(0, len(rows), SLICE_ROWS):
         slices.append(_unfold(_slice(tenant_id, rows[start : start + SLICE_ROWS])))
@@ -251,6 +251,7 @@ def seal(table: pa.Table, *, seq_min: int, seq_max: int, level: int = 0, now_us:
         instances=pc.count_distinct(ids).as_py(),
         tombstones=pc.sum(pc.equal(table.column("type"), "workflow_deleted")).as_py(),
         blobs=len(table) - table.column("blob").null_count,
+        raw_bytes=table.nbytes,
     )
     return Sealed(info, data)
 
@@ -316,7 +317,7 @@ async def read_rows(
 async def read_instance(
     store: Store, segments: Iterable[SegmentInfo], workflow: str, instance_id: str
 ) -> list[Row]:
-    """The sealed rows of one instance in order of seq, from the few row groups that may hold them."""
+    """The sealed rows of one instance in order of seq, out of few row groups."""
     rows: list[Row] = []
     for info in segments:
         if info.rows and info.instance_min <= instance_id <= info.instance_max:
