@@ -1,7 +1,7 @@
 """Durations: lengths of time as people write them, in whole milliseconds.
 
-A number is milliseconds, text is `"<n> <unit>"` from seconds to years in any case, and a timedelta is
-itself. A month has 30 days, a year 365.
+A number is milliseconds, text is `"<n> <unit>"` from seconds to years in any case, and a timedelta
+is itself. A month has 30 days, a year 365.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def parse_ms(duration: Any) -> int:
     if kind is int and duration >= 0:
         return int(duration)
     if kind is float and math.isfinite(duration) and duration >= 0:
-        return round(duration)
+        return round(float(duration))
     if isinstance(duration, timedelta) and duration >= timedelta():
         return round(duration / timedelta(milliseconds=1))
     if isinstance(duration, str):

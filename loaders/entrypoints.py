@@ -35,7 +35,7 @@ class WorkerEntrypoint(_Entrypoint):
 
 def build(kind: type[Any], *, env: Any, ctx: Any) -> Any:
     """A new entrypoint with `env` and `ctx` in place before its own `__init__` runs."""
-    made = kind.__new__(kind)
+    made: Any = object.__new__(kind)
     made.env, made.ctx = env, ctx
     if kind.__init__ is not _Entrypoint.__init__:
         # Like the original, a class that wants to set something up is handed both.
@@ -96,7 +96,3 @@ class StepError(Exception):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.message}" if self.name != "StepError" else self.message
-
-
-class Suspended(BaseException):
-    """The lifetime is over, though not the instance. Whoever swallows it can do nothing more."""

@@ -1,4 +1,4 @@
-"""Http: requests and responses as entrypoints, gateways and tenants hold them, and as they travel."""
+"""Http: requests and responses, as entrypoints and gateways hold them and as they travel."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _encoded(body: Any) -> tuple[bytes, str | None]:
     return msgspec.json.encode(body), "application/json"
 
 
-# --- as they travel: plain dicts in codec text -----------------------------------------------------
+# --- as they travel: plain dicts in codec text ---------------------------------------------------
 
 
 def request_to_plain(request: Any) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""Config: how a step is to be retried and timed, as tenants write it and as it is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from . import durations
+from .durations import Duration
+from .entrypoints import WorkflowFatalError
+from .views import View
+
+Backoff: TypeAlias = Literal["constant", "linear", "exponential"]
+Delay: TypeAlias = Duration | Callable[[Any, Exception], Any]
+
+RETRIES_MAX = 10_000
+_BACKOFFS = ("constant", "linear", "exponential")
+_DEFAULT = {
+    "retries": {"limit": 5, "delay": "10 seconds", "backoff": "exponential"},
+    "timeout": "10 minutes",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retries:
+    """`limit` retries after the first attempt, `delay` apart, growing by `backoff`."""
+
+    limit: int = 5
+    delay: Delay = "10 seconds"
+    """A duration, or a function of (ctx, error) that answers one."""
+    backoff: Backoff = "exponential"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What `config=` of a step takes; a dict with the same keys does as well."""
+
+    retries: Retries | Mapping[str, Any] | None = None
+    timeout: Duration | None = None
+    """How long one attempt may take; 10 minutes unless set."""
+    sensitive: Literal["output"] | None = None
+    """`"output"` keeps the result out of logs, views and streams."""
+    lost: Literal["retry", "fail"] | None = None
+    """What becomes of an attempt that a failure of the platform cut off; `fail`: at most once."""
+
+
+class _RecordedRetries(msgspec.Struct):
+    limit: int
+    delay_ms: int | None
+    backoff: str
+
+
+class Recorded(msgspec.Struct, omit_defaults=True):
+    """The config as the wire and the log hold it; `delay_ms` is None for a function."""
+
+    retries: _RecordedRetries
+    timeout_ms: int
+    sensitive: str | None = None
+    lost: str = "retry"
+
+
+class Settled:
+    """A step's config, checked: its text for the wire, its delay function, and what `ctx` shows."""
+
+    __slots__ = ("delay", "limit", "shown", "text")
+
+    def __init__(self, recorded: Recorded, delay: Any, shown: Mapping[str, Any]) -> None:
+        self.text = msgspec.json.encode(recorded)
+        self.limit = recorded.retries.limit
+        self.delay = delay
+        """The delay function, or None."""
+        self.shown = shown
+
+    def view(self) -> View:
+        """A copy for `ctx.config`; a callback may do with it what it likes."""
+        return View({name: View(v) if isinstance(v, dict) else v for name, v in self.shown.items()})
+
+    def as_recorded(self, text: bytes | None) -> Settled:
+        """This config, or what was recorded for the step before: the first sight wins."""
+        if text is None or text == self.text:
+            return self
+        recorded = msgspec.json.decode(text, type=Recorded)
+        shown = {
+            "retries": {"limit": recorded.retries.limit, "backoff": recorded.retries.backoff},
+            "timeout": recorded.timeout_ms,
+        }
+        is_dynamic = recorded.retries.delay_ms is None
+        if not is_dynamic:
+            shown["retries"]["delay"] = recorded.retries.delay_ms  # type: ignore[index]
+        if recorded.sensitive:
+            shown["sensitive"] = recorded.sensitive
+        return Settled(recorded, self.delay if is_dynamic else None, shown)
+
+
+def settle(config: Any) -> Settled:
+    """Check a step's config and fill in what it leaves out, or raise WorkflowFatalError."""
+    if config is None:
+        return DEFAULT
+    given = _as_dict(config, "config", StepConfig)
+    retries = _as_dict(given.get("retries"), "config.retries", Retries)
+    if "retries" in given and isinstance(given["retries"], Mapping):
+        _require(retries, "limit")
+        _require(retries, "delay")
+    limit = retries.get("limit", 5)
+    if type(limit) is not int or not 0 <= limit <= RETRIES_MAX:
+        raise _bad(f"config.retries.limit is a number from 0 to {RETRIES_MAX}, not {limit!r:.80}")
+    backoff = retries.get("backoff", "exponential")
+    if backoff not in _BACKOFFS:
+        raise _bad(f"config.retries.backoff is one of {', '.join(_BACKOFFS)}, not {backoff!r:.80}")
+    delay = retries.get("delay", "10 seconds")
+    delay_ms = None if callable(delay) else _ms(delay, "config.retries.delay")
+    timeout_ms = _ms(given.get("timeout", "10 minutes"), "config.timeout")
+    if timeout_ms == 0:
+        raise _bad("config.timeout is a duration above 0")
+    sensitive, lost = given.get("sensitive"), given.get("lost", "retry")
+    if sensitive not in (None, "output"):
+        raise _bad(f'config.sensitive is "output" or absent, not {sensitive!r:.80}')
+    if lost not in ("retry", "fail"):
+        raise _bad(f'config.lost is "retry" or "fail", not {lost!r:.80}')
+    recorded = Recorded(_RecordedRetries(limit, delay_ms, backoff), timeout_ms, sensitive, lost)
+    shown = {
+        **_DEFAULT,
+        **given,
+        "retries": {**_DEFAULT["retries"], **retries},  # type: ignore[dict-item]
+    }
+    if delay_ms is None:
+        del shown["retries"]["delay"]
+    return Settled(recorded, delay if delay_ms is None else None, shown)
+
+
+def _as_dict(given: Any, what: str, kind: type[Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    if given is None:
+        return {}
+    if isinstance(given, kind):
+        # Fields that were left alone do not count as given.
+        found = {name: getattr(given, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+    if not isinstance(given, Mapping):
+        raise _bad(f"{what} is a dict or a {kind.__name__}, not a {type(given).__name__}")
+    for name in given:
+        if name not in names:
+            raise _bad(f"{what} has no key {name!r:.80}: it takes {', '.join(sorted(names))}")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _require(retries: Mapping[str, Any], name: str) -> None:
+    if name not in retries:
+        raise _bad(f"config.retries lacks {name!r}: limit and delay go together")
+
+
+def _ms(duration: Any, what: str) -> int:
+    try:
+        return durations.parse_ms(duration)
+    except ValueError as error:
+        raise _bad(f"{what}: {error}") from None
+
+
+def _bad(message: str) -> WorkflowFatalError:
+    return WorkflowFatalError(message)
+
+
+DEFAULT = settle({})

@@ -1,0 +1,148 @@
+"""Faults: exceptions as they travel and are stored, and as exceptions again.
+
+An error reaches `run` as its original class where that is a builtin, one of ours, or defined in the
+tenant's own modules; else as StepError. The same text is revived live and on replay, so both see
+the same class, message and args.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable
+from typing import Any
+
+from ..eventlog import codec, errors
+from ..eventlog.errors import WorkflowsError
+from . import entrypoints
+from .entrypoints import NonRetryableError, StepError, WorkflowFatalError
+from .wire import Error
+
+MESSAGE_CHARACTERS_MAX = 64 * 1024
+_ARGS_BYTES_MAX = 256 * 1024
+_OURS = "dynamic_workflows"
+
+FindClass = Callable[[str, str], Any]
+"""(module, qualified name) -> what a tenant's module holds under that name, or None."""
+
+_OUR_CLASSES: dict[str, type[Exception]] = {
+    name: kind
+    for module in (entrypoints, errors)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and issubclass(kind, Exception) and not name.startswith("_")
+}
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether trying again is no use: it says so, the API was misused, or no value came of it."""
+    kinds = (
+        NonRetryableError,
+        WorkflowFatalError,
+        errors.UnserialisableValueError,
+        errors.ValueTooLargeError,
+    )
+    return isinstance(error, kinds)
+
+
+def to_wire(error: BaseException, *, module_of: Callable[[type], str] | None = None) -> Error:
+    """The error as data; never raises, whatever the tenant's class does.
+
+    `module_of` tells the name by which a class's module is known inside its bundle.
+    """
+    kind = type(error)
+    if kind is StepError:
+        name, message = _clip(str(error.name)), _clip(str(error.message))  # type: ignore[attr-defined]
+        return Error(name, message, "", fatal=False)
+    module = str(kind.__module__)
+    if kind.__qualname__ in _OUR_CLASSES and _OUR_CLASSES[kind.__qualname__] is kind:
+        module = _OURS
+    elif module_of is not None:
+        module = module_of(kind)
+    args = _args_of(error)
+    return Error(_clip(kind.__qualname__), _message(error), module, args, is_final(error))
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return _clip(str(error))
+    except Exception:
+        return f"(its message cannot be had: {type(error).__name__}.__str__ raises)"
+
+
+def _clip(text: str) -> str:
+    # What has no place in UTF-8 must not break the wire; what is too long loses its end.
+    text = text if len(text) <= MESSAGE_CHARACTERS_MAX else text[:MESSAGE_CHARACTERS_MAX]
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) > MESSAGE_CHARACTERS_MAX:
+        return encoded[:MESSAGE_CHARACTERS_MAX].decode("utf-8", "ignore")
+    return encoded.decode("utf-8")
+
+
+def _args_of(error: BaseException) -> bytes | None:
+    try:
+        if isinstance(error, WorkflowsError):
+            return codec.encode([error.message, error.code, error.details])
+        return codec.encode(list(error.args), bytes_max=_ARGS_BYTES_MAX) if error.args else None
+    except Exception:
+        return None
+
+
+def from_wire(error: Error, find: FindClass | None = None) -> Exception:
+    """The error as an exception to raise: a new one each time."""
+    kind = _class_of(error, find)
+    if kind is None:
+        return StepError(error.message, error.name)
+    args = _args(error)
+    if issubclass(kind, WorkflowsError):
+        return _workflows_error(kind, error, args)
+    return _revived(kind, args, error) or StepError(error.message, error.name)
+
+
+def _class_of(error: Error, find: FindClass | None) -> type[Exception] | None:
+    found: Any = None
+    if error.module == "builtins":
+        found = getattr(builtins, error.name, None)
+    elif error.module == _OURS:
+        found = _OUR_CLASSES.get(error.name)
+    elif error.module and find is not None:
+        found = find(error.module, error.name)
+    # Raised into a coroutine these would not arrive as themselves, or would end the event loop.
+    is_fit = isinstance(found, type) and issubclass(found, Exception)
+    return found if is_fit and not issubclass(found, (StopIteration, StopAsyncIteration)) else None
+
+
+def _args(error: Error) -> tuple[Any, ...]:
+    if error.args is None:
+        return (error.message,) if error.message else ()
+    try:
+        args = codec.decode(error.args)
+        return tuple(args) if type(args) is list else (error.message,)
+    except WorkflowsError:
+        return (error.message,)
+
+
+def _workflows_error(
+    kind: type[WorkflowsError], error: Error, args: tuple[Any, ...]
+) -> WorkflowsError:
+    match args:
+        case (str(message), str(code), dict(details)):
+            return kind(message, code=code, **{str(name): value for name, value in details.items()})
+    return kind(error.message)
+
+
+def _revived(kind: type[Exception], args: tuple[Any, ...], error: Error) -> Exception | None:
+    """An instance like the one that was raised, as far as args and message show."""
+    try:
+        made = kind(*args)
+        if type(made) is kind and made.args == args and _message(made) == error.message:
+            return made
+    except Exception:
+        pass
+    # The constructor takes something else than the args that it left; pass it by.
+    try:
+        made = kind.__new__(kind, *args)
+        if type(made) is kind:
+            made.args = args
+            return made
+    except Exception:
+        pass
+    return None
