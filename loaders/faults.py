@@ -18,7 +18,7 @@ from .entrypoints import NonRetryableError, StepError, WorkflowFatalError
 from .wire import Error
 
 MESSAGE_CHARACTERS_MAX = 64 * 1024
-_ARGS_BYTES_MAX = 256 * 1024
+_ARGS_BYTES_MAX = 64 * 1024
 _OURS = "dynamic_workflows"
 
 FindClass = Callable[[str, str], Any]
