@@ -1,0 +1,242 @@
+"""Client: the calls of one tenant as a driver makes them, over Ray and through its accidents.
+
+Calls that are made in one turn of the loop leave as one message. An answer that takes long (a
+result, an event, a method of an entrypoint) does not hold up its neighbours: the tenant hands it
+over later, to the one long poll that a client keeps open however many results it waits for.
+
+Whatever happens to actors, a call goes on until it has an outcome: it is sent again to wherever the
+tenant lives now, for `timeout_s` without any sign of life, then it fails with `Unavailable`. A
+create carries a token, so sending it twice creates once; the other operations are safe to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
+
+from ..eventlog.errors import PlatformClosed, Unavailable, WorkflowsError
+from .peers import Lost, Peer
+from .slot import LONG_OPS, Moved
+
+Resolve: TypeAlias = Callable[[str, str | None], Awaitable[Peer]]
+"""(tenant id, name of the peer that did not serve it any more, or None) -> where the tenant is."""
+
+BATCH_MAX = 2_000
+"""Calls in one message."""
+POLL_S = 10.0
+"""Seconds that a long poll waits at the tenant."""
+_BACK_OFF_S = (0.01, 0.05, 0.1, 0.2, 0.5)
+_MOVED_BACK_OFF_S = (0.05, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class _Call:
+    __slots__ = ("args", "future", "number", "op")
+
+    def __init__(self, number: int, op: str, args: dict[str, Any]) -> None:
+        self.number = number
+        self.op = op
+        self.args = args
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+
+class TenantClient:
+    """The calls of one tenant: what `loaders.calls.Calls` asks for. Belongs to one event loop."""
+
+    def __init__(
+        self, tenant_id: str, *, client_id: str, resolve: Resolve, timeout_s: float
+    ) -> None:
+        self._tenant_id = tenant_id
+        self._client_id = client_id
+        self._resolve = resolve
+        self._timeout_s = timeout_s
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Call] = {}
+        self._queue: list[_Call] = []
+        self._handed: set[int] = set()
+        self._forgotten: list[int] = []
+        self._peer: Peer | None = None
+        self._gone: str | None = None
+        self._moves = 0
+        # A session is one unbroken connection: with each new one every call without an outcome is
+        # sent again, and what still answers for an older one is ignored.
+        self._session = 0
+        self._down_since: float | None = None
+        self._nudge = asyncio.Event()
+        self._is_flushing = False
+        self._is_polling = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    async def call(self, op: str, args: dict[str, Any]) -> Any:
+        """Carry out one operation; raises WorkflowsError, TimeoutError."""
+        if self._is_closed:
+            raise PlatformClosed("the platform was closed: connect again")
+        call = _Call(next(self._numbers), op, args)
+        self._pending[call.number] = call
+        self._queue.append(call)
+        self._nudge.set()
+        if not self._is_flushing:
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+        try:
+            return await call.future
+        finally:
+            if self._pending.pop(call.number, None) is not None:
+                self._forgotten.append(call.number)
+                self._handed.discard(call.number)
+
+    def close(self) -> None:
+        """Fail what has no outcome yet with PlatformClosed; later calls too."""
+        self._is_closed = True
+        self._fail(PlatformClosed("the platform was closed while the call was under way"))
+        for task in self._tasks:
+            task.cancel()
+
+    def _flush(self) -> None:
+        self._is_flushing = False
+        if self._is_closed:
+            return
+        if self._peer is None:
+            self._connect()
+            return
+        queue, self._queue = self._queue, []
+        for first in range(0, len(queue), BATCH_MAX):
+            batch = [call for call in queue[first : first + BATCH_MAX] if not call.future.done()]
+            self._spawn(self._submit(self._peer, self._session, batch))
+
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _submit(self, peer: Peer, session: int, batch: list[_Call]) -> None:
+        await self._exchange(peer, session, batch, 0.0)
+        if session == self._session:
+            self._handed.update(call.number for call in batch if call.number in self._pending)
+            self._poll()
+
+    def _poll(self) -> None:
+        if self._handed and self._peer is not None and not self._is_polling:
+            self._is_polling = True
+            self._spawn(self._poll_on(self._peer, self._session))
+
+    async def _poll_on(self, peer: Peer, session: int) -> None:
+        try:
+            while self._handed and session == self._session and self._peer is not None:
+                await self._exchange(peer, session, [], POLL_S)
+        finally:
+            self._is_polling = False
+        self._poll()
+
+    async def _exchange(self, peer: Peer, session: int, batch: list[_Call], wait_s: float) -> None:
+        """One message and its answers; a lost one ends the session."""
+        forgotten, self._forgotten = self._forgotten, []
+        calls = [(call.number, call.op, call.args) for call in batch]
+        try:
+            answers = await peer.call(
+                "exchange",
+                self._tenant_id,
+                f"{self._client_id}/{session}",
+                calls,
+                forgotten,
+                wait_s,
+                timeout_s=wait_s + self._timeout_s,
+            )
+        except Lost:
+            self._disconnect(session)
+            return
+        except Moved:
+            self._moves += 1
+            self._disconnect(session)
+            return
+        self._down_since = None
+        if batch:
+            self._moves = 0
+        self._settle(answers)
+
+    def _settle(self, answers: Iterable[tuple[int, bool, Any]]) -> None:
+        for number, has_succeeded, value in answers:
+            call = self._pending.pop(number, None)
+            self._handed.discard(number)
+            if call is None or call.future.done():
+                continue
+            if has_succeeded:
+                call.future.set_result(value)
+            else:
+                call.future.set_exception(value)
+
+    def _disconnect(self, session: int) -> None:
+        if session != self._session or self._peer is None:
+            return
+        self._gone, self._peer = self._peer.name, None
+        self._connect()
+
+    def _connect(self) -> None:
+        if self._connecting is None and not self._is_closed:
+            self._connecting = self._spawn(self._connect_now())
+
+    async def _connect_now(self) -> None:
+        try:
+            for tries in itertools.count():
+                if tries or self._moves:
+                    await self._rest(tries)
+                if not self._pending:
+                    return
+                if await self._try_to_connect():
+                    return
+        finally:
+            self._connecting = None
+            if self._peer is not None or self._queue:
+                self._flush()
+
+    async def _try_to_connect(self) -> bool:
+        """Find the tenant; True when there is nothing more to try."""
+        now = time.monotonic()
+        if self._down_since is None:
+            self._down_since = now
+        try:
+            self._peer = await self._resolve(self._tenant_id, self._gone)
+        except (Lost, Unavailable) as error:
+            if time.monotonic() - self._down_since < self._timeout_s:
+                return False
+            self._fail(
+                Unavailable(
+                    f"tenant {self._tenant_id!r} did not answer for {self._timeout_s:g} s "
+                    f"({error}): look at the cluster, then call again"
+                )
+            )
+            return True
+        except WorkflowsError as error:
+            self._fail(error)
+            return True
+        self._gone = None
+        self._session += 1
+        self._forgotten = []
+        self._handed.clear()
+        self._queue = list(self._pending.values())
+        return True
+
+    async def _rest(self, tries: int) -> None:
+        """Wait before the next try; long when nobody waits but for results of a sleeping tenant."""
+        if any(call.op not in LONG_OPS for call in self._pending.values()) or not self._moves:
+            await asyncio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S)) - 1] if tries else 0)
+            return
+        self._nudge.clear()
+        rest_s = _MOVED_BACK_OFF_S[min(self._moves, len(_MOVED_BACK_OFF_S)) - 1]
+        try:
+            await asyncio.wait_for(self._nudge.wait(), rest_s)
+        except TimeoutError:
+            pass
+
+    def _fail(self, error: WorkflowsError) -> None:
+        self._down_since = None
+        pending, self._pending, self._queue = self._pending, {}, []
+        self._handed.clear()
+        for call in pending.values():
+            if not call.future.done():
+                call.future.set_exception(error)

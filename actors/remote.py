@@ -1,0 +1,115 @@
+"""Remote: what lies in the loader actor, as the other processes see it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import cloudpickle
+
+from ..eventlog.errors import Unavailable
+from ..eventlog.store import Store
+from ..loaders.bundle import Bundle, Grants
+from ..loaders.calls import Calls
+from ..loaders.records import Record
+from ..loaders.service import App
+from ..loaders.worker import WorkerLoader, WorkerRef
+from .codes import Bundles, Resolved
+from .peers import Lost, Peer
+
+_BACK_OFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+class Persistent:
+    """A peer that is looked up again whenever it is lost, until it has been silent too long.
+
+    Only for operations that may be repeated.
+    """
+
+    def __init__(self, name: str, find: Callable[[], Awaitable[Peer]], *, timeout_s: float) -> None:
+        self.name = name
+        self._find = find
+        self._timeout_s = timeout_s
+        self._peer: Peer | None = None
+
+    async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
+        """As Peer.call; raises Unavailable instead of Lost. `timeout_s` bounds one try."""
+        silent_since = time.monotonic()
+        tries = 0
+        while True:
+            try:
+                if self._peer is None:
+                    self._peer = await self._find()
+                return await self._peer.call(op, *args, timeout_s=timeout_s)
+            except Lost as error:
+                self._peer = None
+                if time.monotonic() - silent_since >= self._timeout_s:
+                    raise Unavailable(
+                        f"{self.name} did not answer for {self._timeout_s:g} s ({error}): "
+                        "look at the cluster, then call again"
+                    ) from error
+            await asyncio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
+            tries += 1
+
+
+class RemoteCodes:
+    """The loader's `Codes` for drivers and tenants: callbacks run there, bundles are read here."""
+
+    def __init__(
+        self,
+        loader: Persistent,
+        store: Store,
+        *,
+        app: App | None = None,
+        is_app: bool = False,
+        calls: Callable[[str], Calls] | None = None,
+    ) -> None:
+        self.is_app = is_app or app is not None
+        self._loader = loader
+        self._bundles = Bundles(store)
+        self._app = app
+        self._calls = calls
+
+    async def current(
+        self, tenant_id: str, *, binding: str | None = None, metadata: bytes | None = None
+    ) -> Resolved:
+        """The code for new instances, stored."""
+        resolved: Resolved = await self._loader.call("code_current", tenant_id, binding, metadata)
+        return resolved
+
+    async def worker(self, name: str | None, source: Any) -> WorkerRef:
+        """Load a worker of the WorkerLoader; the callback travels to the loader actor."""
+        pickled = cloudpickle.dumps(source)
+        ref: WorkerRef = await self._loader.call("code_worker", name, pickled)
+        return ref
+
+    async def bundle(self, code_hash: str) -> Bundle:
+        """The stored bundle."""
+        return await self._bundles.get(code_hash)
+
+    async def keep(self, bundle: Bundle) -> None:
+        """Store a bundle under its hash."""
+        await self._bundles.put(bundle)
+
+    async def forget(self, tenant_id: str) -> None:
+        """Ask the callback again next time."""
+        await self._loader.call("code_forget", tenant_id)
+
+    def live(self, code_hash: str) -> Grants:
+        """Nothing: services were made elsewhere, and are unpickled from their bundle."""
+        return {}
+
+    def peer(self, tenant_id: str) -> Calls:
+        """The calls of another tenant."""
+        if self._calls is None:
+            raise Unavailable("no tenant can be called from here")
+        return self._calls(tenant_id)
+
+    calls = peer
+
+    def dispatcher_env(self) -> Record:
+        """`env` of the dispatcher's classes: LOADER, and what the app adds."""
+        assert self._app is not None, "only a platform with an app has a dispatcher"
+        return Record(**self._app.env, LOADER=WorkerLoader(self))

@@ -1,0 +1,326 @@
+"""Slot: a process that is ready for one tenant, and then is that tenant's for the rest of its life.
+
+A slot is blank until the loader adopts it for a tenant; it opens the tenant, answers its calls, and
+ends when the tenant goes to sleep. It never serves a second tenant. What it is not (any more) it
+answers with `Moved`, and the caller asks the loader again.
+
+Order of going to sleep: calls are turned away, the log is closed, the timer actor has acknowledged
+the tenant's next due time, the loader knows, the process ends. A crash anywhere in between leaves
+the tenant on the timer actor's list of open tenants, and so it is opened again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+from ..eventlog.clock import US, Clock, TimerHandle
+from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
+from .peers import Lost, Peer, portable
+
+LONG_OPS = frozenset({"result", "events", "invoke"})
+"""Operations that may take as long as they like."""
+GRACE_S = 0.02
+"""How long a message waits for its slower calls before the quicker ones are answered."""
+SESSION_KEPT_S = 120.0
+"""How long a client's outcomes are kept for it after its last message."""
+_LOOK_S = 1.0
+
+
+class Moved(WorkflowsError):
+    """The tenant is not served here (any more): ask the loader again."""
+
+    default_code = "tenant.moved"
+
+
+class Resident(Protocol):
+    """A tenant in memory: the shell around its core and its log."""
+
+    async def call(self, op: str, args: dict[str, Any]) -> Any:
+        """Carry out one operation; raises WorkflowsError."""
+        ...
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing is about to."""
+        ...
+
+    def next_wake_us(self) -> int | None:
+        """The earliest time at which the tenant must be awake, or None."""
+        ...
+
+    async def close(self) -> None:
+        """Seal and let go of the log; every later call is refused."""
+        ...
+
+    @property
+    def failed(self) -> BaseException | None:
+        """Why the tenant stopped by itself (fenced, a log that cannot be reopened), or None."""
+        ...
+
+
+OpenTenant: TypeAlias = Callable[[str], Awaitable[Resident]]
+"""Tenant id -> the tenant, its log replayed and owned."""
+
+
+class Slot:
+    """One process for one tenant. Its methods are what peers call."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        open_tenant: OpenTenant,
+        loader: Callable[[], Awaitable[Peer]],
+        timer: Callable[[], Awaitable[Peer]],
+        clock: Clock,
+        idle_s: float,
+        on_adopted: Callable[[str], None] = lambda tenant_id: None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._name = name
+        self._open_tenant = open_tenant
+        self._loader = loader
+        self._timer = timer
+        self._clock = clock
+        self._idle_us = round(idle_s * US)
+        self._on_adopted = on_adopted
+        self._on_end = on_end
+        self._tenant_id: str | None = None
+        self._resident: Resident | None = None
+        self._opening: asyncio.Future[Resident] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._sessions: dict[str, _Session] = {}
+        self._used_us = clock.now_us()
+        self._look: TimerHandle | None = None
+
+    # --- what the loader calls
+
+    async def adopt(self, tenant_id: str) -> None:
+        """Be this tenant: open its log and go on with its instances. Harmless to repeat.
+
+        Raises what opening raised (Corrupt, Unavailable, …) and stays blank then; Moved when this
+        slot is another tenant's or is closing.
+        """
+        if self._closing is not None or self._tenant_id not in (None, tenant_id):
+            raise Moved(f"{self._name} does not serve {tenant_id!r}")
+        if self._opening is None:
+            self._tenant_id = tenant_id
+            self._on_adopted(tenant_id)
+            self._opening = asyncio.ensure_future(self._open_tenant(tenant_id))
+        try:
+            self._resident = await asyncio.shield(self._opening)
+        except Exception:
+            self._tenant_id, self._opening = None, None
+            raise
+        self._used_us = self._clock.now_us()
+        if self._look is None:
+            self._look_later()
+
+    async def who(self) -> tuple[str | None, str]:
+        """The tenant that is served here, and "blank", "open" or "closing"."""
+        if self._closing is not None:
+            return self._tenant_id, "closing"
+        return self._tenant_id, "blank" if self._resident is None else "open"
+
+    async def make_room(self) -> bool:
+        """Go to sleep if there is nothing to do right now; whether it does."""
+        if self._closing is None and self._resident is not None:
+            if not self._resident.is_idle() or any(s.is_quick() for s in self._sessions.values()):
+                return False
+            self._end()
+        return self._closing is not None
+
+    async def close(self) -> None:
+        """Close the tenant, whatever it does; what was going on goes on when it is opened again."""
+        if self._closing is None:
+            self._end()
+        assert self._closing is not None
+        await asyncio.shield(self._closing)
+
+    # --- what clients call
+
+    async def exchange(
+        self,
+        tenant_id: str,
+        session_id: str,
+        calls: list[tuple[int, str, dict[str, Any]]],
+        forgotten: list[int],
+        wait_s: float,
+    ) -> list[tuple[int, bool, Any]]:
+        """Start these calls and answer with the outcomes that are ready, of earlier ones too.
+
+        With calls: as soon as every quick one has its outcome, or after a short grace. Without: a
+        long poll, as soon as there is an outcome, at the latest after `wait_s`. An outcome is
+        (number, whether it succeeded, value or error), and is told once. Raises Moved.
+        """
+        resident = self._resident
+        if resident is None or self._closing is not None or self._tenant_id != tenant_id:
+            raise Moved(f"{self._name} does not serve {tenant_id!r}")
+        if resident.failed is not None:
+            self._end()
+            raise Moved(f"{self._name} lost {tenant_id!r}: {resident.failed}")
+        self._used_us = self._clock.now_us()
+        session = self._sessions.get(session_id)
+        if session is None:
+            session = self._sessions[session_id] = _Session()
+        session.forget(forgotten)
+        session.start(resident, calls)
+        await session.wait(GRACE_S if calls else wait_s, is_poll=not calls)
+        session.used_us = self._clock.now_us()
+        if self._closing is not None and not session.outcomes:
+            raise Moved(f"{self._name} is closing")
+        return session.take()
+
+    # --- going to sleep
+
+    def _look_later(self) -> None:
+        self._look = self._clock.call_at(self._clock.now_us() + round(_LOOK_S * US), self._look_now)
+
+    def _look_now(self) -> None:
+        self._look = None
+        if self._closing is not None or self._resident is None:
+            return
+        self._drop_old_sessions()
+        if self._resident.failed is not None or self._may_sleep(self._resident):
+            self._end()
+        else:
+            self._look_later()
+
+    def _may_sleep(self, resident: Resident) -> bool:
+        now_us = self._clock.now_us()
+        if not resident.is_idle() or any(s.is_awaited() for s in self._sessions.values()):
+            self._used_us = now_us
+            return False
+        wake_us = resident.next_wake_us()
+        return now_us - self._used_us >= self._idle_us and (
+            # Sleep that is shorter than falling asleep and waking is not worth it.
+            wake_us is None or wake_us - now_us >= min(self._idle_us, 5 * US)
+        )
+
+    def _drop_old_sessions(self) -> None:
+        oldest_us = self._clock.now_us() - round(SESSION_KEPT_S * US)
+        for session_id, session in list(self._sessions.items()):
+            if session.used_us and session.used_us < oldest_us and not session.waiting:
+                session.close()
+                del self._sessions[session_id]
+
+    def _end(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._go_to_sleep())
+
+    async def _go_to_sleep(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        for session in self._sessions.values():
+            session.close()
+        resident, tenant_id = self._resident, self._tenant_id
+        if resident is not None and tenant_id is not None:
+            await self._close_tenant(resident, tenant_id)
+        await self._tell(self._loader, "released", self._name, tenant_id)
+        self._on_end()
+
+    async def _close_tenant(self, resident: Resident, tenant_id: str) -> None:
+        was_lost = resident.failed is not None
+        try:
+            await resident.close()
+        except (Unavailable, Fenced):
+            was_lost = True
+        # A tenant that was lost has not slept: it stays listed as open, and whoever owns the log by
+        # now, or opens it next, answers for its timers.
+        if not was_lost:
+            await self._tell(self._timer, "slept", [(tenant_id, resident.next_wake_us())])
+
+    async def _tell(self, whom: Callable[[], Awaitable[Peer]], op: str, *args: Any) -> None:
+        """Tell a peer, through its restarts, for a while: who does not hear it finds out."""
+        for _ in range(20):
+            try:
+                await (await whom()).call(op, *args, timeout_s=5.0)
+                return
+            except (Lost, Unavailable):
+                await asyncio.sleep(0.25)
+
+
+class _Session:
+    """The calls of one client over one unbroken connection, and outcomes that it was not told."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[tuple[int, bool, Any]] = []
+        self.waiting = 0
+        self.used_us = 0
+        self._tasks: dict[int, asyncio.Task[Any]] = {}
+        self._long: set[int] = set()
+        self._quick = 0
+        self._changed: list[tuple[asyncio.Future[None], bool]] = []
+
+    def is_quick(self) -> bool:
+        """Whether a call that cannot take long is under way."""
+        return self._quick > 0
+
+    def is_awaited(self) -> bool:
+        """Whether somebody is likely to come back for an outcome."""
+        return bool(self._tasks or self.waiting or self.outcomes)
+
+    def start(self, resident: Resident, calls: list[tuple[int, str, dict[str, Any]]]) -> None:
+        """Carry out each call in a task of its own, started in this order."""
+        for number, op, args in calls:
+            task = asyncio.ensure_future(resident.call(op, args))
+            self._tasks[number] = task
+            is_quick = op not in LONG_OPS
+            self._quick += is_quick
+            if not is_quick:
+                self._long.add(number)
+            task.add_done_callback(partial(self._done, number, is_quick))
+
+    def forget(self, numbers: list[int]) -> None:
+        """Nobody waits for these any more. What they began goes on; only the waiting ends."""
+        for number in self._long.intersection(numbers):
+            self._tasks[number].cancel()
+
+    async def wait(self, wait_s: float, *, is_poll: bool) -> None:
+        """Until there is something to tell: any outcome for a poll, else every quick call's."""
+        if self._is_ready(is_poll):
+            return
+        changed = asyncio.get_running_loop().create_future()
+        entry = (changed, is_poll)
+        self._changed.append(entry)
+        self.waiting += 1
+        try:
+            await asyncio.wait_for(changed, wait_s)
+        except TimeoutError:
+            pass
+        finally:
+            self.waiting -= 1
+            if entry in self._changed:
+                self._changed.remove(entry)
+
+    def take(self) -> list[tuple[int, bool, Any]]:
+        """The outcomes that were not told yet."""
+        outcomes, self.outcomes = self.outcomes, []
+        return outcomes
+
+    def close(self) -> None:
+        """End the waiting of everybody."""
+        for number in self._long:
+            self._tasks[number].cancel()
+        for changed, _ in self._changed:
+            if not changed.done():
+                changed.set_result(None)
+
+    def _is_ready(self, is_poll: bool) -> bool:
+        return bool(self.outcomes) if is_poll else not self._quick
+
+    def _done(self, number: int, is_quick: bool, task: asyncio.Task[Any]) -> None:
+        del self._tasks[number]
+        self._long.discard(number)
+        self._quick -= is_quick
+        if not task.cancelled():
+            error = task.exception()
+            if error is None:
+                self.outcomes.append((number, True, task.result()))
+            else:
+                self.outcomes.append((number, False, portable(error)))
+        for changed, is_poll in self._changed:
+            if not changed.done() and self._is_ready(is_poll):
+                changed.set_result(None)
