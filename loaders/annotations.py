@@ -193,7 +193,7 @@ def _with_makers(annotation: Any) -> Any:
         made = tuple(_with_makers(argument) for argument in arguments)
         if origin in (typing.Union, types.UnionType):
             return typing.Union[made]  # noqa: UP007
-        return origin[made] if isinstance(origin, type) else annotation
+        return origin[made] if isinstance(origin, type) else annotation  # type: ignore[index]
     if not isinstance(annotation, type) or not _needs_maker(annotation):
         return annotation
 

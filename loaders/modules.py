@@ -1,0 +1,275 @@
+"""Modules: a bundle's modules, imported under a name of their own.
+
+Each bundle lives below a package with a private name (`tenant`), so a module called `json.py` takes
+nobody's place and two bundles in one process cannot meet. Within the bundle its modules have plain
+names: `import helper`, `from .helper import x`, `importlib.import_module("helper")`. Imports look in
+the bundle first, then in the standard library, then among the packages that the platform grants.
+
+A module of text, bytes or JSON is imported by its path without the ending; `default` holds it. As in
+any package, `pkgutil.get_data(__package__, "prompt.txt")` reads a file of the bundle.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import CodeType, FrameType, ModuleType
+from typing import Any
+
+import msgspec
+
+from .wire import Module
+
+_FACE = "dynamic_workflows"
+
+
+class BadModule(Exception):
+    """A module that cannot be parsed, or a main module that is not there."""
+
+
+class Modules:
+    """The modules of one bundle; `prefix` is the private package they live in."""
+
+    def __init__(
+        self,
+        modules: Iterable[Module],
+        *,
+        prefix: str = "tenant",
+        packages: Sequence[str] = (),
+        print: Callable[..., None] | None = None,
+        is_alone: bool = True,
+    ) -> None:
+        """`is_alone`: no other bundle in this process, so plain names may be found from anywhere."""
+        self.prefix = prefix
+        self._dot = f"{prefix}."
+        self._slash = f"{prefix}/"
+        self._packages = frozenset(name.partition(".")[0] for name in packages)
+        self._by_path = {module.path: module for module in modules}
+        self._by_name = _names(self._by_path.values())
+        self._folders = {
+            name.rpartition(".")[0] for name in _with_parents(self._by_name) if "." in name
+        }
+        self._tops = {name.partition(".")[0] for name in self._by_name}
+        self._codes: dict[str, CodeType] = {}
+        self._builtins = dict(vars(builtins))
+        self._builtins["__import__"] = self._import
+        if print is not None:
+            self._builtins["print"] = print
+        self._finder = _Finder(self, is_alone=is_alone)
+
+    def compile(self) -> None:
+        """Parse every module of Python, or raise BadModule with the place."""
+        for path, module in self._by_path.items():
+            if module.kind == "py":
+                try:
+                    self._codes[path] = compile(
+                        module.data, self._slash + path, "exec", dont_inherit=True
+                    )
+                except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+                    raise BadModule(_syntax(path, error)) from None
+            elif module.kind == "json":
+                try:
+                    msgspec.json.decode(module.data)
+                except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                    raise BadModule(f"{path} is no JSON: {error}") from None
+
+    def load(self, main_module: str) -> ModuleType:
+        """Import the main module, by path; raises BadModule, or whatever its code raises."""
+        main = self._by_path.get(main_module)
+        if main is None or main.kind != "py":
+            raise BadModule(
+                f"the main module {main_module!r} is not among the modules of Python:"
+                f" {', '.join(sorted(self._by_path)) or 'none'}"
+            )
+        self.compile()
+        root = ModuleType(self.prefix)
+        root.__path__ = []
+        sys.modules[self.prefix] = root
+        sys.meta_path.insert(0, self._finder)
+        return self.get(_name(main_module))
+
+    def get(self, name: str) -> ModuleType:
+        """The module of that plain name, imported if it is not yet."""
+        __import__(self._dot + name)
+        return sys.modules[self._dot + name]
+
+    def close(self) -> None:
+        """Take the bundle out of this process; for processes that hold several."""
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+        for name in [name for name in sys.modules if f"{name}.".startswith(self._dot)]:
+            del sys.modules[name]
+
+    def module_of(self, kind: type) -> str:
+        """The plain name of the module that a class comes from."""
+        return str(kind.__module__).removeprefix(self._dot)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a module of the bundle holds under a dotted name, or None."""
+        found: Any = sys.modules.get(self._dot + module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return found
+
+    def place(self, frame: FrameType | None) -> str | None:
+        """The innermost place in the bundle that a frame comes from, as "module.py:12"."""
+        for _ in range(50):
+            if frame is None:
+                return None
+            filename = frame.f_code.co_filename
+            if filename.startswith(self._slash):
+                return f"{filename[len(self._slash) :]}:{frame.f_lineno}"
+            frame = frame.f_back
+        return None
+
+    # --- what the finder asks ----------------------------------------------------------------------
+
+    def spec(self, full_name: str) -> ModuleSpec | None:
+        """How to import a module by its private name, or None."""
+        name = full_name.removeprefix(self._dot)
+        module = self._by_name.get(name)
+        if module is None and name not in self._folders:
+            return None
+        is_package = name in self._folders or (module is not None and _is_init(module.path))
+        origin = self._slash + module.path if module else None
+        spec = ModuleSpec(full_name, self._finder, origin=origin, is_package=is_package)
+        spec.has_location = module is not None
+        return spec
+
+    def holds(self, full_name: str) -> bool:
+        """Whether the name is one of the bundle's private ones."""
+        return full_name.startswith(self._dot)
+
+    def holds_plain(self, name: str) -> bool:
+        """Whether the bundle has a module of that plain name."""
+        return name in self._by_name or name in self._folders
+
+    def execute(self, target: ModuleType) -> None:
+        """Run a module's code, or give it its content."""
+        module = self._by_name.get(target.__name__.removeprefix(self._dot))
+        if module is None:
+            return
+        if module.kind != "py":
+            target.default = _content(module)  # type: ignore[attr-defined]
+            return
+        target.__dict__["__builtins__"] = self._builtins
+        exec(self._codes[module.path], target.__dict__)
+
+    def source(self, full_name: str) -> str | None:
+        """The text of a module, for tracebacks."""
+        module = self._by_name.get(full_name.removeprefix(self._dot))
+        return module.data.decode("utf-8", "replace") if module and module.kind == "py" else None
+
+    def data(self, path: str) -> bytes:
+        """The bytes of a file of the bundle; FileNotFoundError if there is none."""
+        path = path.replace("\\", "/").removeprefix(self._slash)
+        if path not in self._by_path:
+            raise FileNotFoundError(f"the bundle has no {path!r}")
+        return self._by_path[path].data
+
+    def _import(
+        self,
+        name: str,
+        globals: dict[str, Any] | None = None,
+        locals: dict[str, Any] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        """The `__import__` of the bundle's modules."""
+        if level:
+            return __import__(name, globals, locals, fromlist or (), level)
+        top = name.partition(".")[0]
+        if top in self._tops:
+            leaf = __import__(self._dot + name, globals, locals, fromlist or (), 0)
+            return leaf if fromlist else sys.modules[self._dot + top]
+        is_granted = top in sys.stdlib_module_names or top in self._packages or name == _FACE
+        if not is_granted:
+            raise ModuleNotFoundError(
+                f"No module named {name!r}: it is neither in the bundle nor among the packages"
+                " that the platform grants",
+                name=name,
+            )
+        return __import__(name, globals, locals, fromlist or (), 0)
+
+
+class _Finder(MetaPathFinder, Loader):
+    def __init__(self, modules: Modules, *, is_alone: bool) -> None:
+        self._modules = modules
+        self._is_alone = is_alone
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if self._modules.holds(fullname):
+            return self._modules.spec(fullname)
+        if self._is_alone and self._modules.holds_plain(fullname):
+            return ModuleSpec(fullname, _Alias(self._modules))
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._modules.execute(module)
+
+    def get_source(self, fullname: str) -> str | None:
+        return self._modules.source(fullname)
+
+    def get_data(self, path: str) -> bytes:
+        return self._modules.data(path)
+
+    def is_package(self, fullname: str) -> bool:
+        spec = self._modules.spec(fullname)
+        return spec is not None and spec.submodule_search_locations is not None
+
+
+class _Alias(Loader):
+    """Lets a plain name, asked for from outside the bundle's own imports, find the same module."""
+
+    def __init__(self, modules: Modules) -> None:
+        self._modules = modules
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._modules.get(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        return None
+
+
+def _content(module: Module) -> Any:
+    if module.kind == "json":
+        return msgspec.json.decode(module.data)
+    return module.data.decode("utf-8") if module.kind == "text" else module.data
+
+
+def _name(path: str) -> str:
+    stem = path.rpartition(".")[0] if "." in path.rpartition("/")[2] else path
+    return stem.removesuffix("/__init__").replace("/", ".")
+
+
+def _names(modules: Iterable[Module]) -> dict[str, Module]:
+    """The modules by name; where two share one, Python goes before content."""
+    names: dict[str, Module] = {}
+    for module in sorted(modules, key=lambda module: (module.kind != "py", module.path)):
+        names.setdefault(_name(module.path), module)
+    return names
+
+
+def _with_parents(names: Iterable[str]) -> set[str]:
+    found = set()
+    for name in names:
+        while name:
+            found.add(name)
+            name = name.rpartition(".")[0]
+    return found
+
+
+def _is_init(path: str) -> bool:
+    return path.rpartition("/")[2] == "__init__.py"
+
+
+def _syntax(path: str, error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{path}:{error.lineno}: {error.msg}"
+    return f"{path} cannot be parsed: {error}"
