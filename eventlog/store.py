@@ -1,8 +1,8 @@
 """Store: named bytes on a disk or an object store, the one thing that a log needs from below.
 
-What every store promises: `create` of a name that exists fails, whoever else tries at the same time;
-what `create` and `put` have returned from survives a crash; `list` shows all that was created before
-it began. Nothing else is assumed: no locks, no clocks, no rename, no order between two names.
+What every store promises: `create` of a name that exists fails, whoever else tries at the same
+time; what `create` and `put` have returned from survives a crash; `list` shows all that was created
+before it began. Nothing else is assumed: no locks, no clocks, no order between two names.
 
 A failure is `Unavailable`, and says nothing about whether the operation took effect. Whoever must
 know uses `create_once`, which reads the name back.
@@ -42,6 +42,9 @@ class Entry:
     size: int
 
 
+Entries = list[Entry]
+
+
 class Store(Protocol):
     """Named bytes. Keys are '/'-separated relative paths, as `check_key` takes them.
 
@@ -68,7 +71,7 @@ class Store(Protocol):
         """The bytes from `start`; fewer than `length` only at the end. NotFound."""
         ...
 
-    async def list(self, prefix: str, *, after: str | None = None) -> list[Entry]:
+    async def list(self, prefix: str, *, after: str | None = None) -> Entries:
         """What has this prefix and comes after the key `after`, sorted by key."""
         ...
 
@@ -84,7 +87,7 @@ class Store(Protocol):
         """As `get_range`."""
         ...
 
-    def list_blocking(self, prefix: str, *, after: str | None = None) -> list[Entry]:
+    def list_blocking(self, prefix: str, *, after: str | None = None) -> Entries:
         """As `list`."""
         ...
 

@@ -1,0 +1,154 @@
+"""Disk: the few system calls that durability rests on, so that tests can make them fail.
+
+Every name that appears is synced with its directory, and every byte before its name: a file that
+can be seen is whole. An error leaves open whether the call took effect; a handle whose sync failed
+must never be used again, since the kernel may call lost pages clean from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from .errors import Unavailable, WorkflowsError
+from .store import AlreadyExists, NotFound
+
+TEMPORARY = ".tmp-"
+"""Names that begin like this are half-made files; no listing shows them."""
+
+
+class Disk:
+    """The operating system's calls, as they are. Raises OSError."""
+
+    def open(self, path: str, flags: int, mode: int = 0o644) -> int:
+        """A handle."""
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def close(self, handle: int) -> None:
+        """Give the handle back."""
+        os.close(handle)
+
+    def pwrite(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
+        """Write at an offset; how many bytes were taken."""
+        return os.pwrite(handle, data, offset)
+
+    def datasync(self, handle: int) -> None:
+        """Return when the file's bytes and its size are on the medium."""
+        os.fdatasync(handle)
+
+    def sync_directory(self, path: str) -> None:
+        """Return when the directory's names are on the medium."""
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def allocate(self, handle: int, offset: int, length: int) -> None:
+        """Reserve blocks, which read as zeros."""
+        os.posix_fallocate(handle, offset, length)
+
+    def truncate(self, handle: int, length: int) -> None:
+        """Cut the file, or let it grow by zeros."""
+        os.ftruncate(handle, length)
+
+    def link(self, handle: int, path: str) -> None:
+        """Give an open file a name; FileExistsError where the name is taken."""
+        # A directory handle (unused: the path is absolute) is what makes Python follow the link.
+        os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
+
+    def replace(self, old: str, new: str) -> None:
+        """Rename over whatever is there."""
+        os.replace(old, new)
+
+    def unlink(self, path: str) -> None:
+        """Take a name away."""
+        os.unlink(path)
+
+    def exists(self, path: str) -> bool:
+        """Whether the name is there, asked anew each time."""
+        try:
+            os.stat(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def has_name(self, handle: int) -> bool:
+        """Whether an open file still has a name."""
+        return os.fstat(handle).st_nlink > 0
+
+
+def write_all(disk: Disk, handle: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of it, however small the portions that the disk takes."""
+    taken = disk.pwrite(handle, data, offset)
+    if taken == len(data):
+        return
+    with memoryview(data) as view:
+        while taken < len(view):
+            more = disk.pwrite(handle, view[taken:], offset + taken)
+            if more <= 0:
+                raise OSError(errno.ENOSPC, "the disk took no more bytes")
+            taken += more
+
+
+def open_unnamed(disk: Disk, directory: Path) -> int:
+    """A new file in a directory that nobody can see until it is linked."""
+    make_directory(disk, directory)
+    return disk.open(str(directory), os.O_TMPFILE | os.O_RDWR)
+
+
+def make_directory(disk: Disk, path: Path) -> None:
+    """The directory and its parents exist, durably."""
+    if path.is_dir():
+        return
+    make_directory(disk, path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    disk.sync_directory(str(path.parent))
+
+
+def create_file(disk: Disk, path: Path, data: bytes) -> None:
+    """A new file, whole from the moment it can be seen, durable on return; FileExistsError."""
+    handle = open_unnamed(disk, path.parent)
+    try:
+        write_all(disk, handle, data, 0)
+        disk.datasync(handle)
+        disk.link(handle, str(path))
+    finally:
+        disk.close(handle)
+    disk.sync_directory(str(path.parent))
+
+
+def replace_file(disk: Disk, path: Path, data: bytes, *, token: str) -> None:
+    """The file has these bytes, all or none of them visible at any moment, durable on return."""
+    make_directory(disk, path.parent)
+    temporary = path.parent / f"{TEMPORARY}{token}"
+    handle = disk.open(str(temporary), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    try:
+        try:
+            write_all(disk, handle, data, 0)
+            disk.datasync(handle)
+        finally:
+            disk.close(handle)
+        disk.replace(str(temporary), str(path))
+    except OSError:
+        with contextlib.suppress(OSError):
+            disk.unlink(str(temporary))
+        raise
+    disk.sync_directory(str(path.parent))
+
+
+def explain(error: OSError, path: str) -> WorkflowsError:
+    """What the caller can do about a failed call."""
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"{path} does not exist")
+    if isinstance(error, FileExistsError):
+        return AlreadyExists(f"{path} exists")
+    advice = "check the disk and its mount, then open the log again"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "free some space, then open the log again"
+    elif isinstance(error, PermissionError):
+        advice = "give this user access, then open the log again"
+    return Unavailable(f"{path}: {error.strerror or error}: {advice}", path=path, errno=error.errno)

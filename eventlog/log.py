@@ -1,0 +1,508 @@
+"""EventLog: one stream of rows with one owner, who appends, and knows when it no longer may.
+
+A row that was acknowledged is never lost and never doubled. At most one owner can append: opening a
+log makes the caller its owner and stops the one before, who learns `Fenced` at its next append. An
+error poisons the log: nothing more is acknowledged, and only opening it again shows what it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from . import upkeep
+from .blobs import Blobs
+from .clock import Clock
+from .compaction import CompactionConfig
+from .errors import Corrupt, Fenced, InvalidError, Unavailable, WorkflowsError
+from .events import Row, span
+from .ids import Ids
+from .manifest import (
+    Manifest,
+    encode_manifest,
+    hash_of,
+    manifest_key,
+    manifest_prefix,
+    tenant_stream,
+    version_of,
+)
+from .recovery import (
+    Newest,
+    Walk,
+    fresh,
+    missing,
+    newest_manifest,
+    newest_version,
+    walk_async,
+)
+from .segment import read_instance, read_rows
+from .store import AlreadyExists, NotFound, Store, create_once, probe
+from .store_local import LocalStore
+from .sync_thread import Runner
+from .tail import Tail, TailBlock
+from .wal import HEAD_BYTES, TornTail, WalHeader, stamp, wal_key
+from .wal_local import LocalWal
+from .wal_object import ObjectWal
+
+__all__ = ["EventLog", "LogConfig", "tenant_stream"]
+
+OPEN_TRIES_MAX = 50
+ROWS_AT_ONCE = 10_000
+BLOCKS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """The sizes and ages of a log."""
+
+    wal_bytes_max: int = 16 * 1024 * 1024
+    """Encoded rows in the tail (bytes) after which `maintain` seals them into a segment."""
+    seal_age_s: float = 300.0
+    """Age of the oldest unsealed row (seconds) after which `maintain` seals."""
+    auto_seal: bool = True
+    """Seal in the background when `wal_bytes_max` is reached, without waiting for `maintain`."""
+    compaction: CompactionConfig = field(default_factory=CompactionConfig)
+    """When segments are merged, erased and removed."""
+    has_probe: bool = True
+    """Check once per process that the store honours create-if-absent."""
+
+
+class EventLog:
+    """A stream in the hands of its owner. Made by `open`; one event loop; not thread-safe."""
+
+    def __init__(
+        self, store: Store, stream: str, tenant_id: str, clock: Clock, ids: Ids, config: LogConfig
+    ) -> None:
+        self.store = store
+        self.stream = stream
+        self.tenant_id = tenant_id
+        self.config = config
+        self.clock = clock
+        self.ids = ids
+        self.token = ids.token()
+        self.epoch = 0
+        self.failed: WorkflowsError | None = None
+        self.torn: TornTail | None = None
+        """What a crash of the owner before had left unfinished, if anything."""
+        self.blobs = Blobs(store, stream, ids=ids)
+        self._loop = asyncio.get_running_loop()
+        self._newest = fresh(stream, tenant_id)
+        self._next_seq = 1
+        self.tail = Tail(self._read_body)
+        """The rows that no segment holds yet."""
+        self.tail_lock = asyncio.Lock()
+        """Held while the tail is read or let go in several steps."""
+        self.oldest_us: int | None = None
+        """When the tail began to fill (microseconds); None while it is empty."""
+        self._publishing = asyncio.Lock()
+        self._sealing = asyncio.Lock()
+        self._background: asyncio.Task[None] | None = None
+        self._wanted: dict[tuple[str, str], asyncio.Future[list[Row]]] = {}
+        self._answering: asyncio.Task[None] | None = None
+        self._wal: LocalWal | ObjectWal
+
+    # -- opening -----------------------------------------------------------------------------
+
+    @classmethod
+    async def open(
+        cls,
+        store: Store,
+        stream: str,
+        *,
+        tenant_id: str,
+        clock: Clock,
+        ids: Ids,
+        config: LogConfig | None = None,
+        runner: Runner | None = None,
+    ) -> EventLog:
+        """Become the owner: fence whoever was, and find every row that was acknowledged.
+
+        Raises Corrupt with `.path` and `.offset` when the log is damaged (nothing is changed then),
+        Fenced when another owner opened it at the same moment, Unavailable, and InvalidError for a
+        store that cannot keep a log. `runner` replaces the thread that syncs, for tests.
+        """
+        log = cls(store, stream, tenant_id, clock, ids, config or LogConfig())
+        if log.config.has_probe:
+            await probe(store, ids)
+        log._wal = log._make_wal(runner)
+        try:
+            await log._take_over()
+        except BaseException:
+            log._wal.abandon()
+            raise
+        return log
+
+    def _make_wal(self, runner: Runner | None) -> LocalWal | ObjectWal:
+        if isinstance(self.store, LocalStore):
+            return LocalWal(
+                self.store,
+                self.stream,
+                on_block=self._on_block,
+                on_failure=self._on_failure,
+                runner=runner,
+            )
+        return ObjectWal(
+            self.store,
+            self.stream,
+            make_header=self._make_header,
+            on_block=self._on_block,
+            on_failure=self._on_failure,
+        )
+
+    async def _take_over(self) -> None:
+        """Fence, read, publish; again from the start whenever something moved in between.
+
+        The log is read before anything is written, so that a damaged one is refused unchanged, and
+        what is published goes on from exactly the manifest and the WAL that were read.
+        """
+        is_fence_up = False
+        for _ in range(OPEN_TRIES_MAX):
+            newest = await self._newest_manifest()
+            if is_fence_up and newest.manifest.epoch > self.epoch:
+                raise self._was_overtaken()
+            walk = await self._walk(newest)
+            if walk is None:
+                continue
+            if not is_fence_up:
+                self.epoch = walk.epoch + 1
+                try:
+                    await self._wal.fence(self._make_header(walk.next_number))
+                except AlreadyExists:
+                    continue
+                is_fence_up = True
+                if isinstance(self._wal, LocalWal) and not await self._wal.adopt(walk):
+                    continue
+            elif walk.next_number != self._wal.number + 1:
+                raise self._was_overtaken()
+            elif isinstance(self._wal, LocalWal):
+                await self._wal.adopt(walk)
+            self._newest = newest
+            try:
+                await self._publish_next(lambda manifest: manifest)
+            except AlreadyExists:
+                continue
+            self._next_seq = walk.last.last_seq + 1
+            self.torn = walk.torn
+            self._wal.start(walk.last)
+            return
+        raise Unavailable(f"{self.stream} is opened by too many at once: try again")
+
+    async def _newest_manifest(self) -> Newest:
+        newest = await newest_manifest(self.store, self.stream) or self._newest
+        manifest = newest.manifest
+        if (manifest.tenant_id, manifest.stream) != (self.tenant_id, self.stream):
+            raise InvalidError(
+                f"{self.stream} belongs to {manifest.tenant_id!r}, not to {self.tenant_id!r}"
+            )
+        return newest
+
+    async def _walk(self, newest: Newest) -> Walk | None:
+        """Read the WAL into the tail; None when the manifest changed under it."""
+        walk = Walk(self.stream, newest.manifest)
+        tail = Tail(self._read_body)
+        is_local = isinstance(self._wal, LocalWal)
+        try:
+            async for block in walk_async(self.store, walk):
+                tail.add(
+                    TailBlock(
+                        block.first_seq,
+                        block.last_seq,
+                        version_of(block.key) or 0,
+                        block.offset + HEAD_BYTES,
+                        len(block.body),
+                        None if is_local else block.body,
+                    )
+                )
+        except (Corrupt, NotFound) as error:
+            again = await newest_manifest(self.store, self.stream)
+            if again is not None and again.manifest.version != newest.manifest.version:
+                return None
+            raise missing(error) from None
+        self.tail = tail
+        self.oldest_us = self.clock.now_us() if len(tail) else None
+        return walk
+
+    def _was_overtaken(self) -> Fenced:
+        return Fenced(f"another owner opened {self.stream} at the same moment: it is theirs now")
+
+    def _make_header(self, number: int) -> WalHeader:
+        return WalHeader(
+            stream=self.stream,
+            tenant_id=self.tenant_id,
+            number=number,
+            epoch=self.epoch,
+            token=self.token,
+            write=self.ids.token(),
+            created_us=self.clock.now_us(),
+        )
+
+    # -- appending ---------------------------------------------------------------------------
+
+    @property
+    def last_seq(self) -> int:
+        """The highest number given out, acknowledged or not."""
+        return self._next_seq - 1
+
+    @property
+    def manifest(self) -> Manifest:
+        """The newest manifest."""
+        return self._newest.manifest
+
+    def append(self, rows: Sequence[Row], *, durable: bool = True) -> asyncio.Future[None]:
+        """Number the rows at once and append them, all or none; the future says when they are safe.
+
+        Futures resolve in the order of the calls. `durable`: when the rows survive a power cut.
+        Otherwise when they survive the death of every process of this machine (they are synced with
+        the next durable append, and within a second); on an object store that is the same. An
+        empty append resolves when all before it have. After a failure every pending and later
+        future raises (`Fenced`, `Unavailable`, …) and whether pending rows are in the log is open.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+        if self.failed is not None:
+            future.set_exception(self.failed)
+            future.exception()
+            return future
+        if rows:
+            self._next_seq = stamp(rows, first_seq=self._next_seq, epoch=self.epoch)
+        self._wal.append(rows, next_seq=self._next_seq, future=future, durable=durable)
+        return future
+
+    def _on_block(self, block: TailBlock) -> None:
+        if self.oldest_us is None:
+            self.oldest_us = self.clock.now_us()
+        self.tail.add(block)
+        if self.tail.bytes > self.config.wal_bytes_max and self.config.auto_seal:
+            if self._background is None:
+                self._background = self._loop.create_task(self._seal_in_background())
+
+    async def _seal_in_background(self) -> None:
+        try:
+            await self.seal()
+        except WorkflowsError:
+            pass  # a publication that failed has poisoned the log; anything else is tried again
+        finally:
+            self._background = None
+
+    def _on_failure(self, error: WorkflowsError) -> None:
+        self.failed = error
+
+    # -- reading -----------------------------------------------------------------------------
+
+    async def rows(self, *, after: int = 0) -> AsyncIterator[list[Row]]:
+        """Everything above `after` that was appended before this call, in bounded batches.
+
+        In order of seq. Sealed rows are unfolded, rows of the tail may be folded; a folded row is
+        given whole when its second number is above `after`.
+        """
+        await self._written()
+        upto, position = self.last_seq, after
+        while position < upto:
+            version = self.manifest.version
+            try:
+                async for batch in self._some_rows(position, upto):
+                    yield batch
+                    position = max(position, _last_of(batch[-1]))
+            except NotFound as error:
+                # A seal or a merge moved the rows while we read: go on where they are now.
+                if self.manifest.version == version:
+                    raise missing(error) from None
+                continue
+            if self.manifest.version == version:
+                return
+
+    async def _some_rows(self, after: int, upto: int) -> AsyncIterator[list[Row]]:
+        """The rows above `after`, as they lie now."""
+        manifest = self.manifest
+        blocks = self.tail.blocks(after=max(after, manifest.sealed_seq), upto=upto)
+        if after < manifest.sealed_seq:
+            async for batch in read_rows(self.store, manifest.segments, after=after):
+                yield batch
+        for start in range(0, len(blocks), BLOCKS_AT_ONCE):
+            some = blocks[start : start + BLOCKS_AT_ONCE]
+            batch = await asyncio.to_thread(self.decode, some, after)
+            for first in range(0, len(batch), ROWS_AT_ONCE):
+                yield batch[first : first + ROWS_AT_ONCE]
+
+    def decode(self, blocks: Sequence[TailBlock], after: int = 0) -> list[Row]:
+        """The rows of tail blocks above a number. May read the disk: call it in a thread."""
+        rows = [row for block in blocks for row in self.tail.rows(block)]
+        return rows if not rows or rows[0].seq > after else [r for r in rows if _last_of(r) > after]
+
+    async def history(self, workflow: str, instance_id: str) -> list[Row]:
+        """Everything of one instance since it was last deleted: unfolded, in order of seq.
+
+        It has all that was appended before this call. Calls that come while one is answered are
+        answered together by the next reading, so a thousand cost little more than one.
+        """
+        key = (workflow, instance_id)
+        future = self._wanted.get(key)
+        if future is None:
+            future = self._wanted[key] = self._loop.create_future()
+        if self._answering is None:
+            self._answering = self._loop.create_task(self._answer())
+        return list(await asyncio.shield(future))
+
+    async def _answer(self) -> None:
+        wanted: dict[tuple[str, str], asyncio.Future[list[Row]]] = {}
+        try:
+            while self._wanted:
+                wanted, self._wanted = self._wanted, {}
+                found = await self._histories(set(wanted))
+                for key, future in wanted.items():
+                    future.set_result(_since_deletion(found[key]))
+        except Exception as error:
+            for future in [*wanted.values(), *self._wanted.values()]:
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()
+            self._wanted = {}
+        finally:
+            self._answering = None
+
+    async def _histories(self, keys: set[tuple[str, str]]) -> dict[tuple[str, str], list[Row]]:
+        await self._written()
+        async with self.tail_lock:
+            manifest = self.manifest
+            while self.tail.wants_index():
+                await asyncio.to_thread(self.tail.index_some)
+            found = await asyncio.to_thread(self.tail.histories, keys)
+        for key in keys:
+            if manifest.rows:
+                found[key][:0] = await read_instance(self.store, manifest.segments, *key)
+        return found
+
+    async def _written(self) -> None:
+        """Return when everything appended so far can be read back."""
+        if self.failed is not None:
+            raise self.failed
+        if isinstance(self._wal, LocalWal):
+            self._wal.flush()
+        else:
+            await self.append([])
+
+    def _read_body(self, block: TailBlock) -> bytes:
+        key = wal_key(self.stream, block.number)
+        return self.store.get_range_blocking(key, block.offset, block.length)
+
+    # -- large values ------------------------------------------------------------------------
+
+    async def put_blob(self, data: bytes, *, name: str | None = None) -> str:
+        """Store a large value durably and return its name, for a row that is appended after."""
+        return await self.blobs.put(data, name=name)
+
+    async def get_blob(self, ref: str) -> bytes:
+        """A large value, whole; Corrupt when it is missing or not what was stored."""
+        return await self.blobs.get(ref)
+
+    # -- upkeep ------------------------------------------------------------------------------
+
+    async def publish(self, change: Callable[[Manifest], Manifest]) -> Manifest:
+        """Make `change` of the newest manifest the next version; one after the other.
+
+        Raises Fenced (the log is poisoned then), or Unavailable: the change may have been made or
+        not, `manifest` shows it after the next try.
+        """
+        async with self._publishing:
+            if self.failed is not None:
+                raise self.failed
+            try:
+                return await self._publish_next(change)
+            except AlreadyExists:
+                await self._explain_clash()
+                raise Unavailable(f"{self.stream}: the manifest had moved on: try again") from None
+            except Fenced as error:
+                self._wal.fail(error)
+                raise
+
+    async def _publish_next(self, change: Callable[[Manifest], Manifest]) -> Manifest:
+        old = self._newest
+        changed = change(old.manifest)
+        manifest = msgspec.structs.replace(
+            changed,
+            version=old.manifest.version + 1,
+            epoch=self.epoch,
+            token=self.token,
+            write=self.ids.token(),
+            previous=old.sha256,
+            published_us=self.clock.now_us(),
+            wal_last=max(changed.wal_last, self._wal.number),
+        )
+        data = encode_manifest(manifest)
+        key = manifest_key(self.stream, manifest.version)
+        await create_once(self.store, key, data)
+        # The number may have been free because a newer owner's manifest had been there and was
+        # removed as old. The newest manifest is never removed, so then a higher one is there.
+        if newest_version(
+            self.stream, await self.store.list(manifest_prefix(self.stream), after=key)
+        ):
+            raise self._was_overtaken()
+        self._newest = Newest(manifest, hash_of(data))
+        if manifest.version > upkeep.MANIFESTS_KEPT:
+            await self.store.delete(
+                manifest_key(self.stream, manifest.version - upkeep.MANIFESTS_KEPT)
+            )
+        return manifest
+
+    async def _explain_clash(self) -> None:
+        """The version that we wanted exists: ours by a lost reply, or a newer owner's."""
+        newest = await newest_manifest(self.store, self.stream)
+        if newest is None or newest.manifest.token != self.token:
+            fenced = self._was_overtaken()
+            self._wal.fail(fenced)
+            raise fenced
+        async with self.tail_lock:
+            self._newest = newest
+            self.tail.drop(newest.manifest.sealed_seq)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the WAL is a file on this machine's disk, rather than one object per batch."""
+        return isinstance(self._wal, LocalWal)
+
+    async def roll(self) -> tuple[int, int]:
+        """End the present WAL file: the highest durable seq, and the number of the next file."""
+        wal = self._wal
+        if isinstance(wal, LocalWal):
+            seq = await wal.roll(self._make_header(wal.number + 1))
+            return seq, wal.number
+        await self.append([])
+        return wal.committed_seq, wal.number + 1
+
+    async def drop_tail(self, upto_seq: int) -> None:
+        """Forget the blocks up to a number: a published segment holds them now."""
+        async with self.tail_lock:
+            self.tail.drop(upto_seq)
+            self.oldest_us = self.clock.now_us() if len(self.tail) else None
+
+    async def seal(self) -> None:
+        """Move everything appended so far into a segment. Appends go on meanwhile."""
+        async with self._sealing:
+            await self._written()
+            await upkeep.seal(self)
+
+    async def maintain(self) -> None:
+        """Do what is due: seal, merge, erase what was deleted, remove files nobody needs."""
+        async with self._sealing:
+            await upkeep.maintain(self)
+
+    async def close(self, *, seal: bool = False) -> None:
+        """Acknowledge what was appended, and give up ownership; `seal`: leave no tail behind."""
+        if seal and self.failed is None:
+            await self.seal()
+        if self._background is not None:
+            await asyncio.wait([self._background])
+        await self._wal.close()
+
+
+def _last_of(row: Row) -> int:
+    return row.seq + span(row) - 1
+
+
+def _since_deletion(rows: list[Row]) -> list[Row]:
+    for place in range(len(rows) - 1, -1, -1):
+        if rows[place].type == "workflow_deleted":
+            return rows[place + 1 :]
+    return rows

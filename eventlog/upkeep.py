@@ -1,0 +1,131 @@
+"""Upkeep: what an owner does with its log beside appending: seal the tail, merge, erase, tidy.
+
+Each change is made in two moves: the files are written, then a manifest is published that names
+them. A crash between the two leaves files that nobody names, which are swept later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from . import compaction
+from .clock import US
+from .events import Row
+from .manifest import Manifest, manifest_prefix, version_of
+from .recovery import newest_manifest
+from .wal import wal_key, wal_prefix
+
+if TYPE_CHECKING:
+    from .log import EventLog
+
+BLOCKS_AT_ONCE = 64
+MANIFESTS_KEPT = 8
+"""So many manifests stay, for readers and for whoever repairs a damaged one."""
+
+
+async def seal(log: EventLog) -> None:
+    """Move everything appended so far into segments, and let go of the WAL files that held it."""
+    if not len(log.tail):
+        return
+    seq_max, wal_first = await log.roll()
+    before = log.manifest
+    if seq_max <= before.sealed_seq:
+        return
+    blocks = log.tail.blocks(after=before.sealed_seq, upto=seq_max)
+    rows: list[Row] = []
+    for start in range(0, len(blocks), BLOCKS_AT_ONCE):
+        some = blocks[start : start + BLOCKS_AT_ONCE]
+        rows += await asyncio.to_thread(log.decode, some)
+    change = await compaction.seal(
+        log.store,
+        before,
+        rows,
+        seq_max=seq_max,
+        ids=log.ids,
+        now_us=log.clock.now_us(),
+        config=log.config.compaction,
+    )
+    now_us = log.clock.now_us()
+    used = sorted({block.number for block in blocks}) if not log.is_local else []
+    keys = [wal_key(log.stream, number) for number in used]
+
+    def update(manifest: Manifest) -> Manifest:
+        changed = compaction.apply(manifest, change, now_us=now_us)
+        return structs.replace(
+            changed,
+            wal_first=wal_first,
+            garbage=(*changed.garbage, *keys),
+            garbage_us=(*changed.garbage_us, *([now_us] * len(keys))),
+        )
+
+    await log.publish(update)
+    await log.drop_tail(seq_max)
+    log.blobs.settle(row.blob for row in rows if row.blob)
+    await _remove_wal(log)
+
+
+async def _remove_wal(log: EventLog) -> None:
+    """Remove WAL files below the first that is needed. On object stores they are garbage instead.
+
+    In ascending order: a superseded owner finds out by its own file's missing name (see
+    `LocalWal`), so that one must go before the name that fenced it.
+    """
+    if not log.is_local:
+        return
+    first = log.manifest.wal_first
+    for entry in await log.store.list(wal_prefix(log.stream)):
+        number = version_of(entry.key)
+        if number is not None and number < first:
+            await log.store.delete(entry.key)
+
+
+async def maintain(log: EventLog) -> None:
+    """Seal if the tail is large or old, then merge and erase what is due, then remove garbage."""
+    if _is_seal_due(log):
+        await seal(log)
+    config = log.config.compaction
+    while (
+        plan := compaction.plan(log.manifest, now_us=log.clock.now_us(), config=config)
+    ) is not None:
+        change = await compaction.compact(
+            log.store, log.manifest, plan, ids=log.ids, now_us=log.clock.now_us()
+        )
+        await log.publish(partial(compaction.apply, change=change, now_us=log.clock.now_us()))
+    await tidy(log)
+
+
+def _is_seal_due(log: EventLog) -> bool:
+    if log.tail.bytes > log.config.wal_bytes_max:
+        return True
+    oldest_us = log.oldest_us
+    return oldest_us is not None and log.clock.now_us() - oldest_us >= log.config.seal_age_s * US
+
+
+async def tidy(log: EventLog) -> None:
+    """Remove garbage whose grace is over, orphans, and old manifests."""
+    keys = compaction.expired(log.manifest, now_us=log.clock.now_us(), config=log.config.compaction)
+    if keys:
+        changed = await compaction.remove_garbage(log.store, log.manifest, keys)
+        await log.publish(
+            lambda manifest: structs.replace(
+                manifest, garbage=changed.garbage, garbage_us=changed.garbage_us
+            )
+        )
+
+
+async def sweep(log: EventLog) -> None:
+    """Remove what crashes left: segments and blobs that nothing names, and old manifests."""
+
+    async def is_owner() -> bool:
+        newest = await newest_manifest(log.store, log.stream)
+        return newest is not None and newest.manifest.token == log.token
+
+    await compaction.sweep(log.store, log.manifest, is_owner=is_owner)
+    kept = log.manifest.version - MANIFESTS_KEPT
+    for entry in await log.store.list(manifest_prefix(log.stream)):
+        if (version_of(entry.key) or kept) < kept:
+            await log.store.delete(entry.key)
