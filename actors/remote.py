@@ -65,12 +65,15 @@ class RemoteCodes:
         app: App | None = None,
         is_app: bool = False,
         calls: Callable[[str], Calls] | None = None,
+        pickle: Callable[[Any], bytes] = cloudpickle.dumps,
     ) -> None:
+        """`pickle` is how callbacks travel from here to the loader actor."""
         self.is_app = is_app or app is not None
         self._loader = loader
         self._bundles = Bundles(store)
         self._app = app
         self._calls = calls
+        self._pickle = pickle
 
     async def current(
         self, tenant_id: str, *, binding: str | None = None, metadata: bytes | None = None
@@ -81,8 +84,7 @@ class RemoteCodes:
 
     async def worker(self, name: str | None, source: Any) -> WorkerRef:
         """Load a worker of the WorkerLoader; the callback travels to the loader actor."""
-        pickled = cloudpickle.dumps(source)
-        ref: WorkerRef = await self._loader.call("code_worker", name, pickled)
+        ref: WorkerRef = await self._loader.call("code_worker", name, self._pickle(source))
         return ref
 
     async def bundle(self, code_hash: str) -> Bundle:

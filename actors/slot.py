@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from ..eventlog.clock import US, Clock, TimerHandle
-from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
+from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsError
 from .peers import Lost, Peer, portable
 
 LONG_OPS = frozenset({"result", "events", "invoke"})
@@ -169,8 +169,8 @@ class Slot:
         session.start(resident, calls)
         await session.wait(GRACE_S if calls else wait_s, is_poll=not calls)
         session.used_us = self._clock.now_us()
-        if self._closing is not None and not session.outcomes:
-            raise Moved(f"{self._name} is closing")
+        if (self._closing is not None or session.is_broken) and not session.outcomes:
+            raise Moved(f"{self._name} does not serve {tenant_id!r} any more")
         return session.take()
 
     # --- going to sleep
@@ -247,6 +247,8 @@ class _Session:
 
     def __init__(self) -> None:
         self.outcomes: list[tuple[int, bool, Any]] = []
+        self.is_broken = False
+        """A call ended because the tenant closed or stopped: it has to be made again elsewhere."""
         self.waiting = 0
         self.used_us = 0
         self._tasks: dict[int, asyncio.Task[Any]] = {}
@@ -271,7 +273,7 @@ class _Session:
             self._quick += is_quick
             if not is_quick:
                 self._long.add(number)
-            task.add_done_callback(partial(self._done, number, is_quick))
+            task.add_done_callback(partial(self._done, resident, number, is_quick))
 
     def forget(self, numbers: list[int]) -> None:
         """Nobody waits for these any more. What they began goes on; only the waiting ends."""
@@ -309,9 +311,11 @@ class _Session:
                 changed.set_result(None)
 
     def _is_ready(self, is_poll: bool) -> bool:
-        return bool(self.outcomes) if is_poll else not self._quick
+        return self.is_broken or (bool(self.outcomes) if is_poll else not self._quick)
 
-    def _done(self, number: int, is_quick: bool, task: asyncio.Task[Any]) -> None:
+    def _done(
+        self, resident: Resident, number: int, is_quick: bool, task: asyncio.Task[Any]
+    ) -> None:
         del self._tasks[number]
         self._long.discard(number)
         self._quick -= is_quick
@@ -319,6 +323,8 @@ class _Session:
             error = task.exception()
             if error is None:
                 self.outcomes.append((number, True, task.result()))
+            elif isinstance(error, Fenced | PlatformClosed) or resident.failed is not None:
+                self.is_broken = True
             else:
                 self.outcomes.append((number, False, portable(error)))
         for changed, is_poll in self._changed:

@@ -1,0 +1,240 @@
+"""House: the parts of a platform put together as they run in actors. Knows no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import cloudpickle
+
+from ..eventlog.clock import Clock, SystemClock
+from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsError
+from ..eventlog.ids import Ids, SystemIds
+from ..eventlog.log import EventLog, LogConfig
+from ..eventlog.store import Store, open_store
+from .client import TenantClient
+from .codes import Codes, Resolved
+from .config import PlatformConfig
+from .loader import Launcher, Loader
+from .peers import Lost, Peer
+from .remote import Persistent
+from .timer import Timer
+
+Find: TypeAlias = Callable[[], Awaitable[Peer]]
+
+TIMER_STREAM = "timers/0"
+LOADER_STREAM = "loader"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every actor of a platform is told; it travels to all of them."""
+
+    log_root: str
+    config: PlatformConfig
+    namespace: str
+    callbacks: bytes = b""
+    """Pickle of (load, app)."""
+    is_app: bool = False
+    prefix: str = field(init=False)
+    """Before the names of its actors: platforms on other logs do not meet them."""
+
+    def __post_init__(self) -> None:
+        digest = sha256(self.log_root.encode()).hexdigest()[:10]
+        object.__setattr__(self, "prefix", f"dw-{digest}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for platforms that would decide alike."""
+        told = self.callbacks + self.config.model_dump_json().encode()
+        return sha256(told).hexdigest()
+
+    def name(self, role: str) -> str:
+        """The name of an actor."""
+        return f"{self.prefix}-{role}"
+
+
+def root_of(log: str | Path) -> str:
+    """The log's root as every process of the machine, or of the cluster, can open it."""
+    text = str(log)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    return text if "://" in text else str(Path(text).expanduser().resolve())
+
+
+async def open_log(store: Store, stream: str, *, clock: Clock, ids: Ids) -> EventLog:
+    """The log of an actor that is no tenant; waits while another owner is just giving way."""
+    while True:
+        try:
+            return await EventLog.open(
+                store, stream, tenant_id="", clock=clock, ids=ids, config=LogConfig()
+            )
+        except (Fenced, Unavailable):
+            await asyncio.sleep(0.2)
+
+
+class TimerHouse:
+    """The timer with its log."""
+
+    def __init__(self, setup: Setup, loader: Find) -> None:
+        self._setup = setup
+        self._loader = loader
+        self._log: EventLog | None = None
+        self.target: Timer | None = None
+
+    async def open(self) -> None:
+        """Open the log and start."""
+        store, clock = open_store(self._setup.log_root), SystemClock()
+        self._log = await open_log(store, TIMER_STREAM, clock=clock, ids=SystemIds())
+        self.target = Timer(log=self._log, clock=clock, loader=self._loader)
+        await self.target.open()
+
+    @property
+    def failed(self) -> WorkflowsError | None:
+        """Why the log takes nothing any more."""
+        return None if self._log is None else self._log.failed
+
+    async def close(self) -> None:
+        """Stop, and let go of the log."""
+        if self.target is not None:
+            await self.target.close()
+        if self._log is not None:
+            await self._log.close()
+
+
+class LoaderHouse:
+    """The loader with its log, and the platform's callbacks."""
+
+    failed: WorkflowsError | None = None
+
+    def __init__(self, setup: Setup, launcher: Launcher, timer: Find) -> None:
+        self._setup = setup
+        self._launcher = launcher
+        self._timer = timer
+        self._log: EventLog | None = None
+        self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, SystemIds())
+        self._prefetching: set[asyncio.Task[None]] = set()
+        self._codes: Codes | None = None
+        self.target: LoaderHouse | None = None
+        self._loader: Loader | None = None
+
+    async def open(self) -> None:
+        """Open the log, revive the callbacks, find slots again."""
+        setup, clock, ids = self._setup, SystemClock(), SystemIds()
+        store = open_store(setup.log_root)
+        load, app = cloudpickle.loads(setup.callbacks) if setup.callbacks else (None, None)
+        self._codes = Codes(
+            store,
+            clock=clock,
+            ttl_s=setup.config.code_ttl_seconds,
+            load=load,
+            app=app,
+            peer=self._clients.of,
+        )
+        self._log = await open_log(store, LOADER_STREAM, clock=clock, ids=ids)
+        self._loader = Loader(
+            launcher=self._launcher,
+            timer=self._timer,
+            log=self._log,
+            clock=clock,
+            ids=ids,
+            pool_size=setup.config.pool_size,
+            residents_max=setup.config.tenants_resident_max,
+            prefetch=self._prefetch if load is not None else lambda tenant_id: None,
+        )
+        await self._loader.open()
+        self.target = self
+
+    def __getattr__(self, op: str) -> Any:
+        # What the loader itself does is called under its own name.
+        if op in ("resolve", "wake", "residents", "stats", "slot_started", "released"):
+            return getattr(self.__dict__["_loader"], op)
+        raise AttributeError(op)
+
+    async def fingerprint(self) -> str:
+        """What this loader was told, to compare."""
+        return self._setup.fingerprint
+
+    async def code_current(
+        self, tenant_id: str, binding: str | None, metadata: bytes | None
+    ) -> Resolved:
+        """The code for new instances of a tenant."""
+        assert self._codes is not None
+        return await self._codes.current(tenant_id, binding=binding, metadata=metadata)
+
+    async def code_worker(self, name: str | None, pickled: bytes) -> Any:
+        """Load a worker; `pickled` is its code, or the callback that answers it."""
+        assert self._codes is not None
+        return await self._codes.worker(name, cloudpickle.loads(pickled))
+
+    async def code_forget(self, tenant_id: str) -> None:
+        """Ask the tenant's callback again next time."""
+        assert self._codes is not None
+        await self._codes.forget(tenant_id)
+
+    async def close(self) -> None:
+        """Put every tenant to sleep, end the slots, let go of the log."""
+        if self._loader is not None:
+            await self._loader.close()
+        self._clients.close()
+        if self._log is not None:
+            await self._log.close()
+
+    async def _resolve(self, tenant_id: str, gone: str | None) -> Peer:
+        assert self._loader is not None
+        return await self._loader.resolve(tenant_id, gone)
+
+    def _prefetch(self, tenant_id: str) -> None:
+        task = asyncio.ensure_future(self._fetch(tenant_id))
+        self._prefetching.add(task)
+        task.add_done_callback(self._prefetching.discard)
+
+    async def _fetch(self, tenant_id: str) -> None:
+        assert self._codes is not None
+        try:
+            await self._codes.current(tenant_id)
+        except WorkflowsError:
+            pass  # whoever needs the code will ask, and hear why there is none
+
+
+class Clients:
+    """The clients of tenants in one process, one a tenant."""
+
+    def __init__(
+        self, resolve: Callable[[str, str | None], Awaitable[Peer]], timeout_s: float, ids: Ids
+    ) -> None:
+        self._resolve = resolve
+        self._timeout_s = timeout_s
+        self._id = ids.token()
+        self._clients: dict[str, TenantClient] = {}
+        self._is_closed = False
+
+    def of(self, tenant_id: str) -> TenantClient:
+        """The calls of a tenant; PlatformClosed after `close`."""
+        if self._is_closed:
+            raise PlatformClosed("the platform was closed: connect again")
+        client = self._clients.get(tenant_id)
+        if client is None:
+            client = self._clients[tenant_id] = TenantClient(
+                tenant_id, client_id=self._id, resolve=self._resolve, timeout_s=self._timeout_s
+            )
+        return client
+
+    def close(self) -> None:
+        """Fail what is under way, and everything later."""
+        self._is_closed = True
+        for client in self._clients.values():
+            client.close()
+
+
+async def tell(peer: Persistent, op: str, *args: Any) -> None:
+    """Tell a peer something that it will also find out by itself, if it cannot be told."""
+    try:
+        await peer.call(op, *args)
+    except (Lost, Unavailable):
+        pass

@@ -1,0 +1,76 @@
+"""Pickles: functions of the driver on their way to the loader actor.
+
+A function travels by name where the other process can import its module, and by value where it
+cannot: from `__main__`, from a test that pytest imported by path, and to another machine from
+everything that is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+_INSTALLED = tuple(
+    Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "purelib", "platlib")
+)
+
+
+def dumps(value: Any, *, is_elsewhere: bool) -> bytes:
+    """The value as bytes; `is_elsewhere`: for a machine that has only what is installed here."""
+    with _by_value(module for module in _modules() if _needs_value(module, is_elsewhere)):
+        return bytes(cloudpickle.dumps(value))
+
+
+def _modules() -> list[ModuleType]:
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if name != "__main__" and isinstance(getattr(module, "__file__", None), str)
+    ]
+
+
+def _needs_value(module: ModuleType, is_elsewhere: bool) -> bool:
+    path = Path(str(module.__file__)).resolve()
+    if any(path.is_relative_to(place) for place in _INSTALLED):
+        return False
+    if module.__name__.partition(".")[0] == __name__.partition(".")[0]:
+        return False
+    return is_elsewhere or not _can_be_found(module, path)
+
+
+def _can_be_found(module: ModuleType, path: Path) -> bool:
+    """Whether an import by name, in a process with the same sys.path, finds this file."""
+    try:
+        spec = importlib.util.find_spec(module.__name__)
+    except (ImportError, ValueError):
+        return False
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
+        return False
+    # What sits in sys.modules answers find_spec by itself: look on the path too.
+    relative = Path(*module.__name__.split("."))
+    suffixes = (relative.with_suffix(".py"), relative / "__init__.py")
+    return any((Path(place) / name).is_file() for place in sys.path for name in suffixes)
+
+
+@contextmanager
+def _by_value(modules: Iterator[ModuleType]) -> Iterator[None]:
+    registered = []
+    for module in modules:
+        try:
+            cloudpickle.register_pickle_by_value(module)
+        except ValueError:
+            continue  # not importable under its own name: by value anyhow
+        registered.append(module)
+    try:
+        yield
+    finally:
+        for module in registered:
+            cloudpickle.unregister_pickle_by_value(module)
