@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import platform
 import resource
@@ -101,6 +102,13 @@ def drop_capabilities() -> None:
             prctl(PR_CAPBSET_DROP, capability)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
     syscall("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
+
+
+def move_up(fd: int) -> int:
+    """The same file at a descriptor above those that an isolate uses; the old one is closed."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
+    os.close(fd)
+    return moved
 
 
 def kill(pidfd: int) -> None:

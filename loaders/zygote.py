@@ -18,13 +18,13 @@ import select
 import socket
 import sys
 import warnings
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import msgspec
 
 from ..eventlog.errors import SandboxUnavailable
 from . import inside, kernel
+from .readable import find_readable
 from .walls import Walls, WallsPlan
 
 # --- the control socket: one message a packet, descriptors beside it ------------------------------
@@ -114,7 +114,7 @@ PRELOADED = """
 
 def main(fd: int, stdlib: list[str]) -> NoReturn:
     """The life of a zygote, on this end of the control socket; `stdlib`: where imports may look."""
-    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=_high(fd))
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=kernel.move_up(fd))
     plan = msgspec.msgpack.decode(control.recv(PACKET_BYTES_MAX), type=Plan)
     kernel.die_with_parent()
     kernel.name_process("dw-zygote")
@@ -122,7 +122,7 @@ def main(fd: int, stdlib: list[str]) -> NoReturn:
         os._exit(0)
     try:
         guest, notes = _import_ahead(plan, stdlib)
-        walls = Walls.prepare(plan.walls, readable=_readable(stdlib))
+        walls = Walls.prepare(plan.walls, readable=find_readable(stdlib))
     except SandboxUnavailable as error:
         control.send(_encode(Refused(error.message)))
         os._exit(1)
@@ -132,13 +132,6 @@ def main(fd: int, stdlib: list[str]) -> NoReturn:
     rss_bytes = kernel.memory_bytes(os.getpid())[1]
     control.send(_encode(Ready(walls.level, notes, rss_bytes)))
     _Nursery(control, walls, guest).serve()
-
-
-def _high(fd: int) -> int:
-    """Move a descriptor out of the way of the low numbers that isolates use."""
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
-    os.close(fd)
-    return moved
 
 
 def _import_ahead(plan: Plan, stdlib: list[str]) -> tuple[Any, list[str]]:
@@ -161,36 +154,6 @@ def _import_ahead(plan: Plan, stdlib: list[str]) -> tuple[Any, list[str]]:
     # not they themselves, since site-packages often lies there too.
     importlib.util.find_spec("no_such_module")
     return guest, notes
-
-
-def _readable(stdlib: list[str]) -> list[str]:
-    """Files and directories that lazy imports and tracebacks of what is imported need."""
-    paths = set()
-    for module in list(sys.modules.values()):
-        for path in getattr(module, "__path__", None) or ():
-            paths.add(os.path.realpath(path))
-        origin = getattr(module, "__file__", None)
-        if origin and not getattr(module, "__path__", None):
-            paths.add(os.path.realpath(origin))
-    for path in filter(os.path.isdir, map(os.path.realpath, stdlib)):
-        paths.update(os.path.join(path, name) for name in os.listdir(path) if name not in _FOREIGN)
-    with contextlib.suppress(ImportError):
-        import zoneinfo
-
-        paths.update(os.path.realpath(path) for path in zoneinfo.TZPATH)
-    return _topmost(path for path in paths if os.path.exists(path))
-
-
-_FOREIGN = ("site-packages", "dist-packages")
-
-
-def _topmost(paths: Iterable[str]) -> list[str]:
-    """Without those that lie below another."""
-    kept: list[str] = []
-    for path in sorted(paths):
-        if not (kept and path.startswith(kept[-1].rstrip("/") + "/")):
-            kept.append(path)
-    return kept
 
 
 class _Nursery:
@@ -274,8 +237,8 @@ def _be_isolate(spawn: Spawn, fds: list[int], walls: Walls, guest: Any) -> NoRet
 def _arrange(fds: list[int], keep: list[int]) -> None:
     """0: nothing; 1, 2: the log pipe; 3: the channel; 4: the heartbeat page; the rest closed."""
     channel, page, log = (fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for fd in fds)
-    null = fcntl.fcntl(os.open(os.devnull, os.O_RDONLY), fcntl.F_DUPFD, 200)
-    for fd, number in ((null, 0), (log, 1), (log, 2), (channel, 3), (page, 4)):
+    # 0 is the zygote's own already: nothing.
+    for fd, number in ((log, 1), (log, 2), (channel, 3), (page, 4)):
         os.dup2(fd, number, inheritable=False)
     first = 5
     for fd in sorted(keep):
