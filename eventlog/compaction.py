@@ -35,8 +35,6 @@ from .store import Store
 
 T = TypeVar("T")
 
-TOMBSTONE = "workflow_deleted"
-
 # Below this many rows a thread costs more than the work.
 _INLINE_ROWS = 2_000
 
@@ -181,7 +179,7 @@ async def seal(
 def _without_deleted(manifest: Manifest, rows: Sequence[Row]) -> Sequence[Row]:
     dead: dict[tuple[str, str], int] = {}
     for row in rows:
-        if row.type == TOMBSTONE:
+        if row.type == segment.TOMBSTONE:
             dead[row.workflow, row.instance_id] = row.seq
     if not dead:
         return rows
@@ -321,12 +319,7 @@ async def _find_dead(store: Store, tombs: Iterable[SegmentInfo]) -> tuple[_Dead,
     parts = []
     for info in tombs:
         data = await segment.read(store, info)
-        table = pq.read_table(
-            pa.BufferReader(data),
-            columns=["workflow", "instance_id", "seq", "type"],
-            filters=[("type", "=", TOMBSTONE)],
-            use_threads=False,
-        )
+        table = segment.tombstones(data)
         parts.append(pa.table({"key": _keys(table), "seq": table.column("seq")}))
     newest = pa.concat_tables(parts).group_by("key").aggregate([("seq", "max")])
     keys = newest.column("key").combine_chunks()

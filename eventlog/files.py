@@ -1,0 +1,170 @@
+"""Files of a log as a reader sees them: its streams, and what changed since the last look.
+
+Nothing is locked and nothing is written. A look costs a few `stat` calls per stream on a local
+disk, two listings elsewhere; only what changed is read.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .events import Row
+from .manifest import Manifest, manifest_prefix, tenant_stream
+from .recovery import Tail, read_tail
+from .store import Store
+from .wal import wal_prefix
+
+# File times tick every few milliseconds: a file may change after it was read and show the same
+# time. What was read is trusted only if it had looked the same for longer than this.
+SETTLED_S = 0.05
+
+Mark = tuple[object, ...]
+"""What a stream's files look like from outside; equal marks mean no change."""
+
+
+@dataclass
+class StreamState:
+    """What a reader knows of one stream."""
+
+    stream: str
+    manifest: Manifest
+    last_seq: int
+    mark: Mark
+    mark_since_s: float
+    """When this mark was first seen, and when the files were read, on the monotonic clock."""
+    read_s: float
+    wal_path: Path | None = None
+    is_settled: bool = True
+    """False while rows of a superseded owner may still vanish."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became known of a stream: all rows of its tail if `is_whole`, else the new ones."""
+
+    state: StreamState
+    rows: list[Row]
+    is_whole: bool
+    is_new_manifest: bool
+
+
+class LogFiles:
+    """Follows the streams of all tenants, or of one."""
+
+    def __init__(self, store: Store, *, tenant: str | None = None) -> None:
+        self._store = store
+        self._tenant = tenant
+        self.states: dict[str, StreamState] = {}
+
+    def look(self, *, again: bool = False) -> tuple[list[Update], list[StreamState]]:
+        """What changed, and the streams that are gone. `again`: as if nothing were known."""
+        if again:
+            self.states.clear()
+        streams = self._streams()
+        gone = [self.states.pop(stream) for stream in set(self.states) - set(streams)]
+        return [update for stream in streams if (update := self._look(stream))], gone
+
+    def _streams(self) -> list[str]:
+        if self._tenant is not None:
+            return [tenant_stream(self._tenant)]
+        directory = self._store.local_path("tenants")
+        if directory is None:
+            entries = self._store.list_blocking("tenants/")
+            return sorted({"/".join(entry.key.split("/")[:2]) for entry in entries})
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            return []
+        return sorted(f"tenants/{name}" for name in names if name.startswith("tenant="))
+
+    def _look(self, stream: str) -> Update | None:
+        known = self.states.get(stream)
+        now_s = time.monotonic()
+        mark = self._mark(stream, known)
+        if known is not None and mark == known.mark:
+            if known.read_s - known.mark_since_s > SETTLED_S:
+                return None
+            since_s = known.mark_since_s
+        else:
+            since_s = now_s
+        after = known.last_seq if known is not None and known.is_settled else 0
+        tail = read_tail(self._store, stream, after=after)
+        if tail is None:
+            return None
+        if known is not None and after and tail.manifest.epoch != known.manifest.epoch:
+            after, tail = 0, read_tail(self._store, stream) or tail
+        state = self._state(stream, tail, mark, since_s, now_s, known, after)
+        self.states[stream] = state
+        is_new = known is None or known.manifest.version != tail.manifest.version
+        if known is not None and after and not tail.rows and not is_new:
+            return None
+        return Update(state, tail.rows, is_whole=not after, is_new_manifest=is_new)
+
+    def _state(
+        self,
+        stream: str,
+        tail: Tail,
+        mark: Mark,
+        since_s: float,
+        now_s: float,
+        known: StreamState | None,
+        after: int,
+    ) -> StreamState:
+        if tail.rows:
+            is_settled = tail.rows[-1].epoch == tail.manifest.epoch
+        else:
+            is_settled = bool(after) and known is not None and known.is_settled
+        return StreamState(
+            stream,
+            tail.manifest,
+            tail.last_seq,
+            mark,
+            since_s,
+            now_s,
+            self._newest_wal(stream),
+            is_settled,
+        )
+
+    def _mark(self, stream: str, known: StreamState | None) -> Mark:
+        directory = self._store.local_path(stream)
+        if directory is None:
+            return tuple(self._listing(stream))
+        path = known.wal_path if known is not None else None
+        return (
+            _changed_ns(directory / "manifest"),
+            _changed_ns(directory / "wal"),
+            _size_and_time(path) if path is not None else None,
+        )
+
+    def _listing(self, stream: str) -> Iterator[tuple[str, int]]:
+        for prefix in (manifest_prefix(stream), wal_prefix(stream)):
+            for entry in self._store.list_blocking(prefix):
+                yield entry.key, entry.size
+
+    def _newest_wal(self, stream: str) -> Path | None:
+        directory = self._store.local_path(f"{stream}/wal")
+        if directory is None:
+            return None
+        try:
+            return directory / max(os.listdir(directory), default="none")
+        except FileNotFoundError:
+            return None
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns

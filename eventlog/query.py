@@ -1,0 +1,369 @@
+"""Query: SQL over a log, sealed segments and hot tail alike, with no cluster running.
+
+Every statement sees what the files held when it began. A row is seen in exactly one place: up to
+the manifest's `sealed_seq` in the segments that it names, above that in the tail that was read
+with it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+from .errors import InvalidError, QueryError
+from .files import LogFiles, Update
+from .guard import check_select
+from .store import Store, open_store
+from .views import DEAD, FOLDS, NAMES, SEALED, STORED, TABLES, TAIL, events_sql, files_relation
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+Params = Sequence[object] | dict[str, object] | None
+
+MEMORY_LIMIT = "1GB"
+THREADS = 2
+
+# A merge may remove a file between the look at the manifest and the reading; each try looks again.
+_TRIES_MAX = 4
+
+
+def connect_duckdb(
+    log: str | Path | Store,
+    *,
+    tenant: str | None = None,
+    memory_limit: str = MEMORY_LIMIT,
+    threads: int = THREADS,
+) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with the views `events`, `instances`, `steps`, `attempts`, `waits`.
+
+    The views follow the log: each statement begins with a look at its files. With `tenant` the
+    connection takes one SELECT at a time, sees that tenant alone and reaches nothing outside.
+    `memory_limit` as DuckDB writes it. Raises InvalidError where no log can be. (The object
+    forwards to a DuckDB connection; `.connection` is that one, whose views stay as they are.)
+    """
+    store, is_own = _store_of(log)
+    root = store.local_path("tenants")
+    if root is not None and not root.parent.is_dir():
+        raise InvalidError(f"{root.parent} does not exist: give the root of a log")
+    views = LogViews(store, tenant=tenant, memory_limit=memory_limit, threads=threads)
+    views.refresh()
+    return cast("duckdb.DuckDBPyConnection", LogConnection(views, is_own_store=is_own))
+
+
+class Reader:
+    """Answers queries over a log; keeps its connection, and may be called from any thread."""
+
+    def __init__(
+        self,
+        log: str | Path | Store,
+        *,
+        tenant: str | None = None,
+        memory_limit: str = MEMORY_LIMIT,
+        threads: int = THREADS,
+    ) -> None:
+        self._store, self._is_own_store = _store_of(log)
+        self._views = LogViews(
+            self._store, tenant=tenant, memory_limit=memory_limit, threads=threads
+        )
+        self._lock = threading.Lock()
+
+    def query(self, sql: str, params: Params = None) -> pa.Table:
+        """The answer over all that was acknowledged before the call; QueryError for bad SQL.
+
+        `params`: a list for `?`, a dict for `$name`.
+        """
+        with self._lock:
+            return self._views.query(sql, params)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        with self._lock:
+            self._views.close()
+            if self._is_own_store:
+                _finish(self._store)
+
+
+def _store_of(log: str | Path | Store) -> tuple[Store, bool]:
+    if isinstance(log, str | Path):
+        return open_store(log), True
+    return log, False
+
+
+def _finish(store: Store) -> None:
+    closing = store.close()
+    try:
+        closing.send(None)
+    except StopIteration:
+        return
+    closing.close()
+    raise AssertionError("a store that is only read from closes at once")
+
+
+class LogViews:
+    """One DuckDB instance in memory whose views follow a log."""
+
+    def __init__(
+        self, store: Store, *, tenant: str | None, memory_limit: str, threads: int
+    ) -> None:
+        self._store = store
+        self._tenant = tenant
+        self._memory_limit = memory_limit
+        self._threads = threads
+        self._is_closed = False
+        self._open()
+
+    def _open(self) -> None:
+        self.files = LogFiles(self._store, tenant=self._tenant)
+        self._segments: list[str] = []
+        self._has_dead = False
+        self._is_locked = False
+        self.connection = _connect(self._memory_limit, self._threads, self._tenant)
+        # Its own connection, so that a transaction of the user's is neither seen nor disturbed.
+        self._writer = self.connection.cursor()
+        self._writer.execute(TABLES)
+        self._define(first=True)
+
+    def close(self) -> None:
+        """Let go of memory and files."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._writer.close()
+            self.connection.close()
+
+    def check(self, sql: object) -> None:
+        """Raise QueryError for what a tenant may not run."""
+        if self._tenant is not None:
+            check_select(self._writer, str(sql))
+
+    def query(self, sql: str, params: Params = None) -> pa.Table:
+        """As Reader.query."""
+        import duckdb
+        import pyarrow as pa
+
+        if self._is_closed:
+            raise InvalidError("this reader was closed: open a new one")
+        for tries_left in reversed(range(_TRIES_MAX)):
+            self.refresh(again=tries_left < _TRIES_MAX - 1)
+            self.check(sql)
+            try:
+                relation = self.connection.sql(sql, params=params)
+                table = relation.to_arrow_table() if relation is not None else pa.table({})
+                return cast("pa.Table", table)
+            except (duckdb.IOException, OSError) as error:
+                if not tries_left:
+                    raise QueryError(str(error)) from None
+            except duckdb.Error as error:
+                raise QueryError(str(error)) from None
+        raise AssertionError("the last try returns or raises")
+
+    # -- following the log ------------------------------------------------------------------------
+
+    def refresh(self, *, again: bool = False) -> None:
+        """Take in what changed in the log's files since the last look."""
+        updates, gone = self.files.look(again=again)
+        is_open = self._tenant is not None and not self._is_locked
+        if not updates and not gone and not is_open:
+            return
+        segments = self._sealed_keys()
+        if segments != self._segments and self._is_locked:
+            # What a locked connection may read is fixed, so it is replaced.
+            self.connection.close()
+            self._open()
+            updates, gone = self.files.look()
+            segments = self._sealed_keys()
+        self._writer.begin()
+        try:
+            for state in gone:
+                self._forget(state.manifest.tenant_id)
+            for update in updates:
+                self._take(update)
+            self._define(segments)
+            self._writer.commit()
+        except BaseException:
+            self._writer.rollback()
+            self.files.states.clear()
+            raise
+
+    def _sealed_keys(self) -> list[str]:
+        return [
+            info.key
+            for state in self.files.states.values()
+            for info in state.manifest.segments
+            if info.rows
+        ]
+
+    def _forget(self, tenant_id: str) -> None:
+        self._writer.execute(f"DELETE FROM {TAIL} WHERE tenant_id = ?", [tenant_id])
+        self._writer.execute(f"DELETE FROM {DEAD} WHERE tenant_id = ?", [tenant_id])
+
+    def _take(self, update: Update) -> None:
+        from . import segment
+
+        manifest = update.state.manifest
+        tenant_id = manifest.tenant_id
+        if update.is_whole:
+            self._forget(tenant_id)
+        elif update.is_new_manifest:
+            self._writer.execute(
+                f"DELETE FROM {TAIL} WHERE tenant_id = ? AND seq <= ?",
+                [tenant_id, manifest.sealed_seq],
+            )
+        if update.rows:
+            table = segment.to_table(tenant_id, update.rows)
+            columns = ", ".join(f'"{name}"' for name in STORED)
+            self._insert(f"INSERT INTO {TAIL} SELECT {columns} FROM incoming", table)
+            self._writer.execute(
+                f"INSERT INTO {DEAD} SELECT tenant_id, workflow, instance_id, seq FROM {TAIL} "
+                "WHERE tenant_id = ? AND seq >= ? AND type = 'workflow_deleted'",
+                [tenant_id, update.rows[0].seq],
+            )
+        if update.is_new_manifest:
+            for info in manifest.segments:
+                if info.tombstones:
+                    self._insert(
+                        f"INSERT INTO {DEAD} FROM incoming",
+                        segment.tombstones(self._store.get_blocking(info.key)),
+                    )
+
+    def _insert(self, sql: str, table: pa.Table) -> None:
+        self._writer.register("incoming", table)
+        try:
+            self._writer.execute(sql)
+        finally:
+            self._writer.unregister("incoming")
+
+    def _define(self, segments: Sequence[str] = (), *, first: bool = False) -> None:
+        has_dead = bool(self._writer.execute(f"SELECT 1 FROM {DEAD} LIMIT 1").fetchall())
+        keys = list(segments)
+        if first or keys != self._segments or has_dead != self._has_dead:
+            self._writer.execute(events_sql(self._sealed(keys), has_dead=has_dead))
+        if first:
+            for definition in FOLDS:
+                self._writer.execute(definition)
+        self._segments, self._has_dead = keys, has_dead
+        if self._tenant is not None and not first and not self._is_locked:
+            self._lock_down(keys)
+
+    def _sealed(self, keys: Sequence[str]) -> str | None:
+        if not keys:
+            return None
+        if (paths := self._paths(keys)) is not None:
+            return files_relation(paths)
+        from .remote import dataset
+
+        # Registered names belong to one connection, so both get it.
+        for connection in (self._writer, self.connection):
+            connection.register(SEALED, dataset(self._store, keys))
+        return SEALED
+
+    def _paths(self, keys: Iterable[str]) -> list[str] | None:
+        paths = [self._store.local_path(key) for key in keys]
+        return None if None in paths else [str(path) for path in paths]
+
+    def _lock_down(self, keys: Sequence[str]) -> None:
+        """From here on this instance reads these files, and its settings stay as they are."""
+        import duckdb
+
+        # `allowed_paths` lets a statement write as well as read: check_select takes SELECT only.
+        paths = self._paths(keys) or []
+        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        for setting in (
+            f"allowed_paths = [{listed}]",
+            "enable_external_access = false",
+            "lock_configuration = true",
+        ):
+            try:
+                self._writer.execute(f"SET GLOBAL {setting}")
+            except duckdb.Error:
+                self.close()
+                raise
+        self._is_locked = True
+
+
+def _connect(memory_limit: str, threads: int, tenant: str | None) -> duckdb.DuckDBPyConnection:
+    import duckdb
+
+    # Spilling is for the platform's queries; a tenant's must not fill the disk.
+    spill = "" if tenant is not None else f"{tempfile.gettempdir()}/dynamic-workflows-{os.getpid()}"
+    connection = duckdb.connect(
+        ":memory:",
+        config={
+            "memory_limit": memory_limit,
+            "threads": str(threads),
+            "temp_directory": spill,
+            "allow_community_extensions": "false",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "python_enable_replacements": "false",
+        },
+    )
+    connection.execute("LOAD icu")
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")
+    connection.execute("LOAD parquet")
+    # Segments never change under their names.
+    connection.execute("SET GLOBAL parquet_metadata_cache = true")
+    return connection
+
+
+class LogConnection:
+    """A DuckDB connection that looks at the log before each statement."""
+
+    _READS = frozenset(
+        {"execute", "executemany", "from_query", "query", "sql", "table", "view", "cursor"}
+    )
+
+    def __init__(self, views: LogViews, *, is_own_store: bool) -> None:
+        self._views = views
+        self._is_own_store = is_own_store
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The connection itself, for what insists on one; its views follow only calls made here."""
+        return self._views.connection
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        import duckdb
+
+        return duckdb.DuckDBPyConnection
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._READS:
+            return getattr(self._views.connection, name)
+        return self._reading(name)
+
+    def _reading(self, name: str) -> Callable[..., Any]:
+        def read(*args: Any, **kwargs: Any) -> Any:
+            self._views.refresh()
+            if name not in ("table", "view", "cursor"):
+                self._views.check(args[0] if args else kwargs.get("query"))
+            return getattr(self._views.connection, name)(*args, **kwargs)
+
+        return read
+
+    def close(self) -> None:
+        """Close it."""
+        self._views.close()
+        if self._is_own_store:
+            _finish(self._views._store)
+
+    def __enter__(self) -> LogConnection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+__all__ = ["NAMES", "Params", "Reader", "connect_duckdb"]
