@@ -15,7 +15,7 @@ STAMP := $(VENV)/installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' 
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install fmt lint types unit test slow demo bench clean
+.PHONY: help install fmt lint types unit test azurite slow demo bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*##  *\(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) \
@@ -49,7 +49,13 @@ lint: $(STAMP)  ## check format and style
 types: $(STAMP)  ## check types
 	$(RUN) -m mypy
 
-unit: $(STAMP)  ## run the tests that are not slow; PYTEST_ARGS adds arguments
+# Azure's own emulator, for the tests of the store on Azure; without node they are skipped.
+AZURITE := $(VENV)/azurite/node_modules/.bin/azurite-blob
+azurite: $(STAMP)  ## install Azure's emulator for the tests, where node and its registry are there
+	@test -x $(AZURITE) || ! command -v npm >/dev/null || npm install --silent --no-audit --no-fund \
+		--prefix $(VENV)/azurite azurite@3 >/dev/null 2>&1 || echo 'no azurite: its tests are skipped'
+
+unit: $(STAMP) azurite  ## run the tests that are not slow; PYTEST_ARGS adds arguments
 	$(RUN) -m pytest -m 'not slow' $(PYTEST_ARGS)
 
 # One after the other, also under `make -j`: the order is from cheap to dear.

@@ -130,6 +130,7 @@ class Walk:
             number = version_of(entry.key)
             if number is not None and entry.key == wal_key(self.stream, number):
                 found.append((number, entry))
+        found.sort(key=lambda pair: pair[0])
         highest = max([self.manifest.wal_last, *(number for number, _ in found)])
         for expected, number in zip(
             range(first, highest + 1), [number for number, _ in found] + [0], strict=False
