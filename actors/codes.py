@@ -21,6 +21,7 @@ from ..eventlog.errors import CodeError, Unavailable, WorkflowsError
 from ..eventlog.store import AlreadyExists, NotFound, Store
 from ..loaders.bundle import Bundle, Grants, WorkerCode, bundle_of, code_key, from_stored
 from ..loaders.calls import Calls
+from ..loaders.entrypoints import build
 from ..loaders.records import Record
 from ..loaders.service import (
     App,
@@ -294,8 +295,7 @@ async def _answer(what: str, callback: Callable[[], Any]) -> Any:
 
 
 async def _handed_over(kind: type[Any], env: Record, event: DispatchEvent) -> EntrypointStub:
-    entrypoint = kind.__new__(kind)
-    entrypoint.env, entrypoint.ctx = env, Record(props=None)
+    entrypoint = build(kind, env=env, ctx=Record(props=None))
     step = DispatchStep()
 
     async def run() -> None:
@@ -310,7 +310,8 @@ async def _handed_over(kind: type[Any], env: Record, event: DispatchEvent) -> En
             found = step.found.result()
             if isinstance(found, EntrypointStub):
                 return found
-        return await _answer("load_runner", lambda: _not_dispatched(task))
+        await _answer("load_runner", lambda: _not_dispatched(task))
+        raise AssertionError("it raises")
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -158,6 +158,11 @@ def from_stored(data: bytes, content_hash: str) -> Bundle:
     return bundle
 
 
+def decode(data: bytes) -> Bundle:
+    """The bundle that `stored` wrote, from a trusted hand."""
+    return _DECODER.decode(data)
+
+
 def code_key(content_hash: str) -> str:
     """Where a bundle lies under the log's root."""
     return f"code/{content_hash}"
@@ -186,7 +191,7 @@ def bundle_of(code: WorkerCode, *, own_binding: bool = False) -> tuple[Bundle, G
         env=env,
         outbound=outbound,
         tails=tails,
-        limits=_limits(code.limits),
+        limits=checked_limits(code.limits),
         packages=sorted(code.packages),
         schedules={
             name: [crons] if isinstance(crons, str) else list(crons)
@@ -261,7 +266,8 @@ def _service(name: str, service: Service, grants: Grants, *, place: str) -> Gran
     return Granted(name, "service", pickle=data, identity=identity)
 
 
-def _limits(limits: Mapping[str, int] | None) -> dict[str, int]:
+def checked_limits(limits: Mapping[str, int] | None) -> dict[str, int]:
+    """The limits, or CodeError for one that does not exist."""
     if not limits:
         return {}
     unknown = limits.keys() - LIMITS

@@ -1,0 +1,136 @@
+"""GuestCalls: what tenant code asks of the bindings in its `env`, with its rights alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Protocol
+
+from ..eventlog import codec
+from ..eventlog.errors import InvalidError, LimitExceededError, WorkflowsError
+from ..loaders import faults, wire
+from ..loaders.bundle import Granted
+from ..loaders.calls import TENANT_OPS, pack_answer, unpack_args
+from .codes import CodeSource
+from .hosts import Host
+
+_logger = logging.getLogger("dynamic_workflows.tenant")
+_TAIL_RECORDS_MAX = 10_000
+
+
+class Desk(Protocol):
+    """The tenant, as its own code reaches it."""
+
+    tenant_id: str
+
+    async def call(self, op: str, args: dict[str, Any]) -> Any:
+        """Carry out an operation."""
+        ...
+
+    async def caught_up(self) -> None:
+        """Wait until everything that was decided has taken effect."""
+        ...
+
+
+class GuestCalls:
+    """Answers the calls of guests, and passes on what they print."""
+
+    def __init__(self, desk: Desk, codes: CodeSource) -> None:
+        self._desk = desk
+        self._codes = codes
+        self._records: dict[Host, list[dict[str, Any]]] = {}
+        self._tails: set[asyncio.Task[None]] = set()
+
+    async def answer(self, host: Host, life: int, call: wire.Call) -> None:
+        """Carry out the call and send the outcome, whatever it is."""
+        try:
+            # What the code did before it called is safe before the call takes effect.
+            await self._desk.caught_up()
+            self._count(host, life)
+            reply = wire.Reply(call.call, value=await self._value(host, call))
+        except Exception as error:  # of a service too: it reaches the tenant as data
+            reply = wire.Reply(call.call, error=faults.to_wire(error))
+        host.send([wire.pack(reply, life=life)])
+
+    def _count(self, host: Host, life: int) -> None:
+        most = host.limits.get("subrequests")
+        if most is None:
+            return
+        host.subrequests[life] = used = host.subrequests.get(life, 0) + 1
+        if used > most:
+            raise LimitExceededError(
+                f"the code may call its bindings {most} times", limit="subrequests"
+            )
+
+    async def _value(self, host: Host, call: wire.Call) -> bytes:
+        assert host.bundle is not None, "it has sent a frame"
+        assert host.services is not None
+        if not call.target:
+            if call.method != "fetch":
+                raise InvalidError(f"the gateway has no method {call.method!r}")
+            return await host.services.fetch(call.args, call.kwargs)
+        granted = host.bundle.granted(call.target)
+        if granted is None or granted.kind == "value":
+            raise InvalidError(f"env has nothing to call under the name {call.target!r}")
+        if granted.kind == "service":
+            return await host.services.call(call.target, call.method, call.args, call.kwargs)
+        return await self._workflows(granted, call)
+
+    async def _workflows(self, granted: Granted, call: wire.Call) -> bytes:
+        if call.method not in TENANT_OPS:
+            raise InvalidError(f"a workflow binding has no operation {call.method!r}")
+        args = unpack_args(call.args)
+        # These are the platform's to say, and no tenant's.
+        for name in ("metadata", "binding", "token"):
+            args.pop(name, None)
+        desk: Any = self._desk
+        if granted.metadata is not None:
+            args["metadata"] = granted.metadata
+            args["binding"] = granted.binding_name
+            tenant_id = _tenant_of(granted.metadata)
+            if tenant_id is not None and tenant_id != self._desk.tenant_id:
+                desk = self._codes.peer(tenant_id)
+        return pack_answer(await desk.call(call.method, args))
+
+    # --- logs
+
+    def log(self, host: Host, life: int, log: wire.Log) -> None:
+        """Pass on a line that the guest printed."""
+        _logger.debug("tenant %r: %s: %s", self._desk.tenant_id, log.level, log.text)
+        if host.bundle is None or not host.bundle.tails:
+            return
+        record = {
+            "kind": "log",
+            "tenant_id": self._desk.tenant_id,
+            "code_hash": host.code_hash,
+            "level": log.level,
+            "text": log.text,
+            "step": log.step,
+            "attempt": log.attempt,
+            "dropped": log.dropped,
+        }
+        records = self._records.setdefault(host, [])
+        if len(records) < _TAIL_RECORDS_MAX:
+            records.append(record)
+        if len(records) == 1:
+            task = asyncio.ensure_future(self._tail(host))
+            self._tails.add(task)
+            task.add_done_callback(self._tails.discard)
+
+    async def _tail(self, host: Host) -> None:
+        await asyncio.sleep(0)  # what is printed in one turn travels together
+        records = self._records.pop(host)
+        assert host.services is not None
+        try:
+            await host.services.tail(records)
+        except Exception as error:  # a tail is an observer: its mistakes are its own
+            _logger.warning("tenant %r: a tail failed: %r", self._desk.tenant_id, error)
+
+
+def _tenant_of(metadata: bytes) -> str | None:
+    try:
+        value = codec.decode(metadata)
+    except WorkflowsError:
+        return None
+    tenant_id = value.get("tenant_id") if isinstance(value, dict) else None
+    return tenant_id if isinstance(tenant_id, str) else None

@@ -1,0 +1,353 @@
+"""Hosts: the isolates of one tenant, one for each code that is in use, started when needed.
+
+A host holds several lifetimes of the same code. What its guest says is decoded here and handed on
+as typed messages; whatever no correct guest would send ends the isolate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
+
+from ..eventlog import codec
+from ..eventlog.clock import US, Clock, TimerHandle
+from ..eventlog.errors import CodeError, Unavailable, WorkflowsError
+from ..loaders.bundle import Bundle
+from ..loaders.isolate import Exit, Isolate, Isolates, Limits
+from ..loaders.wire import (
+    Call,
+    Error,
+    Export,
+    Frame,
+    Invoke,
+    Loaded,
+    Log,
+    ProtocolViolation,
+    Reply,
+    pack,
+    unpack_from_guest,
+)
+from .codes import CodeSource
+from .services import Services
+
+if TYPE_CHECKING:
+    from .config import PlatformConfig
+
+HostKey: TypeAlias = tuple[str, str | None, tuple[tuple[str, int], ...]]
+"""(code hash, name of a worker or None for the tenant's own code, limits below the code's own)"""
+
+_BACK_OFF_US = 50_000
+_BACK_OFF_US_MAX = 30 * US
+
+
+class Listener(Protocol):
+    """Who hears what guests say: the tenant's shell."""
+
+    def on_messages(self, host: Host, messages: list[tuple[int, msgspec.Struct]]) -> None:
+        """Messages about lifetimes, in order. Raises ProtocolViolation to end the isolate."""
+        ...
+
+    def on_call(self, host: Host, life: int, call: Call) -> None:
+        """The guest calls a binding."""
+        ...
+
+    def on_log(self, host: Host, life: int, log: Log) -> None:
+        """The guest printed."""
+        ...
+
+    def on_ready(self, host: Host) -> None:
+        """The code is loaded, or loading failed (`host.error`)."""
+        ...
+
+    def on_lost(self, host: Host, lives: list[int], exit: Exit) -> None:
+        """The isolate is gone with these lifetimes in it."""
+        ...
+
+
+class Host:
+    """One code of one tenant in one isolate."""
+
+    def __init__(self, key: HostKey, hosts: Hosts) -> None:
+        self.key = key
+        self._hosts = hosts
+        self.isolate: Isolate | None = None
+        self.bundle: Bundle | None = None
+        self.services: Services | None = None
+        self.exports: dict[str, Export] = {}
+        self.limits: dict[str, int] = {}
+        self.error: WorkflowsError | None = None
+        self.retry_us = 0
+        """When loading may be tried again, after an error."""
+        self.is_ready = False
+        self.lives: set[int] = set()
+        self.used_us = 0
+        self.subrequests: dict[int, int] = {}
+        self._invokes: dict[int, asyncio.Future[Reply]] = {}
+        self._numbers = 0
+        self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loaded.add_done_callback(_seen)
+
+    @property
+    def code_hash(self) -> str:
+        """The code it runs."""
+        return self.key[0]
+
+    async def loaded(self) -> None:
+        """Wait until the code is loaded; raises what loading raised."""
+        await asyncio.shield(self._loaded)
+
+    def send(self, frames: list[Frame]) -> None:
+        """Hand messages to the guest; they are lost if it is gone."""
+        if self.isolate is not None:
+            self.isolate.send(frames)
+
+    async def invoke(self, **call: Any) -> bytes:
+        """Call a method of an entrypoint: codec text of its answer, or the error it raised."""
+        self._numbers += 1
+        number = self._numbers
+        future = self._invokes[number] = asyncio.get_running_loop().create_future()
+        self.send([pack(Invoke(call=number, **call))])
+        try:
+            reply = await future
+        finally:
+            self._invokes.pop(number, None)
+            self.used_us = self._hosts.clock.now_us()
+        if reply.error is not None:
+            raise GuestError(reply.error)
+        return reply.value or b"null"
+
+    def is_unused(self) -> bool:
+        """Whether nothing of the tenant's lives in it."""
+        return not self.lives and not self._invokes and self.is_ready
+
+    def kill(self, reason: str, *, kind: str, is_tenants_own: bool) -> None:
+        """End the isolate."""
+        if self.isolate is not None:
+            self.isolate.kill(Exit(reason, is_tenants_own, kind=kind))
+
+    # --- what the isolate says
+
+    def _on_frames(self, frames: list[Frame]) -> None:
+        if self._hosts.of(self.key) is not self:
+            return
+        self.used_us = self._hosts.clock.now_us()
+        about_lives: list[tuple[int, msgspec.Struct]] = []
+        try:
+            for kind, life, body in frames:
+                message = unpack_from_guest(kind, body)
+                if isinstance(message, Reply | Loaded | Call | Log):
+                    self._on_own(life, message)
+                else:
+                    about_lives.append((life, message))
+            if about_lives:
+                self._hosts.listener.on_messages(self, about_lives)
+        except ProtocolViolation as violation:
+            self.kill(f"protocol: {violation}", kind="protocol", is_tenants_own=True)
+
+    def _on_own(self, life: int, message: Reply | Loaded | Call | Log) -> None:
+        if isinstance(message, Reply):
+            future = self._invokes.get(message.call)
+            if future is not None and not future.done():
+                self._hosts.check(message.value)
+                future.set_result(message)
+        elif isinstance(message, Call):
+            self._hosts.listener.on_call(self, life, message)
+        elif isinstance(message, Log):
+            self._hosts.listener.on_log(self, life, message)
+        elif not self._loaded.done():
+            self._on_loaded(message)
+
+    def _on_loaded(self, message: Loaded) -> None:
+        if message.error is not None:
+            error = message.error
+            code = message.code if message.code in _LOAD_CODES else "code.import_failed"
+            text = f"the code cannot be loaded: {error.name}: {error.message}"
+            self._fail(CodeError(text, code=code))
+            self.kill("closed: its code cannot be loaded", kind="closed", is_tenants_own=False)
+            return
+        self.exports = {export.name: export for export in message.exports}
+        self.is_ready = True
+        self._loaded.set_result(None)
+        self._hosts.listener.on_ready(self)
+
+    def _fail(self, error: WorkflowsError) -> None:
+        self.error = error
+        self.retry_us = self._hosts.retry_at(self)
+        if not self._loaded.done():
+            self._loaded.set_exception(error)
+        self._hosts.listener.on_ready(self)
+
+    def _on_exit(self, exit: Exit) -> None:
+        self.isolate, self.is_ready = None, False
+        if not self._loaded.done():
+            kind = "import_failed" if exit.is_tenants_own else "load_failed"
+            self._fail(CodeError(f"the isolate ended: {exit.reason}", code=f"code.{kind}"))
+        elif self.error is None:
+            self._hosts.forget(self)
+        lives, self.lives = sorted(self.lives), set()
+        for future in self._invokes.values():
+            if not future.done():
+                future.set_exception(Unavailable(f"the isolate ended: {exit.reason}"))
+        self._hosts.listener.on_lost(self, lives, exit)
+
+
+_LOAD_CODES = frozenset({"code.invalid", "code.import_failed", "code.class_missing"})
+
+
+class GuestError(Exception):
+    """What tenant code raised, as data."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(f"{error.name}: {error.message}")
+        self.error = error
+
+
+class Hosts:
+    """The hosts of one tenant by code."""
+
+    def __init__(
+        self,
+        isolates: Isolates,
+        codes: CodeSource,
+        config: PlatformConfig,
+        *,
+        clock: Clock,
+        listener: Listener,
+    ) -> None:
+        self.clock = clock
+        self.listener = listener
+        self._isolates = isolates
+        self._codes = codes
+        self._config = config
+        self._hosts: dict[HostKey, Host] = {}
+        self._deaths: dict[HostKey, int] = {}
+        self._starting: set[asyncio.Task[None]] = set()
+        self._sweep: TimerHandle | None = None
+        self._is_closed = False
+
+    def __iter__(self) -> Iterator[Host]:
+        return iter(list(self._hosts.values()))
+
+    def of(self, key: HostKey) -> Host | None:
+        """The host of this code, if there is one."""
+        return self._hosts.get(key)
+
+    def get(self, key: HostKey) -> Host:
+        """The host of this code; starts one where there is none, or where the last try is old."""
+        host = self._hosts.get(key)
+        if host is None or (host.error is not None and host.retry_us <= self.clock.now_us()):
+            host = self._hosts[key] = Host(key, self)
+            host.used_us = self.clock.now_us()
+            task = asyncio.ensure_future(self._start(host))
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+            self._sweep_later()
+        return host
+
+    async def ready(self, key: HostKey, *, fresh: bool = False) -> Host:
+        """The host of this code, loaded, or CodeError; `fresh` forgets a past failure."""
+        held = self._hosts.get(key)
+        if fresh and held is not None and held.error is not None:
+            del self._hosts[key]
+        host = self.get(key)
+        await host.loaded()
+        return host
+
+    def forget(self, host: Host) -> None:
+        """The host is gone; the next `get` starts another."""
+        if self._hosts.get(host.key) is host:
+            del self._hosts[host.key]
+
+    def retry_at(self, host: Host) -> int:
+        """When to try again after one more failure."""
+        deaths = self._deaths[host.key] = self._deaths.get(host.key, 0) + 1
+        back_off_us = min(_BACK_OFF_US << min(deaths - 1, 20), _BACK_OFF_US_MAX)
+        return self.clock.now_us() + back_off_us
+
+    def made_progress(self, host: Host) -> None:
+        """What it runs gets somewhere: earlier failures do not count any more."""
+        self._deaths.pop(host.key, None)
+
+    def check(self, value: bytes | None) -> None:
+        """Prove that text from a guest is a value; ProtocolViolation when it is none."""
+        if value is not None:
+            try:
+                codec.check(value, self._config.value_bytes_max)
+            except WorkflowsError as error:
+                raise ProtocolViolation(f"a value does not decode: {error}") from None
+
+    async def close(self) -> None:
+        """End every isolate."""
+        self._is_closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for task in list(self._starting):
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        hosts, self._hosts = self._hosts, {}
+        for host in hosts.values():
+            host.kill("closed", kind="closed", is_tenants_own=False)
+
+    async def _start(self, host: Host) -> None:
+        try:
+            bundle = host.bundle = await self._codes.bundle(host.code_hash)
+            host.limits = _lower(bundle.limits, dict(host.key[2]))
+            host.services = Services(bundle, self._codes.live(host.code_hash))
+            isolate = await self._isolates.start(
+                limits=self._limits(host.limits),
+                on_frames=host._on_frames,
+                on_exit=host._on_exit,
+            )
+        except WorkflowsError as error:
+            host._fail(error)
+            return
+        host.isolate = isolate
+        options = {
+            "threads": self._config.threads,
+            "value_bytes_max": self._config.value_bytes_max,
+            "network": bundle.outbound is not None,
+        }
+        load = bundle.load_message(packages=self._config.packages, options=options)
+        isolate.send([pack(load)])
+
+    def _limits(self, limits: dict[str, int]) -> Limits:
+        config = self._config
+        return Limits(
+            memory_mb=min(config.memory_mb, limits.get("memory_mb", config.memory_mb)),
+            turn_cpu_ms=min(
+                round(config.turn_cpu_seconds * 1000), limits.get("cpu_ms", 1_000_000_000)
+            ),
+            turn_wall_ms=round(config.turn_wall_seconds * 1000),
+        )
+
+    # --- isolates that nobody needs
+
+    def _sweep_later(self) -> None:
+        if self._sweep is None and not self._is_closed:
+            idle_us = round(self._config.isolate_idle_seconds * US)
+            self._sweep = self.clock.call_at(self.clock.now_us() + idle_us, self._sweep_now)
+
+    def _sweep_now(self) -> None:
+        self._sweep = None
+        oldest_us = self.clock.now_us() - round(self._config.isolate_idle_seconds * US)
+        for host in self:
+            if host.is_unused() and host.used_us <= oldest_us:
+                self.forget(host)
+                host.kill("closed: idle", kind="closed", is_tenants_own=False)
+            elif host.error is not None and host.retry_us <= oldest_us:
+                self.forget(host)
+        if self._hosts:
+            self._sweep_later()
+
+
+def _lower(limits: dict[str, int], others: dict[str, int]) -> dict[str, int]:
+    return limits | {name: min(value, limits.get(name, value)) for name, value in others.items()}
+
+
+def _seen(future: asyncio.Future[None]) -> None:
+    """Whoever waits hears of it; nobody waiting is no reason to complain."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,509 @@
+"""Tenant: the shell around one tenant's core; it owns the log, the isolates and who waits.
+
+The core decides, the pump appends, and only then does anything happen. Tenant code is reached
+through isolates alone, and what comes back is checked before the core sees it. The shell stops for
+good when its log fails (`failed`); whoever opened it opens the tenant again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from ..eventlog.clock import US, Clock, TimerHandle
+from ..eventlog.compaction import CompactionConfig
+from ..eventlog.errors import (
+    InstanceError,
+    WorkflowsError,
+)
+from ..eventlog.events import span
+from ..eventlog.ids import Ids
+from ..eventlog.log import EventLog, LogConfig, tenant_stream
+from ..eventlog.store import Store
+from ..loaders import wire
+from ..loaders.isolate import Exit, Isolates
+from .code_cache import CodeCache, unwrapped
+from .codes import CodeSource
+from .config import PlatformConfig
+from .core import TenantCore
+from .decisions import DropLife, Finished, ForgetBlobs, Key, Send
+from .guest_calls import GuestCalls
+from .hosts import Host, Hosts
+from .pump import Batch, Pump, whole
+from .streams import Feeds, Waiters
+from .tenant_calls import TenantCalls, not_found
+
+_STARTS_A_TURN_MAX = 512
+_LOADS_AT_ONCE_MAX = 16
+_SWEEP_US = 60 * US
+_RESTING_MAX = 4_096
+"""Instances at rest that stay in memory; beyond it half of them go."""
+_EVICT_EVERY = 32
+"""Batches between two looks at what rests."""
+_logger = logging.getLogger("dynamic_workflows.tenant")
+
+
+async def open_tenant(
+    tenant_id: str,
+    *,
+    store: Store,
+    isolates: Isolates,
+    codes: CodeSource,
+    clock: Clock,
+    ids: Ids,
+    config: PlatformConfig,
+    has_maintenance: bool = True,
+    prepare: Callable[[TenantCore], None] = lambda core: None,
+) -> Tenant:
+    """Become the owner of the tenant's log and go on with its instances.
+
+    `has_maintenance`: seal and compact the log in the background. `prepare` sees the core before
+    anything runs, for tests. Raises Corrupt, Fenced or Unavailable when the log cannot be opened.
+    """
+    mine = config.of(tenant_id)
+    log = await EventLog.open(
+        store,
+        tenant_stream(tenant_id),
+        tenant_id=tenant_id,
+        clock=clock,
+        ids=ids,
+        config=LogConfig(
+            wal_bytes_max=mine.wal_bytes_max,
+            seal_age_s=min(mine.seal_age_seconds, mine.erase_within_seconds / 4),
+            compaction=CompactionConfig(
+                erase_delay_s=min(300.0, mine.erase_within_seconds / 4),
+                grace_s=min(60.0, mine.erase_within_seconds / 8),
+            ),
+            auto_seal=has_maintenance,
+        ),
+    )
+    core = TenantCore(tenant_id, config.core(tenant_id), ids)
+    prepare(core)
+    tenant = Tenant(
+        tenant_id,
+        log=log,
+        core=core,
+        isolates=isolates,
+        codes=codes,
+        clock=clock,
+        ids=ids,
+        config=mine,
+        has_maintenance=has_maintenance,
+    )
+    try:
+        await tenant.open()
+    except BaseException:
+        await log.close()
+        raise
+    return tenant
+
+
+class Tenant(TenantCalls):
+    """One tenant in memory. Made by `open_tenant`; belongs to one event loop."""
+
+    def __init__(
+        self,
+        tenant_id: str,
+        *,
+        log: EventLog,
+        core: TenantCore,
+        isolates: Isolates,
+        codes: CodeSource,
+        clock: Clock,
+        ids: Ids,
+        config: PlatformConfig,
+        has_maintenance: bool = True,
+    ) -> None:
+        self.tenant_id = tenant_id
+        self.core = core
+        self.config = config
+        self.failed: BaseException | None = None
+        """Why it stopped by itself, or None."""
+        self._log = log
+        self._clock = clock
+        self._ids = ids
+        self._has_maintenance = has_maintenance
+        self._hosts = Hosts(isolates, codes, config, clock=clock, listener=self)
+        self._codes = CodeCache(tenant_id, codes, self._hosts, clock)
+        self._guest_calls = GuestCalls(self, codes)
+        self._pump = Pump(
+            log, ids, before=self._start_runnable, landed=self._landed, failed=self._fail
+        )
+        self._lives: dict[int, Host] = {}
+        self._results = Waiters()
+        self._changes = Waiters()
+        self._feeds = Feeds()
+        self._landed_seq = 0
+        self._loads: dict[Key, asyncio.Task[None]] = {}
+        self._load_slots = asyncio.Semaphore(_LOADS_AT_ONCE_MAX)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._asking: dict[Any, asyncio.Task[None]] = {}
+        self._timer: TimerHandle | None = None
+        self._timer_us: int | None = None
+        self._retry: TimerHandle | None = None
+        self._retry_us: int | None = None
+        self._sweep: TimerHandle | None = None
+        self._landings = 0
+        self._upkeep_until_us = 0
+        self._erase_us: int | None = None
+        self._workflows: dict[str, None] = {}
+        self._calls = 0
+        self._is_open = False
+        self._is_closed = False
+        self._wake_us: int | None = None
+
+    async def open(self) -> None:
+        """Replay the log into the core, and go on."""
+        async for rows in self._log.rows():
+            for row in rows:
+                self.core.apply(row)
+                if not row.instance_id:
+                    self._codes.apply(row)
+                elif row.type == "workflow_queued":
+                    self._workflows[row.workflow] = None
+        self._landed_seq = self.core.last_seq
+        self._is_open = True
+        self._pump.take(self.core.recover(self._clock.now_us()))
+        self._upkeep_until_us = self._clock.now_us() + self._upkeep_us()
+        self._sweep_later()
+
+    async def close(self, *, seal: bool = True) -> None:
+        """End the isolates, let the log go. What was under way goes on at the next opening."""
+        if self._is_closed:
+            return
+        self._wake_us = self.next_wake_us()
+        self._is_closed = True
+        for timer in (self._timer, self._retry, self._sweep):
+            if timer is not None:
+                timer.cancel()
+        tasks = [*self._tasks, *self._asking.values(), *self._loads.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._pump.close()
+        await self._hosts.close()
+        self._results.wake_all()
+        self._feeds.waiters.wake_all()
+        await self._log.close(seal=seal and self.failed is None)
+
+    # --- for whoever keeps tenants in memory
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs, nothing is about to, and nobody waits for an answer."""
+        return (
+            self._is_open
+            and self._pump.is_idle
+            and not self._calls
+            and not self._tasks
+            and not self._loads
+            and not self._lives
+            and next(iter(self.core.runnable()), None) is None
+            and all(host.is_unused() or host.error is not None for host in self._hosts)
+        )
+
+    def next_wake_us(self) -> int | None:
+        """The earliest time at which the tenant has to be awake, or None."""
+        if self._is_closed:
+            return self._wake_us
+        due_us = self.core.next_wake_us()
+        if self._erase_us is None or due_us is None:
+            return self._erase_us if due_us is None else due_us
+        return min(due_us, self._erase_us)
+
+    def isolate_pids(self) -> list[int]:
+        """The processes that run this tenant's code, for operators and tests."""
+        pids = (host.isolate.pid for host in self._hosts if host.isolate is not None)
+        return [pid for pid in pids if pid is not None]
+
+    # --- what guests say
+
+    def on_messages(self, host: Host, messages: list[tuple[int, msgspec.Struct]]) -> None:
+        """Messages about lifetimes, each decided at once."""
+        if self._is_closed or self.failed is not None:
+            return
+        now_us = self._clock.now_us()
+        lives, core, take = self._lives, self.core, self._pump.take
+        for life, message in messages:
+            if lives.get(life) is not host:
+                continue  # a lifetime that has ended meanwhile
+            kind = type(message)
+            if kind is wire.Done or kind is wire.End:
+                self._hosts.check(message.value)  # type: ignore[attr-defined]
+                self._hosts.made_progress(host)
+            elif kind is wire.Failed:
+                self._check_error(message.error)  # type: ignore[attr-defined]
+            take(core.on_message(life, message, now_us=now_us))
+
+    def _check_error(self, error: wire.Error) -> None:
+        try:
+            self._hosts.check(error.args)
+        except wire.ProtocolViolation:
+            error.args = None
+
+    def on_call(self, host: Host, life: int, call: wire.Call) -> None:
+        """The guest calls a binding; what it did before takes effect first."""
+        if not self._is_closed and self.failed is None:
+            self._spawn(self._guest_calls.answer(host, life, call))
+
+    def on_log(self, host: Host, life: int, log: wire.Log) -> None:
+        """The guest printed."""
+        self._guest_calls.log(host, life, log)
+
+    def on_ready(self, host: Host) -> None:
+        """The code of a host is loaded, or is not to be had for now."""
+        self._codes.learn(host)
+        if host.error is not None:
+            self._retry_at(host.retry_us)
+        self._pump.kick()
+
+    def on_lost(self, host: Host, lives: list[int], exit: Exit) -> None:
+        """The isolate died, or was closed."""
+        if self._is_closed or self.failed is not None:
+            return
+        lives = [life for life in lives if self._lives.pop(life, None) is not None]
+        if exit.kind != "closed":
+            _logger.warning("tenant %r: an isolate ended: %s", self.tenant_id, exit.reason)
+        if lives:
+            decision = self.core.lives_lost(
+                lives,
+                reason=exit.reason,
+                own=exit.is_tenants_own,
+                culprit=exit.life,
+                now_us=self._clock.now_us(),
+            )
+            self._pump.take(decision)
+
+    async def caught_up(self) -> None:
+        """Wait until everything that was decided has taken effect."""
+        await self._pump.caught_up()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- starting what can run
+
+    def _start_runnable(self) -> None:
+        """Start lifetimes, as far as slots and loaded code reach; at the end of each turn."""
+        if self._is_closed or not self._is_open:
+            return
+        for key in list(islice(self.core.runnable(), _STARTS_A_TURN_MAX)):
+            self._try_to_start(key)
+        self._arm()
+
+    def _try_to_start(self, key: Key) -> None:
+        follows = self.core.pin(key) == "latest"
+        host = None if follows else self._host_for(key)
+        if host is None and not follows:
+            return
+        if not self.core.is_loaded(key):
+            self._load_soon(key)
+            return
+        host = host or self._host_for(key)
+        if host is None:
+            return
+        decision = self.core.start(key, now_us=self._clock.now_us())
+        life = decision.answer
+        if life is not None:
+            self._lives[life] = host
+            host.lives.add(life)
+        self._pump.take(decision)
+
+    def _host_for(self, key: Key) -> Host | None:
+        """The loaded host for an instance; None: not yet, and it will be tried again."""
+        code_hash = self.core.code_hash(key)
+        assert code_hash is not None, "every instance is created with code"
+        if self.core.pin(key) == "latest":
+            latest = self._latest(key)
+            if latest is None:
+                return None
+            if latest != code_hash:
+                self.core.repin(key, latest)
+                code_hash = latest
+        host = self._hosts.get((code_hash, None, ()))
+        if host.is_ready:
+            if self._codes.has_workflow(code_hash, key[0]):
+                return host
+            self.core.note_load_failure(
+                key, "code.class_missing", f"the code has no workflow class {key[0]!r}"
+            )
+        elif host.error is not None:
+            self.core.note_load_failure(key, host.error.code, host.error.message)
+            self._retry_at(host.retry_us)
+        return None
+
+    def _latest(self, key: Key) -> str | None:
+        """The newest code for an instance that follows it; None: it is being asked for."""
+        binding, metadata = unwrapped(self.core.metadata(key))
+        held = self._codes.held(binding, metadata)
+        if held is not None:
+            return held.code_hash
+        if self._codes.retry_us > self._clock.now_us():
+            return None
+        name = ("latest", metadata)
+        if name not in self._asking:
+            task = self._asking[name] = asyncio.ensure_future(
+                self._find_latest(key, binding, metadata)
+            )
+            task.add_done_callback(lambda done: self._asking.pop(name, None))
+        return None
+
+    async def _find_latest(self, key: Key, binding: str | None, metadata: bytes | None) -> None:
+        try:
+            await self._codes.current(binding, metadata)
+        except WorkflowsError as error:
+            if self.core.exists(key):
+                self.core.note_load_failure(key, error.code, error.message)
+            self._retry_at(self._codes.retry_us)
+        self._pump.kick()
+
+    # --- instances that are not in memory
+
+    async def _load(self, key: Key) -> None:
+        await asyncio.shield(self._load_soon(key))
+
+    def _load_soon(self, key: Key) -> asyncio.Task[None]:
+        task = self._loads.get(key)
+        if task is None:
+            task = self._loads[key] = asyncio.ensure_future(self._load_now(key))
+            task.add_done_callback(lambda done: self._loaded_now(key, done))
+        return task
+
+    async def _load_now(self, key: Key) -> None:
+        async with self._load_slots:
+            if not self._pump.written():
+                await self._pump.caught_up()
+            if not self.core.exists(key):
+                raise not_found(self.tenant_id, key[1])
+            if self.core.is_loaded(key):
+                return
+            rows = await whole(self._log, await self._log.history(*key), secrets=True)
+            if self.core.exists(key) and not self.core.is_loaded(key):
+                self.core.load(key, rows)
+
+    def _loaded_now(self, key: Key, task: asyncio.Task[None]) -> None:
+        self._loads.pop(key, None)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, InstanceError):
+            self._fail(error)
+        self._pump.kick()
+
+    def _evict(self) -> None:
+        """Forget what has rested longest, once there is much of it."""
+        resting = list(islice(self.core.evictable(), _RESTING_MAX))
+        if len(resting) == _RESTING_MAX and self._pump.written():
+            for key in resting[: _RESTING_MAX // 2]:
+                self.core.evict(key)
+
+    # --- effects and timers
+
+    def _landed(self, batch: Batch) -> None:
+        """The rows of a batch are safe: do what was decided."""
+        rows = batch.rows
+        if rows:
+            self._landed_seq = rows[-1].seq + span(rows[-1]) - 1
+        frames: dict[Host, list[wire.Frame]] = {}
+        for effect in batch.effects:
+            if type(effect) is Send:
+                host = self._lives.get(effect.life)
+                if host is not None:
+                    frame = wire.pack(effect.message, life=effect.life)
+                    frames.setdefault(host, []).append(frame)
+            elif type(effect) is DropLife:
+                host = self._lives.pop(effect.life, None)
+                if host is not None:
+                    host.lives.discard(effect.life)
+                    frame = wire.pack(wire.Drop(), life=effect.life)
+                    frames.setdefault(host, []).append(frame)
+            else:
+                self._changed(effect)
+        for host, out in frames.items():
+            host.send(out)
+        self._feeds.publish(rows)
+        self._landings += 1
+        if self._landings % _EVICT_EVERY == 0:
+            self._evict()
+        if rows and self._has_maintenance:
+            self._upkeep_until_us = self._clock.now_us() + self._upkeep_us()
+            self._sweep_later()
+
+    def _changed(self, effect: Any) -> None:
+        self._changes.wake(effect.key)
+        if type(effect) is Finished or type(effect) is ForgetBlobs:
+            self._results.wake(effect.key)
+        if type(effect) is ForgetBlobs and self._erase_us is None and self._has_maintenance:
+            self._erase_us = self._clock.now_us() + self._upkeep_us()
+
+    def _arm(self) -> None:
+        due_us = self.core.next_due_us()
+        if due_us == self._timer_us:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if due_us is None else self._clock.call_at(due_us, self._on_due)
+        self._timer_us = due_us
+
+    def _on_due(self) -> None:
+        self._timer = self._timer_us = None
+        if not self._is_closed and self.failed is None:
+            self._pump.take(self.core.due(self._clock.now_us()))
+
+    def _retry_at(self, due_us: int) -> None:
+        """Look again at what can run then: loading failed."""
+        if self._is_closed or (self._retry_us is not None and self._retry_us <= due_us):
+            return
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry_us = due_us
+        self._retry = self._clock.call_at(due_us, self._retry_now)
+
+    def _retry_now(self) -> None:
+        self._retry = self._retry_us = None
+        self._pump.kick()
+
+    def _upkeep_us(self) -> int:
+        """How long after the last row there may be something left to seal, merge or erase."""
+        return round(min(self.config.erase_within_seconds * 0.75, 900.0) * US)
+
+    def _sweep_later(self) -> None:
+        if self._sweep is None and self._has_maintenance and not self._is_closed:
+            sweep_us = min(_SWEEP_US, round(self.config.erase_within_seconds / 16 * US))
+            self._sweep = self._clock.call_at(self._clock.now_us() + sweep_us, self._sweep_now)
+
+    def _sweep_now(self) -> None:
+        self._sweep = None
+        now_us = self._clock.now_us()
+        self._feeds.sweep(now_us)
+        if self._is_closed or self.failed is not None:
+            return
+        self._spawn(self._maintain())
+        if now_us < self._upkeep_until_us:
+            self._sweep_later()
+        elif self._erase_us is not None and self._erase_us <= now_us:
+            self._erase_us = None
+
+    async def _maintain(self) -> None:
+        try:
+            await self._log.maintain()
+        except WorkflowsError as error:
+            _logger.warning("tenant %r: maintenance failed: %s", self.tenant_id, error)
+            if self._log.failed is not None:
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """The log cannot go on from here: stop, and let the owner open the tenant again."""
+        if self.failed is None and not self._is_closed:
+            _logger.error("tenant %r stops: %s", self.tenant_id, error)
+            self.failed = error
+            self._spawn(self._hosts.close())
+            self._results.wake_all()
+            self._changes.wake_all()
+            self._feeds.waiters.wake_all()

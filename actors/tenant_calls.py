@@ -1,0 +1,388 @@
+"""TenantCalls: the operations of a tenant, as its driver and its own code call them.
+
+An answer never shows what is not yet safe: reads wait for what was decided before them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ..eventlog.clock import US, Clock
+from ..eventlog.errors import (
+    CodeError,
+    InstanceError,
+    InvalidError,
+    PlatformClosed,
+    Unavailable,
+    WorkflowsError,
+)
+from ..eventlog.events import Row
+from ..eventlog.ids import Ids
+from ..eventlog.log import EventLog
+from ..loaders import bundle as bundles
+from ..loaders import faults
+from ..loaders.calls import EventPage, StatusData
+from . import names, operations
+from .code_cache import CodeCache, envelope
+from .config import PlatformConfig
+from .core import TenantCore
+from .decisions import Decision, Key
+from .hosts import GuestError, HostKey, Hosts
+from .pump import Pump, whole
+from .streams import Feeds, Waiters, page
+
+ENDED = frozenset({"complete", "errored", "terminated"})
+
+
+class TenantCalls:
+    """The calls half of `Tenant`."""
+
+    tenant_id: str
+    core: TenantCore
+    config: PlatformConfig
+    failed: BaseException | None
+    _log: EventLog
+    _clock: Clock
+    _ids: Ids
+    _pump: Pump
+    _hosts: Hosts
+    _codes: CodeCache
+    _results: Waiters
+    _changes: Waiters
+    _feeds: Feeds
+    _landed_seq: int
+    _workflows: dict[str, None]
+    _calls: int
+    _is_closed: bool
+
+    async def _load(self, key: Key) -> None:
+        raise NotImplementedError
+
+    async def call(self, op: str, args: dict[str, Any]) -> Any:
+        """Carry out one operation of `loaders/calls.py`; raises WorkflowsError, TimeoutError."""
+        handler = _OPERATIONS.get(op)
+        if handler is None:
+            raise InvalidError(f"there is no operation {op!r}")
+        self._check_open()
+        is_short = op not in ("result", "events")
+        self._calls += is_short
+        try:
+            return await handler(self, args)
+        finally:
+            self._calls -= is_short
+
+    def _check_open(self) -> None:
+        if self.failed is not None:
+            raise Unavailable(f"tenant {self.tenant_id!r} stopped: {self.failed}: call again")
+        if self._is_closed:
+            raise PlatformClosed(f"tenant {self.tenant_id!r} is closed")
+
+    async def _create_batch(self, args: dict[str, Any]) -> list[str]:
+        wanted = args.get("workflow")
+        metadata = operations.metadata(args)
+        if wanted is not None:
+            operations.workflow(args)
+        binding = operations.optional_text(args, "binding")
+        code = self._codes.held(binding, metadata)
+        if code is None:
+            code = await self._codes.current(binding, metadata)
+        name = code.workflow or wanted or "TenantWorkflow"
+        if not self._codes.has_workflow(code.code_hash, name):
+            await self._codes.check_workflow(code.code_hash, name)
+        items = operations.create_items(
+            args,
+            workflow=name,
+            code_hash=code.code_hash,
+            pin=self.config.pin,
+            ids=self._ids,
+            bytes_max=self.config.value_bytes_max,
+            metadata=None if metadata is None else envelope(binding, metadata),
+        )
+        strict = operations.flag(args, "strict")
+        self._check_open()
+        decision = self.core.create(items, strict=strict, now_us=self._clock.now_us())
+        self._workflows[name] = None
+        created: list[str] = await self._commit(decision)
+        return created
+
+    async def _commit(self, decision: Decision) -> Any:
+        await self._pump.take(decision).done()
+        return decision.answer
+
+    async def _key(self, args: dict[str, Any]) -> Key:
+        """The instance that is meant; a wrapped binding knows its class only by the id."""
+        if args.get("workflow") is not None:
+            return operations.key(args)
+        instance_id = names.check_id(args.get("id"))
+        for name in self._workflows:
+            if self.core.exists((name, instance_id)):
+                return name, instance_id
+        raise not_found(self.tenant_id, instance_id)
+
+    async def _get(self, args: dict[str, Any]) -> None:
+        key = await self._key(args)
+        await self._pump.caught_up()
+        if not self.core.exists(key):
+            raise not_found(self.tenant_id, key[1])
+
+    async def _status(self, args: dict[str, Any]) -> StatusData:
+        return await self._status_of(await self._key(args))
+
+    async def _status_of(self, key: Key) -> StatusData:
+        await self._pump.caught_up()
+        status = self.core.status(key)
+        if status is None:
+            await self._load(key)
+            status = self.core.status(key)
+            assert status is not None, "a loaded instance has a status"
+        return status
+
+    async def _result(self, args: dict[str, Any]) -> StatusData:
+        key = await self._key(args)
+        timeout_s = operations.seconds(args, "timeout_s")
+        deadline_us = None if timeout_s is None else self._clock.now_us() + round(timeout_s * US)
+        while True:
+            self._check_open()
+            status = await self._status_of(key)
+            if status.status in ENDED:
+                return status
+            await self._wait(self._results, key, deadline_us)
+
+    async def _wait(self, waiters: Waiters, key: Key, deadline_us: int | None) -> None:
+        """Until somebody wakes this instance's waiters; TimeoutError at the deadline."""
+        future = waiters.add(key)
+        timer = None
+        if deadline_us is not None:
+            timer = self._clock.call_at(deadline_us, lambda: _expire(future))
+        try:
+            await future
+        finally:
+            waiters.remove(key, future)
+            if timer is not None:
+                timer.cancel()
+
+    async def wait_for_change(self, key: Key) -> None:
+        """Until the status of the instance changes, or it ends; for the testing kit."""
+        await self._wait(self._changes, key, None)
+
+    async def _command(self, args: dict[str, Any], name: str, *extra: Any, **named: Any) -> None:
+        """Decide a command on a loaded instance."""
+        key = await self._key(args)
+        while not self.core.is_loaded(key):
+            await self._load(key)
+        self._check_open()
+        now_us = self._clock.now_us()
+        await self._commit(getattr(self.core, name)(key, *extra, **named, now_us=now_us))
+
+    async def _pause(self, args: dict[str, Any]) -> None:
+        await self._command(args, "pause")
+
+    async def _resume(self, args: dict[str, Any]) -> None:
+        await self._command(args, "resume")
+
+    async def _terminate(self, args: dict[str, Any]) -> None:
+        await self._command(args, "terminate", rollback=operations.flag(args, "rollback"))
+
+    async def _restart(self, args: dict[str, Any]) -> None:
+        await self._command(args, "restart", from_=operations.restart_target(args))
+
+    async def _send_event(self, args: dict[str, Any]) -> None:
+        event_type = names.check_event_type(args.get("type"))
+        payload = operations.value(args, "payload", self.config.value_bytes_max)
+        await self._command(args, "send_event", event_type, payload)
+
+    async def _delete(self, args: dict[str, Any]) -> None:
+        key = await self._key(args)
+        self._check_open()
+        await self._commit(self.core.delete(key, now_us=self._clock.now_us()))
+
+    async def _delete_batch(self, args: dict[str, Any]) -> Any:
+        ids = operations.delete_ids(args)
+        if args.get("workflow") is None:
+            return await self._delete_scattered(args, ids)
+        decision = self.core.delete_batch(
+            operations.workflow(args), ids, now_us=self._clock.now_us()
+        )
+        return await self._commit(decision)
+
+    async def _delete_scattered(self, args: dict[str, Any], ids: list[str]) -> dict[str, Any]:
+        deleted: list[str] = []
+        errors: list[dict[str, str]] = []
+        outcomes: dict[str, WorkflowsError | None] = {}
+        for name in ids:
+            if name not in outcomes:
+                try:
+                    await self._delete(args | {"id": name})
+                    outcomes[name] = None
+                except WorkflowsError as error:
+                    outcomes[name] = error
+            failure = outcomes[name]
+            if failure is None:
+                deleted.append(name)
+            else:
+                errors.append({"id": name, "code": failure.code, "message": failure.message})
+        return {"deleted": deleted, "errors": errors}
+
+    async def _list(self, args: dict[str, Any]) -> dict[str, Any]:
+        await self._pump.caught_up()
+        workflow = None if args.get("workflow") is None else operations.workflow(args)
+        limit = operations.number(args, "limit", 100)
+        cursor = operations.optional_text(args, "cursor")
+        if not 1 <= limit <= names.BATCH_MAX:
+            raise InvalidError(f"a page holds 1 to {names.BATCH_MAX} instances")
+        answer: dict[str, Any] = self.core.list(
+            workflow, operations.statuses(args), limit=limit, cursor=cursor
+        )
+        return answer
+
+    async def _history(self, args: dict[str, Any]) -> list[Row]:
+        key = await self._key(args)
+        all_runs = operations.flag(args, "all_runs")
+        await self._get(args | {"workflow": key[0]})
+        rows = await self._log.history(*key)
+        if not all_runs and rows:
+            run = max(row.run for row in rows)
+            rows = [row for row in rows if row.run == run]
+        return await whole(self._log, rows, secrets=False)
+
+    async def _events(self, args: dict[str, Any]) -> EventPage:
+        key = await self._key(args)
+        cursor = operations.number(args, "cursor", 0)
+        wait_s = operations.seconds(args, "wait_s")
+        now_us = self._clock.now_us()
+        deadline_us = None if wait_s is None else now_us + round(wait_s * US)
+        if self._feeds.of(key) is None and not self.core.exists(key):
+            raise not_found(self.tenant_id, key[1])
+        feed = self._feeds.open(key, last_seq=self.core.last_seq, now_us=now_us)
+        try:
+            while True:
+                self._check_open()
+                rows = feed.after(cursor)
+                if rows is None:
+                    rows = await self._rows_after(key, cursor)
+                taken, after, ended = page(rows, cursor)
+                if taken:
+                    taken = await whole(self._log, taken, secrets=False)
+                    return EventPage(rows=taken, cursor=after, ended=ended)
+                # Everything up to here is known to hold nothing more for this cursor.
+                cursor = max(cursor, feed.since_seq)
+                try:
+                    await self._wait(self._feeds.waiters, key, deadline_us)
+                except TimeoutError:
+                    return EventPage(rows=[], cursor=after)
+        finally:
+            self._feeds.release(feed)
+
+    async def _rows_after(self, key: Key, cursor: int) -> list[Row]:
+        await self._pump.caught_up()
+        rows = [row for row in await self._log.history(*key) if row.seq <= self._landed_seq]
+        if cursor <= 0 and rows:
+            run = rows[-1].run
+            return [row for row in rows if row.run == run]
+        return rows
+
+    async def _why(self, args: dict[str, Any]) -> dict[str, str]:
+        key = await self._key(args)
+        await self._status_of(key)
+        code, text = self.core.why(key)
+        return {"code": code, "text": text}
+
+    async def _invoke(self, args: dict[str, Any]) -> bytes:
+        host_key = await self._code_to_invoke(args)
+        host = await self._hosts.ready(host_key, fresh=True)
+        name = operations.optional_text(args, "entrypoint") or "Default"
+        method = operations.text(args, "method")
+        export = host.exports.get(name)
+        if export is None:
+            raise CodeError(
+                f"the code exports no entrypoint {name!r}: it has "
+                f"{', '.join(sorted(host.exports)) or 'none'}",
+                code="code.class_missing",
+            )
+        if method not in export.methods:
+            raise InvalidError(f"the entrypoint {name!r} has no public method {method!r}")
+        try:
+            return await host.invoke(
+                entrypoint=args.get("entrypoint"),
+                method=method,
+                args=args["args"],
+                kwargs=args["kwargs"],
+                props=args.get("props"),
+            )
+        except GuestError as error:
+            raise faults.from_wire(error.error) from None
+
+    async def _code_to_invoke(self, args: dict[str, Any]) -> HostKey:
+        limits = bundles.checked_limits(args.get("limits"))
+        narrowed = tuple(sorted(limits.items()))
+        code_hash = args.get("code_hash")
+        if code_hash is not None:
+            return code_hash, args.get("worker"), narrowed
+        return (await self._codes.current(None, None)).code_hash, None, narrowed
+
+    async def _deploy(self, args: dict[str, Any]) -> str:
+        bundle = bundles.decode(args["bundle"])
+        code_hash = await self._codes.keep(bundle)
+        payload = msgspec.json.encode({"code_hash": code_hash})
+        await self._own_row("code_deployed", payload, code_hash)
+        return code_hash
+
+    async def _reload(self, args: dict[str, Any]) -> None:
+        await self._codes.forget()
+        if self._codes.deployed is not None:
+            await self._own_row("code_pinned_back", b"{}", None)
+
+    async def _own_row(self, kind: str, payload: bytes, code_hash: str | None) -> None:
+        """A fact about the tenant itself."""
+        row = Row(
+            type=kind,
+            workflow="",
+            instance_id="",
+            ts=self._clock.now_us(),
+            payload=payload,
+            code_hash=code_hash,
+            seq=self.core.last_seq + 1,
+        )
+        self.core.apply(row)
+        self._codes.apply(row)
+        await self._commit(Decision(rows=[row], durable=True))
+
+
+def _expire(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError("the time is up"))
+
+
+def not_found(tenant_id: str, instance_id: str) -> InstanceError:
+    """The error for an instance that is not there."""
+    return InstanceError(
+        f"tenant {tenant_id!r} has no instance {instance_id!r}: it was never created, or it was "
+        "deleted",
+        code="instance.not_found",
+    )
+
+
+_OPERATIONS: dict[str, Callable[[TenantCalls, dict[str, Any]], Any]] = {
+    "create_batch": TenantCalls._create_batch,
+    "get": TenantCalls._get,
+    "status": TenantCalls._status,
+    "result": TenantCalls._result,
+    "pause": TenantCalls._pause,
+    "resume": TenantCalls._resume,
+    "terminate": TenantCalls._terminate,
+    "restart": TenantCalls._restart,
+    "send_event": TenantCalls._send_event,
+    "delete": TenantCalls._delete,
+    "delete_batch": TenantCalls._delete_batch,
+    "list": TenantCalls._list,
+    "history": TenantCalls._history,
+    "events": TenantCalls._events,
+    "why": TenantCalls._why,
+    "invoke": TenantCalls._invoke,
+    "deploy": TenantCalls._deploy,
+    "reload": TenantCalls._reload,
+}
