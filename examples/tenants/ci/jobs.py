@@ -1,6 +1,7 @@
 """The kinds of job a pipeline may name. Each works on the pushed files, in memory."""
 
 import ast
+import builtins
 import fnmatch
 import hashlib
 import importlib.abc
@@ -31,6 +32,8 @@ class PushedFiles(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module):
         place = module.__spec__.origin
+        # A bundle's own `import` finds the bundle; pushed code gets Python's, which asks this finder.
+        module.__dict__["__builtins__"] = builtins
         if place is not None:
             exec(compile(self.files[place], place, "exec"), module.__dict__)
 
