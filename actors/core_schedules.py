@@ -1,0 +1,152 @@
+"""Schedules: the cron expressions of a tenant, and their firings."""
+
+from __future__ import annotations
+
+from ..eventlog.events import Row, span
+from ..eventlog.ids import Ids
+from .core_base import CRON
+from .core_commands import Commands
+from .cron import check_cron, firing_id, missed, next_us
+from .decisions import CoreConfig, CreateItem, Decision
+from .names import check_workflow_name
+from .payloads import Body, Scheduled, ScheduleFired, encode
+from .timer_heap import Timer
+
+
+class Schedule:
+    """One cron expression of one workflow."""
+
+    __slots__ = ("code_hash", "cron", "last_us", "pin", "timer", "workflow")
+
+    def __init__(
+        self, workflow: str, cron: str, pin: str, code_hash: str | None, at_us: int
+    ) -> None:
+        self.workflow = workflow
+        self.cron = cron
+        self.pin = pin
+        self.code_hash = code_hash
+        self.last_us = at_us
+        """When it fired last, or was set."""
+        self.timer: Timer | None = None
+
+
+class Schedules(Commands):
+    """Creates an instance at each firing."""
+
+    def __init__(self, tenant_id: str, config: CoreConfig, ids: Ids) -> None:
+        super().__init__(tenant_id, config, ids)
+        self._schedules: dict[tuple[str, str], Schedule] = {}
+
+    def set_schedules(
+        self, workflow: str, crons: list[str], *, code_hash: str, pin: str = "latest", now_us: int
+    ) -> Decision:
+        """Let the workflow fire at exactly these cron expressions (UTC) from now on."""
+        check_workflow_name(workflow)
+        wanted = {check_cron(cron) for cron in crons}
+        d = Decision(durable=True)
+        have = {cron for name, cron in self._schedules if name == workflow}
+        for cron in sorted(have - wanted):
+            self._note(d, "schedule_removed", workflow, Scheduled(cron), None, now_us)
+        for cron in sorted(wanted):
+            known = self._schedules.get((workflow, cron))
+            if known is None or (known.code_hash, known.pin) != (code_hash, pin):
+                self._note(d, "schedule_set", workflow, Scheduled(cron, pin), code_hash, now_us)
+        self._arm_schedules()
+        return d
+
+    def schedules(self) -> list[tuple[str, str, int | None]]:
+        """(workflow, cron, next firing) of each schedule."""
+        return [
+            (one.workflow, one.cron, next_us(one.cron, one.last_us))
+            for one in self._schedules.values()
+        ]
+
+    def note(
+        self, kind: str, payload: bytes | None, *, code_hash: str | None, now_us: int
+    ) -> Decision:
+        """A row about the tenant itself, like code_deployed: it takes its place in the order."""
+        d = Decision(durable=True)
+        self._tenant_row(d, kind, "", payload, code_hash, now_us)
+        return d
+
+    def _note(
+        self,
+        d: Decision,
+        kind: str,
+        workflow: str,
+        body: Body,
+        code_hash: str | None,
+        now_us: int,
+    ) -> None:
+        row = self._tenant_row(d, kind, workflow, encode(body), code_hash, now_us)
+        self._take_in_tenant_row(row, body)
+
+    def _tenant_row(
+        self,
+        d: Decision,
+        kind: str,
+        workflow: str,
+        payload: bytes | None,
+        code_hash: str | None,
+        now_us: int,
+    ) -> Row:
+        row = Row(
+            type=kind,
+            workflow=workflow,
+            instance_id="",
+            ts=now_us,
+            payload=payload,
+            code_hash=code_hash,
+            seq=self.last_seq + 1,
+        )
+        self.last_seq += span(row)
+        d.rows.append(row)
+        return row
+
+    def _take_in_tenant_row(self, row: Row, body: Body | None) -> None:
+        if isinstance(body, ScheduleFired):
+            fired = self._schedules.get((row.workflow, body.cron))
+            if fired is not None:
+                fired.last_us = body.scheduled_us
+        elif isinstance(body, Scheduled):
+            old = self._schedules.pop((row.workflow, body.cron), None)
+            if old is not None and old.timer is not None:
+                self._timers.cancel(old.timer)
+            if row.type == "schedule_set":
+                at_us = row.ts if old is None else old.last_us
+                new = Schedule(row.workflow, body.cron, body.pin, row.code_hash, at_us)
+                self._schedules[row.workflow, body.cron] = new
+
+    def _arm_schedules(self) -> None:
+        for schedule in self._schedules.values():
+            self._arm_schedule(schedule)
+
+    def _arm_schedule(self, schedule: Schedule) -> None:
+        if schedule.timer is not None:
+            self._timers.cancel(schedule.timer)
+        due_us = next_us(schedule.cron, schedule.last_us)
+        schedule.timer = None if due_us is None else self._timers.arm(due_us, CRON, schedule)
+
+    def _fire(self, d: Decision, schedule: Schedule, now_us: int) -> None:
+        """Create the instance of the latest firing due; earlier ones are left out, and it says
+        so."""
+        schedule.timer = None
+        due_us = next_us(schedule.cron, schedule.last_us)
+        if due_us is None:
+            return
+        scheduled_us, left_out = missed(schedule.cron, due_us, now_us)
+        fired = ScheduleFired(schedule.cron, scheduled_us, left_out)
+        item = CreateItem(
+            workflow=schedule.workflow,
+            instance_id=firing_id(schedule.cron, scheduled_us),
+            params=b"{}",
+            code_hash=schedule.code_hash or "",
+            pin=schedule.pin,
+            trigger="cron",
+            schedule=encode(fired),
+        )
+        self._note(d, "timer_fired", schedule.workflow, fired, None, now_us)
+        d.durable = True
+        if (item.workflow, item.instance_id) not in self._directory:
+            self._create(d, item, now_us)
+        self._arm_schedule(schedule)

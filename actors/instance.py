@@ -1,0 +1,460 @@
+"""Instance: the full state of one instance, and the fold that makes it from rows.
+
+`fold(summary, row, body)` is the only code that changes what the log decides, live and at replay.
+It changes nothing that belongs to a lifetime (tokens, timers, slots).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from ..eventlog.events import Row
+from ..loaders.wire import Error
+from .machine import ENDED, PAUSED, after
+from .payloads import (
+    AttemptErrored,
+    Body,
+    Completed,
+    ErrorBody,
+    Errored,
+    EventReceived,
+    Parked,
+    Queued,
+    Restarted,
+    Resumed,
+    RollbackBody,
+    RollbackEnded,
+    RollbackStarted,
+    SleepStarted,
+    StepStarted,
+    Terminated,
+    WaitCompleted,
+    WaitStarted,
+    text,
+    wire_error,
+)
+from .steps import DO, ERROR, SLEEP, VALUE, WAIT, Step, StepKey, parse_config
+from .summary import Summary
+
+
+class Buffered(NamedTuple):
+    """An event that no wait has consumed."""
+
+    seq: int
+    payload: bytes
+    received_us: int
+
+
+class Instance:
+    """What a loaded instance holds beside its summary; a fold of the log."""
+
+    __slots__ = (
+        "cause",
+        "events",
+        "is_partial",
+        "metadata",
+        "open",
+        "outcome_error",
+        "output",
+        "params",
+        "rollback_error",
+        "rollback_outcome",
+        "schedule",
+        "started",
+        "steps",
+        "terminating",
+        "undone",
+    )
+
+    def __init__(self) -> None:
+        self.params = b"null"
+        self.metadata: bytes | None = None
+        self.schedule: bytes | None = None
+        self.steps: dict[StepKey, Step] = {}
+        self.open: dict[StepKey, Step] = {}
+        """Unfinished steps, in order of start."""
+        self.started = 0
+        """Index of the last step that started."""
+        self.events: dict[str, deque[Buffered]] = {}
+        self.output: bytes | None = None
+        self.outcome_error: Error | None = None
+        self.cause: Error | None = None
+        """Why it rolls back."""
+        self.terminating = False
+        """The rollback was asked for by terminate."""
+        self.undone = 0
+        """Steps rolled back."""
+        self.rollback_outcome: str | None = None
+        self.rollback_error: Error | None = None
+        self.is_partial = False
+        """A value lies in a blob that was not resolved: it has to be loaded before it can run."""
+
+    def facts(self) -> tuple[object, ...]:
+        """Everything that the log holds of it, for comparing folds."""
+        return (
+            self.params, self.metadata, self.schedule, self.started,
+            [step.facts() for step in self.steps.values()], list(self.open),
+            {name: list(events) for name, events in self.events.items() if events},
+            self.output, self.outcome_error, self.cause, self.terminating, self.undone,
+            self.rollback_outcome, self.rollback_error,
+        )  # fmt: skip
+
+    def begin(self, kind: str, row: Row) -> Step:
+        """The step that this row starts."""
+        assert row.step is not None
+        self.started += 1
+        step = Step(kind, row.step, row.count, self.started)
+        key = (kind, row.step, row.count)
+        assert key not in self.steps, f"{key} starts twice"
+        self.steps[key] = step
+        self.open[key] = step
+        return step
+
+    def finish(self, kind: str, row: Row) -> Step:
+        """The step that this row ends."""
+        assert row.step is not None
+        step = self.open.pop((kind, row.step, row.count), None)
+        assert step is not None, f"{row.type} of a step that is not open: {row.step!r}"
+        step.until_us = None
+        step.in_flight = False
+        return step
+
+    def step(self, row: Row) -> Step:
+        """The `do` step that this row is about."""
+        assert row.step is not None
+        return self.steps[DO, row.step, row.count]
+
+
+_Fold: TypeAlias = Callable[[Instance, Row, Body | None], None]
+
+
+def fold(summary: Summary, row: Row, body: Body | None) -> None:
+    """Take in one row of this instance, folded or unfolded."""
+    kind = row.type
+    handler = _STEP_FOLDS.get(kind)
+    if handler is not None:
+        if summary.instance is not None:
+            handler(summary.instance, row, body)
+        return
+    summary_handler = _SUMMARY_FOLDS.get(kind)
+    if summary_handler is not None:
+        summary_handler(summary, row, body)
+    summary.status = after(summary.status, kind)
+    if row.code_hash is not None:
+        summary.code_hash = row.code_hash
+    if summary.status in ENDED and summary.ended_us == 0:
+        summary.ended_us = row.ts
+
+
+# --- rows about the instance ---------------------------------------------------------------------
+
+
+def _queued(summary: Summary, row: Row, body: Body | None) -> None:
+    assert isinstance(body, Queued)
+    is_restart = body.trigger == "restart"
+    summary.run = row.run
+    if summary.created_us == 0:
+        summary.created_us = body.created_us or row.ts
+        summary.created_seq = row.seq
+        summary.set("workflow_name", body.workflow_name)
+        summary.set("pin", body.pin if body.pin != "hash" else None)
+        summary.set("retention", body.retention)
+        summary.set("token", body.token)
+        summary.instance = Instance()
+    elif is_restart and body.from_ is None:
+        summary.instance = Instance()
+    instance = summary.instance
+    if instance is not None:
+        instance.params = bytes(body.params)
+        instance.metadata = row.metadata
+        instance.schedule = text(body.schedule)
+
+
+def _started(summary: Summary, row: Row, _: Body | None) -> None:
+    summary.started_us = row.ts
+
+
+def _paused(summary: Summary, row: Row, _: Body | None) -> None:
+    summary.paused_us = row.ts
+
+
+def _parked(summary: Summary, row: Row, body: Body | None) -> None:
+    assert isinstance(body, Parked)
+    if summary.status != PAUSED:
+        summary.paused_us = row.ts
+    summary.set("reason", (body.code, body.message))
+
+
+def _resumed(summary: Summary, _: Row, body: Body | None) -> None:
+    assert isinstance(body, Resumed)
+    summary.paused_us = 0
+    summary.set("reason", None)
+    if body.shift_us == 0 or summary.instance is None:
+        return
+    for step in summary.instance.open.values():
+        if step.until_us is not None:
+            step.until_us += body.shift_us
+
+
+def _restarted(summary: Summary, _: Row, body: Body | None) -> None:
+    assert isinstance(body, Restarted)
+    summary.started_us = summary.ended_us = summary.paused_us = 0
+    summary.rolling_back = False
+    summary.set("reason", None)
+    instance = summary.instance
+    if instance is None:
+        return
+    fresh = Instance()
+    for key in body.kept or ():
+        step = instance.steps[key]
+        step.undo = None
+        step.index = fresh.started = fresh.started + 1
+        fresh.steps[key] = step
+        if key in instance.open:
+            fresh.open[key] = step
+    fresh.is_partial = instance.is_partial
+    summary.instance = fresh
+
+
+def _completed(summary: Summary, _: Row, body: Body | None) -> None:
+    assert isinstance(body, Completed)
+    if summary.instance is not None:
+        summary.instance.output = bytes(body.output)
+
+
+def _ended_with(summary: Summary, rollback: RollbackBody | None) -> None:
+    summary.rolling_back = False
+    if summary.instance is not None and rollback is not None:
+        summary.instance.rollback_outcome = rollback.outcome
+        summary.instance.rollback_error = _optional(rollback.error)
+
+
+def _errored(summary: Summary, _: Row, body: Body | None) -> None:
+    assert isinstance(body, Errored)
+    if summary.instance is not None:
+        summary.instance.outcome_error = wire_error(body.error)
+    _ended_with(summary, body.rollback)
+
+
+def _terminated(summary: Summary, _: Row, body: Body | None) -> None:
+    _ended_with(summary, body.rollback if isinstance(body, Terminated) else None)
+
+
+def _rollback_started(summary: Summary, _: Row, body: Body | None) -> None:
+    assert isinstance(body, RollbackStarted)
+    summary.rolling_back = True
+    summary.paused_us = 0
+    summary.set("reason", None)
+    if summary.instance is not None:
+        summary.instance.cause = wire_error(body.error)
+        summary.instance.terminating = body.terminate
+
+
+_SUMMARY_FOLDS: dict[str, Callable[[Summary, Row, Body | None], None]] = {
+    "workflow_queued": _queued,
+    "workflow_started": _started,
+    "workflow_paused": _paused,
+    "workflow_parked": _parked,
+    "workflow_resumed": _resumed,
+    "workflow_restarted": _restarted,
+    "workflow_completed": _completed,
+    "workflow_errored": _errored,
+    "workflow_terminated": _terminated,
+    "rollback_started": _rollback_started,
+}
+
+# --- rows about its steps ------------------------------------------------------------------------
+
+
+def _step_started(instance: Instance, row: Row, body: Body | None) -> None:
+    assert isinstance(body, StepStarted)
+    step = instance.begin(DO, row)
+    step.config_text = bytes(body.config)
+    step.config = parse_config(step.config_text)
+    step.at = body.at
+    step.sensitive = body.sensitive
+    step.has_rollback = body.rollback
+    step.rollback_config = text(body.rollback_config)
+    if row.attempt:
+        _begin_attempt(step, row)
+
+
+def _begin_attempt(step: Step, row: Row) -> None:
+    assert row.attempt == step.attempt + 1, "attempts are numbered without gap"
+    step.attempt = row.attempt
+    step.in_flight = True
+    step.until_us = None
+
+
+def _attempt_started(instance: Instance, row: Row, _: Body | None) -> None:
+    _begin_attempt(instance.step(row), row)
+
+
+def _attempt_completed(instance: Instance, row: Row, _: Body | None) -> None:
+    instance.step(row).in_flight = False
+
+
+def _attempt_errored(instance: Instance, row: Row, body: Body | None) -> None:
+    assert isinstance(body, AttemptErrored)
+    _end_attempt(instance.step(row), body)
+
+
+def _end_attempt(step: Step, body: AttemptErrored) -> None:
+    step.in_flight = False
+    step.until_us = body.retry_at_us
+    if not body.lost:
+        step.failures += 1
+        step.lost_in_a_row = 0
+    elif not body.exempt:
+        step.lost_in_a_row += 1
+
+
+def _step_completed(instance: Instance, row: Row, body: Body | None) -> None:
+    assert isinstance(body, Completed)
+    step = instance.finish(DO, row)
+    step.outcome = VALUE
+    step.value = bytes(body.output)
+
+
+def _fail(step: Step, row: Row, body: Body | None) -> None:
+    assert isinstance(body, Errored)
+    if row.attempt:
+        step.failures += 1
+        step.lost_in_a_row = 0
+    step.outcome = ERROR
+    step.error = wire_error(body.error)
+
+
+def _step_errored(instance: Instance, row: Row, body: Body | None) -> None:
+    _fail(instance.finish(DO, row), row, body)
+
+
+def _sleep_started(instance: Instance, row: Row, body: Body | None) -> None:
+    assert isinstance(body, SleepStarted)
+    step = instance.begin(SLEEP, row)
+    step.until_us = body.until_us
+    step.at = body.at
+
+
+def _sleep_completed(instance: Instance, row: Row, _: Body | None) -> None:
+    step = instance.finish(SLEEP, row)
+    step.outcome = VALUE
+    step.value = b"null"
+
+
+def _wait_started(instance: Instance, row: Row, body: Body | None) -> None:
+    assert isinstance(body, WaitStarted)
+    step = instance.begin(WAIT, row)
+    step.until_us = body.until_us
+    step.timeout_ms = body.timeout_ms
+    step.event_type = body.event_type
+    step.at = body.at
+
+
+def _wait_completed(instance: Instance, row: Row, body: Body | None) -> None:
+    assert isinstance(body, WaitCompleted)
+    step = instance.finish(WAIT, row)
+    step.outcome = VALUE
+    step.value = event_value(body)
+    buffered = instance.events.get(body.event_type)
+    if body.event_seq and buffered:
+        assert buffered[0].seq == body.event_seq, "events of a type are consumed in order"
+        buffered.popleft()
+
+
+def _wait_timed_out(instance: Instance, row: Row, body: Body | None) -> None:
+    _fail(instance.finish(WAIT, row), row, body)
+
+
+def _event_received(instance: Instance, row: Row, body: Body | None) -> None:
+    assert isinstance(body, EventReceived)
+    queue = instance.events.setdefault(body.event_type, deque())
+    queue.append(Buffered(row.seq, bytes(body.payload), row.ts))
+
+
+def _undo_started(instance: Instance, row: Row, body: Body | None) -> None:
+    assert isinstance(body, StepStarted)
+    step = instance.step(row)
+    step.undo = undo = Step("undo", step.name, step.count, step.index)
+    undo.config_text = bytes(body.config)
+    undo.config = parse_config(undo.config_text)
+    if row.attempt:
+        _begin_attempt(undo, row)
+
+
+def _undo(instance: Instance, row: Row) -> Step:
+    undo = instance.step(row).undo
+    assert undo is not None, f"{row.type} before rollback_step_started"
+    return undo
+
+
+def _undo_attempt_started(instance: Instance, row: Row, _: Body | None) -> None:
+    _begin_attempt(_undo(instance, row), row)
+
+
+def _undo_attempt_completed(instance: Instance, row: Row, _: Body | None) -> None:
+    _undo(instance, row).in_flight = False
+
+
+def _undo_attempt_errored(instance: Instance, row: Row, body: Body | None) -> None:
+    assert isinstance(body, AttemptErrored)
+    _end_attempt(_undo(instance, row), body)
+
+
+def _undo_completed(instance: Instance, row: Row, _: Body | None) -> None:
+    undo = _undo(instance, row)
+    undo.in_flight = False
+    undo.outcome = VALUE
+    instance.undone += 1
+
+
+def _undo_errored(instance: Instance, row: Row, body: Body | None) -> None:
+    undo = _undo(instance, row)
+    undo.in_flight = False
+    undo.until_us = None
+    _fail(undo, row, body)
+
+
+def _rollback_ended(instance: Instance, _: Row, body: Body | None) -> None:
+    assert isinstance(body, RollbackEnded)
+    instance.rollback_outcome = "failed" if body.error is not None else "complete"
+    instance.rollback_error = _optional(body.error)
+
+
+_STEP_FOLDS: dict[str, _Fold] = {
+    "step_started": _step_started,
+    "attempt_started": _attempt_started,
+    "attempt_completed": _attempt_completed,
+    "attempt_errored": _attempt_errored,
+    "step_completed": _step_completed,
+    "step_errored": _step_errored,
+    "sleep_started": _sleep_started,
+    "sleep_completed": _sleep_completed,
+    "wait_started": _wait_started,
+    "wait_completed": _wait_completed,
+    "wait_timed_out": _wait_timed_out,
+    "event_received": _event_received,
+    "rollback_step_started": _undo_started,
+    "rollback_attempt_started": _undo_attempt_started,
+    "rollback_attempt_completed": _undo_attempt_completed,
+    "rollback_attempt_errored": _undo_attempt_errored,
+    "rollback_step_completed": _undo_completed,
+    "rollback_step_errored": _undo_errored,
+    "rollback_completed": _rollback_ended,
+    "rollback_errored": _rollback_ended,
+}
+
+
+def _optional(body: ErrorBody | None) -> Error | None:
+    return None if body is None else wire_error(body)
+
+
+def event_value(body: WaitCompleted) -> bytes:
+    """What the guest is answered: {"payload", "timestamp_us", "type"} as JSON text."""
+    return b'{"payload":%b,"timestamp_us":%d,"type":"%b"}' % (
+        bytes(body.payload),
+        body.received_us,
+        body.event_type.encode(),
+    )
