@@ -32,7 +32,7 @@ class PushedFiles(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module):
         place = module.__spec__.origin
-        # A bundle's own `import` finds the bundle; pushed code gets Python's, which asks this finder.
+        # A bundle's own import finds the bundle; Python's own asks this finder as well.
         module.__dict__["__builtins__"] = builtins
         if place is not None:
             exec(compile(self.files[place], place, "exec"), module.__dict__)
