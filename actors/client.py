@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
-from ..eventlog.errors import PlatformClosed, Unavailable, WorkflowsError
+from ..eventlog.errors import PlatformClosed, Unavailable
 from .peers import Lost, Peer
 from .slot import LONG_OPS, Moved
 
@@ -211,7 +211,7 @@ class TenantClient:
                 )
             )
             return True
-        except WorkflowsError as error:
+        except Exception as error:
             self._fail(error)
             return True
         self._gone = None
@@ -233,7 +233,7 @@ class TenantClient:
         except TimeoutError:
             pass
 
-    def _fail(self, error: WorkflowsError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._down_since = None
         pending, self._pending, self._queue = self._pending, {}, []
         self._handed.clear()

@@ -100,6 +100,8 @@ class Loader:
         self._prefetch = prefetch
         self._places: dict[str, _Place] = {}
         self._pool: deque[Peer] = deque()
+        self._blank: set[str] = set()
+        """Slots on their way to the pool."""
         self._starting: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(residents_max)
         self._wanting_room = 0
@@ -164,6 +166,9 @@ class Loader:
             if place.peer is not None and place.peer.name == name:
                 self._check(place, place.peer)
                 return
+        # Any other is on its way to the pool, or a leftover that nobody will ever use.
+        if name not in self._blank and name not in {peer.name for peer in self._pool}:
+            await self._launcher.kill(name)
 
     async def released(self, name: str, tenant_id: str | None) -> None:
         """The slot has let go of its tenant and ends."""
@@ -222,7 +227,7 @@ class Loader:
         try:
             await self._adopt_at(place, peer)
             await listing
-        except WorkflowsError:
+        except Exception:
             # Nothing of the tenant ran there, but a slot that failed once is not worth keeping.
             await self._launcher.kill(peer.name)
             raise
@@ -309,13 +314,16 @@ class Loader:
             task.add_done_callback(self._starting.discard)
 
     async def _start_one(self) -> None:
+        peer = await self._launcher.start(self._new_name())
+        self._blank.add(peer.name)
         try:
-            peer = await self._launcher.start(self._new_name())
             await peer.call("who")
-        except (Lost, Unavailable):
-            return
-        self._record("slot_started", peer.name, None)
-        self._pool.append(peer)
+            self._record("slot_started", peer.name, None)
+            self._pool.append(peer)
+        except (Lost, WorkflowsError):
+            await self._launcher.kill(peer.name)
+        finally:
+            self._blank.discard(peer.name)
 
     async def _find_again(self, name: str) -> None:
         peer = await self._launcher.find(name)

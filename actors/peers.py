@@ -7,7 +7,6 @@ that a tenant's code sent is ever unpickled.
 
 from __future__ import annotations
 
-import asyncio
 import pickle
 from typing import Any, Protocol
 
@@ -25,14 +24,6 @@ class Peer(Protocol):
 
     async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
         """Call a method of the actor's plain class; raises what it raised, or Lost."""
-        ...
-
-
-class Served(Protocol):
-    """The far end of a peer: something that answers packed calls."""
-
-    async def rpc(self, op: str, body: bytes) -> bytes:
-        """Carry out a packed call; never raises, the outcome says what happened."""
         ...
 
 
@@ -70,33 +61,3 @@ def portable(error: BaseException) -> BaseException:
         pass
     return WorkflowsError(f"{type(error).__name__}: {error}")
 
-
-class LocalPeer:
-    """A peer in the same process; calls are packed all the same, so that nothing is shared."""
-
-    def __init__(self, name: str, target: object) -> None:
-        self.name = name
-        self._target = target
-        self._calls: set[asyncio.Task[bytes]] = set()
-        self._is_dead = False
-
-    async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
-        """Call the object's method, as if it were elsewhere."""
-        if self._is_dead:
-            raise Lost(f"{self.name} is dead")
-        task = asyncio.ensure_future(serve(self._target, op, pack_call(args)))
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-        # A call whose caller gives up goes on at the far end, as it would elsewhere.
-        await asyncio.wait({task}, timeout=timeout_s)
-        if not task.done():
-            raise Lost(f"{self.name} did not answer {op} in {timeout_s} s")
-        if task.cancelled():
-            raise Lost(f"{self.name} died during {op}")
-        return unpack_outcome(task.result())
-
-    def die(self) -> None:
-        """From now on every call, those in flight included, is lost."""
-        self._is_dead = True
-        for task in self._calls:
-            task.cancel()

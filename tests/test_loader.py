@@ -1,0 +1,264 @@
+"""The loader's places and slots, with the real timer and real slots, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from local_world import World, until
+
+from dynamic_workflows.actors import loader as loader_module
+from dynamic_workflows.actors.slot import Moved
+from dynamic_workflows.eventlog.clock import US
+from dynamic_workflows.eventlog.errors import Corrupt, PlatformClosed, Unavailable
+
+
+async def advance(world: World, seconds: float) -> None:
+    """Move the clock a second at a time, and let everybody act."""
+    for _ in range(round(seconds)):
+        until_us = world.clock.now_us() + US
+        while world.clock.fire_next(until_us=until_us):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        world.clock.move_to(until_us)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+async def test_a_tenant_gets_a_slot_from_the_pool_which_fills_up_again() -> None:
+    world = await World(pool_size=2).start()
+    blank = {peer.name for peer in world.loader._pool}
+    peer = await world.loader.resolve("acme")
+    assert peer.name in blank
+    assert await peer.call("who") == ("acme", "open")
+    await until(lambda: len(world.loader._pool) == 2)
+    assert (await world.loader.stats()).from_pool == 1
+    await world.stop()
+
+
+async def test_without_a_pool_slots_are_started_when_they_are_needed() -> None:
+    world = await World(pool_size=0).start()
+    assert not world.slots
+    assert await (await world.loader.resolve("acme")).call("who") == ("acme", "open")
+    assert len(world.slots) == 1
+    await world.stop()
+
+
+async def test_everybody_who_asks_for_a_tenant_gets_the_same_place() -> None:
+    world = await World().start()
+    peers = await asyncio.gather(*(world.loader.resolve("acme") for _ in range(50)))
+    assert len({peer.name for peer in peers}) == 1
+    assert world.opened == ["acme"]
+    await world.stop()
+
+
+async def test_a_tenant_is_listed_as_open_before_it_is_resolved() -> None:
+    world = await World().start()
+    timer_peer, world.timer_peer = world.timer_peer, None
+    resolving = asyncio.ensure_future(world.loader.resolve("acme"))
+    await until(lambda: world.opened == ["acme"])
+    await asyncio.sleep(0.05)
+    assert not resolving.done(), "the tenant is open, but a crash now would forget it"
+    world.timer_peer = timer_peer
+    await resolving
+    assert await world.timer.due("acme") == -1
+    await world.stop()
+
+
+async def test_a_slot_never_serves_a_second_tenant() -> None:
+    world = await World().start()
+    peer = await world.loader.resolve("acme")
+    with pytest.raises(Moved):
+        await peer.call("adopt", "other")
+    with pytest.raises(Moved):
+        await peer.call("exchange", "other", "s", [(1, "ring", {})], [], 0.0)
+    assert (await world.loader.resolve("other")).name != peer.name
+    await world.stop()
+
+
+async def test_an_idle_tenant_sleeps_and_its_next_call_finds_it_in_a_fresh_slot() -> None:
+    world = await World(idle_s=60).start()
+    world.wakes["acme"] = world.clock.now_us() + 3_600 * US
+    first = await world.loader.resolve("acme")
+    await advance(world, 59)
+    assert await world.loader.residents() == ["acme"]
+    await advance(world, 3)
+    await until(lambda: first.name in world.killed)
+    assert await world.loader.residents() == []
+    assert await world.timer.due("acme") == world.wakes["acme"]
+    second = await world.loader.resolve("acme", first.name)
+    assert second.name != first.name
+    assert await world.timer.due("acme") == -1
+    await world.stop()
+
+
+async def test_a_sleeping_tenant_is_woken_when_it_is_due() -> None:
+    world = await World(idle_s=60).start()
+    world.wakes["acme"] = world.clock.now_us() + 3_600 * US
+    await world.loader.resolve("acme")
+    await advance(world, 65)
+    await until(lambda: "acme" not in world.loader._places)
+    world.busy.add("acme")
+    await advance(world, 3_536)
+    await until(lambda: world.opened == ["acme", "acme"])
+    assert await world.loader.residents() == ["acme"]
+    await world.stop()
+
+
+async def test_a_tenant_with_work_or_with_a_wake_up_just_ahead_stays() -> None:
+    world = await World(idle_s=60).start()
+    world.busy.add("busy")
+    await world.loader.resolve("busy")
+    await world.loader.resolve("soon")
+    for _ in range(30):
+        world.wakes["soon"] = world.clock.now_us() + 3 * US
+        await advance(world, 10)
+    assert sorted(await world.loader.residents()) == ["busy", "soon"]
+    await world.stop()
+
+
+async def test_a_caller_who_meets_a_closing_slot_waits_for_the_next_one() -> None:
+    world = await World().start()
+    first = await world.loader.resolve("acme")
+    assert await first.call("make_room")
+    with pytest.raises(Moved):
+        await first.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
+    second = await world.loader.resolve("acme", first.name)
+    assert second.name != first.name
+    assert world.opened == ["acme", "acme"]
+    await world.stop()
+
+
+async def test_a_tenant_whose_process_died_is_opened_again_in_the_restarted_slot() -> None:
+    world = await World().start()
+    peer = await world.loader.resolve("acme")
+    slot = world.slot_of("acme")
+    world.crash(slot)
+    resolving = asyncio.ensure_future(world.loader.resolve("acme", peer.name))
+    await asyncio.sleep(0.05)
+    assert not resolving.done()
+    await world.restart(slot)
+    assert (await resolving).name == peer.name
+    assert world.opened == ["acme", "acme"]
+    await world.stop()
+
+
+async def test_a_restarted_slot_gets_its_tenant_back_though_nobody_calls() -> None:
+    world = await World().start()
+    await world.loader.resolve("acme")
+    slot = world.slot_of("acme")
+    world.crash(slot)
+    await world.restart(slot)
+    await until(lambda: world.opened == ["acme", "acme"])
+    await world.stop()
+
+
+async def test_a_slot_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "GIVE_UP_S", 0.3)
+    world = await World().start()
+    peer = await world.loader.resolve("acme")
+    world.crash(world.slot_of("acme"))
+    assert (await world.loader.resolve("acme", peer.name)).name != peer.name
+    assert peer.name in world.killed
+    await world.stop()
+
+
+async def test_a_restarted_loader_finds_its_slots_and_opens_nothing_twice() -> None:
+    world = await World().start()
+    names = ["one", "two", "three"]
+    before = {name: (await world.loader.resolve(name)).name for name in names}
+    await until(lambda: len(world.loader._pool) == 1)
+    blank = world.loader._pool[0].name
+    assert world.loader._looking is not None
+    world.loader._looking.cancel()
+    await world.start_loader()
+    assert {name: (await world.loader.resolve(name)).name for name in names} == before
+    assert sorted(world.opened) == sorted(names)
+    assert [peer.name for peer in world.loader._pool] == [blank]
+    await world.stop()
+
+
+async def test_a_tenant_that_died_together_with_the_loader_is_opened_again() -> None:
+    world = await World().start()
+    await world.loader.resolve("acme")
+    slot = world.slot_of("acme")
+    world.crash(slot)
+    assert world.loader._looking is not None
+    world.loader._looking.cancel()
+    slot.revive(world._slot(slot.name))
+    await world.start_loader()
+    await advance(world, 3)
+    await until(lambda: world.opened == ["acme", "acme"])
+    await world.stop()
+
+
+async def test_a_slot_that_nobody_knows_is_ended() -> None:
+    world = await World().start()
+    stray = await world.start_slot("stray")
+    await world.loader.slot_started(stray.name)
+    assert "stray" in world.killed
+    await world.stop()
+
+
+async def test_a_tenant_that_cannot_be_opened_says_why_and_is_tried_afresh() -> None:
+    world = await World().start()
+    world.corrupt.add("acme")
+    for _ in range(2):
+        with pytest.raises(Corrupt):
+            await world.loader.resolve("acme")
+    assert await world.loader.wake(["acme", "other"]) == ["acme"]
+    world.corrupt.clear()
+    assert await (await world.loader.resolve("acme")).call("who") == ("acme", "open")
+    await world.stop()
+
+
+async def test_idle_tenants_make_room_for_new_ones_and_busy_ones_do_not() -> None:
+    world = await World(residents_max=3).start()
+    world.busy.update(["busy-1", "busy-2"])
+    for name in ("busy-1", "idle", "busy-2"):
+        await world.loader.resolve(name)
+    await world.loader.resolve("new")
+    assert sorted(await world.loader.residents()) == ["busy-1", "busy-2", "new"]
+    world.busy.add("new")
+    waiting = asyncio.ensure_future(world.loader.resolve("patient"))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    world.busy.discard("busy-1")
+    await waiting
+    assert sorted(await world.loader.residents()) == ["busy-2", "new", "patient"]
+    await world.stop()
+
+
+async def test_many_tenants_pass_through_little_room() -> None:
+    world = await World(residents_max=4, pool_size=2).start()
+    names = [f"tenant-{i}" for i in range(40)]
+    await asyncio.gather(*(world.loader.resolve(name) for name in names))
+    assert sorted(world.opened) == sorted(names)
+    assert len(await world.loader.residents()) <= 4
+    assert all([await world.timer.due(name) in (None, -1) for name in names])
+    await world.stop()
+
+
+async def test_closing_puts_every_tenant_to_sleep() -> None:
+    world = await World().start()
+    world.busy.add("busy")
+    world.wakes["later"] = world.clock.now_us() + 60 * US
+    for name in ("busy", "later"):
+        await world.loader.resolve(name)
+    await world.loader.close()
+    assert (await world.timer.stats()).open == 0
+    assert await world.timer.due("later") == world.wakes["later"]
+    assert not world.slots
+    with pytest.raises(PlatformClosed):
+        await world.loader.resolve("busy")
+    await world.timer.close()
+
+
+async def test_a_fenced_tenant_lets_go_and_stays_listed_as_open() -> None:
+    world = await World().start()
+    peer = await world.loader.resolve("acme")
+    world.tills["acme"].failed = Unavailable("the disk is gone")
+    with pytest.raises(Moved):
+        await peer.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
+    await until(lambda: peer.name in world.killed)
+    assert await world.timer.due("acme") == -1
+    await world.stop()

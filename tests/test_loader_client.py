@@ -1,0 +1,170 @@
+"""A tenant's calls from a driver: batched, patient, and through the accidents of actors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from local_world import World, until
+
+from dynamic_workflows.actors import client as client_module
+from dynamic_workflows.actors.client import TenantClient
+from dynamic_workflows.actors.peers import Lost
+from dynamic_workflows.eventlog.errors import InvalidError, PlatformClosed, Unavailable
+
+
+def client_of(world: World, tenant_id: str = "acme", timeout_s: float = 30) -> TenantClient:
+    return TenantClient(
+        tenant_id,
+        client_id=world.ids.token(),
+        resolve=lambda name, gone: world.loader.resolve(name, gone),
+        timeout_s=timeout_s,
+    )
+
+
+def add(client: TenantClient, token: str, amount: int = 1) -> Any:
+    return client.call("add", {"token": token, "amount": amount})
+
+
+async def test_the_calls_of_one_turn_are_one_message() -> None:
+    world = await World().start()
+    client = client_of(world)
+    await add(client, "first")
+    world.messages.clear()
+    await asyncio.gather(*(add(client, f"token-{i}") for i in range(1_000)))
+    assert [size for _, size in world.messages] == [1_000]
+    assert len(world.books["acme"]) == 1_001
+    await world.stop()
+
+
+async def test_a_quick_call_does_not_wait_for_a_slow_one() -> None:
+    world = await World().start()
+    client = client_of(world)
+    slow = asyncio.ensure_future(client.call("slow", {}))
+    assert await add(client, "quick") == 1
+    assert await add(client, "again") == 2
+    assert not slow.done()
+    await client.call("ring", {})
+    assert await slow == "at last"
+    await world.stop()
+
+
+async def test_a_thousand_results_wait_in_one_long_poll() -> None:
+    world = await World().start()
+    client = client_of(world)
+    waiting = [asyncio.ensure_future(client.call("result", {"number": i})) for i in range(1_000)]
+    await until(lambda: world.tills.get("acme") and world.tills["acme"].waiting == 1_000)
+    await asyncio.sleep(0.1)
+    assert len(world.messages) == 2, "one that carried them, and one poll"
+    await client.call("ring", {})
+    assert await asyncio.gather(*waiting) == list(range(1_000))
+    await world.stop()
+
+
+async def test_errors_arrive_as_themselves() -> None:
+    world = await World().start()
+    with pytest.raises(InvalidError) as caught:
+        await client_of(world).call("nonsense", {})
+    assert caught.value.code == "batch.invalid"
+    await world.stop()
+
+
+async def test_calls_go_on_through_the_death_of_the_tenants_process() -> None:
+    world = await World().start()
+    client = client_of(world)
+    waiting = asyncio.ensure_future(client.call("result", {"number": 7}))
+    slow = asyncio.ensure_future(client.call("slow", {}))
+    await until(lambda: world.tills.get("acme") and world.tills["acme"].waiting)
+    slot = world.slot_of("acme")
+    world.crash(slot)
+    adding = [asyncio.ensure_future(add(client, f"token-{i}")) for i in range(10)]
+    await asyncio.sleep(0.05)
+    assert not any(call.done() for call in [waiting, slow, *adding])
+    await world.restart(slot)
+    assert max(await asyncio.gather(*adding)) == 10
+    await client.call("ring", {})
+    assert await waiting == 7
+    assert await slow == "at last"
+    await world.stop()
+
+
+async def test_a_call_whose_reply_was_lost_is_made_once() -> None:
+    world = await World().start()
+    client = client_of(world)
+    await add(client, "before")
+    slot = world.slot_of("acme")
+    honest = slot.call
+
+    async def loses_its_reply(op: str, *args: Any, timeout_s: float | None = None) -> Any:
+        slot.call = honest  # type: ignore[method-assign]
+        await honest(op, *args, timeout_s=timeout_s)
+        raise Lost("the reply was lost")
+
+    slot.call = loses_its_reply  # type: ignore[method-assign]
+    assert await add(client, "token", 5) == 6
+    assert world.books["acme"] == {"before": 1, "token": 5}
+    await world.stop()
+
+
+async def test_calls_follow_a_tenant_that_went_to_sleep() -> None:
+    world = await World().start()
+    client = client_of(world)
+    await add(client, "one")
+    assert await world.slot_of("acme").call("make_room")
+    assert await add(client, "two") == 2
+    assert world.opened == ["acme", "acme"]
+    await world.stop()
+
+
+async def test_a_tenant_without_a_sign_of_life_is_unavailable() -> None:
+    world = await World().start()
+
+    async def resolve(name: str, gone: str | None) -> Any:
+        raise Unavailable("no loader")
+
+    client = TenantClient("acme", client_id="c", resolve=resolve, timeout_s=0.3)
+    waiting = [asyncio.ensure_future(add(client, str(i))) for i in range(3)]
+    for error in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(error, Unavailable)
+        assert error.code == "platform.unavailable"
+    with pytest.raises(Unavailable):
+        await add(client, "later")
+    await world.stop()
+
+
+async def test_who_gives_up_waiting_leaves_nothing_at_the_tenant() -> None:
+    world = await World().start()
+    client = client_of(world)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.call("result", {}), 0.2)
+    assert world.tills["acme"].waiting == 1
+    await add(client, "next")
+    await until(lambda: not world.tills["acme"].waiting)
+    await world.stop()
+
+
+async def test_a_closed_client_answers_nobody() -> None:
+    world = await World().start()
+    client = client_of(world)
+    waiting = asyncio.ensure_future(client.call("result", {}))
+    await until(lambda: world.tills.get("acme") and world.tills["acme"].waiting)
+    client.close()
+    with pytest.raises(PlatformClosed):
+        await waiting
+    with pytest.raises(PlatformClosed):
+        await add(client, "late")
+    await world.stop()
+
+
+async def test_more_calls_than_a_message_holds_go_in_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "BATCH_MAX", 10)
+    world = await World().start()
+    client = client_of(world)
+    await add(client, "first")
+    world.messages.clear()
+    await asyncio.gather(*(add(client, str(i)) for i in range(25)))
+    assert sorted(size for _, size in world.messages if size) == [5, 10, 10]
+    await world.stop()

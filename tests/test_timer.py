@@ -1,0 +1,229 @@
+"""The timer's index and its wake-ups, over a real log, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from local_world import until
+
+from dynamic_workflows.actors.peers import Lost, Peer
+from dynamic_workflows.actors.timer import BATCH_MAX, BATCHES_IN_FLIGHT_MAX, Timer
+from dynamic_workflows.eventlog.clock import US, VirtualClock
+from dynamic_workflows.eventlog.ids import SeededIds
+from dynamic_workflows.eventlog.log import EventLog
+from dynamic_workflows.eventlog.store import Store, open_store
+
+
+class Waker:
+    """A loader that opens whom it is told, and tells the timer as the real one does."""
+
+    name = "loader"
+
+    def __init__(self) -> None:
+        self.timer: Timer | None = None
+        self.woken: list[str] = []
+        self.batches: list[int] = []
+        self.alive: set[str] = set()
+        self.failing: set[str] = set()
+        self.is_lost = False
+        self.in_flight = self.in_flight_max = 0
+
+    async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
+        if self.is_lost:
+            raise Lost("no loader")
+        if op == "residents":
+            return sorted(self.alive)
+        assert op == "wake"
+        assert self.timer is not None
+        (names,) = args
+        self.batches.append(len(names))
+        self.in_flight += 1
+        self.in_flight_max = max(self.in_flight, self.in_flight_max)
+        await asyncio.sleep(0)
+        good = [name for name in names if name not in self.failing]
+        self.woken += good
+        self.alive.update(good)
+        await self.timer.opened(good)
+        self.in_flight -= 1
+        return [name for name in names if name in self.failing]
+
+
+class Bench:
+    """A timer on a store that outlives it."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.ids = SeededIds(7)
+        self.store: Store = open_store("memory://")
+        self.waker = Waker()
+
+    async def start(self) -> Timer:
+        self.log = await EventLog.open(
+            self.store, "timers/0", tenant_id="", clock=self.clock, ids=self.ids
+        )
+
+        async def find() -> Peer:
+            return self.waker
+
+        self.timer = self.waker.timer = Timer(log=self.log, clock=self.clock, loader=find)
+        await self.timer.open()
+        return self.timer
+
+    async def restart(self) -> Timer:
+        """As after kill -9: nothing is closed."""
+        await self.timer.close()
+        return await self.start()
+
+    async def advance(self, seconds: float) -> None:
+        until_us = self.clock.now_us() + round(seconds * US)
+        while self.clock.fire_next(until_us=until_us):
+            await self.settle()
+        self.clock.move_to(until_us)
+        await self.settle()
+
+    async def settle(self) -> None:
+        for _ in range(30):
+            await asyncio.sleep(0)
+        await until(lambda: not self.timer._in_flight and not self.waker.in_flight)
+
+    def at(self, seconds: float) -> int:
+        return self.clock.now_us() + round(seconds * US)
+
+
+async def test_a_sleeping_tenant_is_woken_when_it_is_due_and_not_before() -> None:
+    bench = Bench()
+    timer = await bench.start()
+    await timer.slept([("acme", bench.at(60)), ("later", bench.at(3600)), ("never", None)])
+    await bench.advance(59.9)
+    assert bench.waker.woken == []
+    await bench.advance(0.1)
+    assert bench.waker.woken == ["acme"]
+    await bench.advance(3_600)
+    assert bench.waker.woken == ["acme", "later"]
+    assert (await timer.stats()).late_ms_max == 0
+
+
+async def test_the_newest_due_time_of_a_tenant_counts() -> None:
+    bench = Bench()
+    timer = await bench.start()
+    await timer.slept([("acme", bench.at(10))])
+    await timer.opened(["acme"])
+    bench.waker.alive.add("acme")
+    await timer.slept([("acme", bench.at(100))])
+    bench.waker.alive.discard("acme")
+    await bench.advance(99)
+    assert bench.waker.woken == []
+    await bench.advance(1)
+    assert bench.waker.woken == ["acme"]
+
+
+async def test_due_times_survive_the_death_of_the_timer() -> None:
+    bench = Bench()
+    timer = await bench.start()
+    await timer.slept([("acme", bench.at(60)), ("past", bench.at(5))])
+    await timer.close()
+    bench.clock.move_to(bench.at(30))
+    await bench.start()
+    await bench.advance(0)
+    assert bench.waker.woken == ["past"], "what came due meanwhile is woken at once"
+    await bench.advance(30)
+    assert bench.waker.woken == ["past", "acme"]
+
+
+async def test_tenants_that_stopped_without_going_to_sleep_are_opened_again() -> None:
+    bench = Bench()
+    timer = await bench.start()
+    await timer.opened(["one", "two", "three"])
+    await timer.slept([("two", None)])
+    await bench.restart()
+    await bench.settle()
+    assert sorted(bench.waker.woken) == ["one", "three"]
+
+
+async def test_a_tenant_whose_actor_vanishes_is_opened_again() -> None:
+    bench = Bench()
+    timer = await bench.start()
+    await timer.opened(["acme", "other"])
+    bench.waker.alive.update(["acme", "other"])
+    await bench.advance(10)
+    assert bench.waker.woken == []
+    bench.waker.alive.discard("acme")
+    await bench.advance(3)
+    assert bench.waker.woken == ["acme"]
+
+
+async def test_a_tenant_that_cannot_be_opened_is_tried_again_and_not_forgotten() -> None:
+    bench = Bench()
+    timer = await bench.start()
+    bench.waker.failing.add("acme")
+    await timer.slept([("acme", bench.at(1)), ("other", bench.at(1))])
+    await bench.advance(600)
+    assert bench.waker.woken == ["other"]
+    tries = len(bench.waker.batches)
+    assert 5 < tries < 25, "with growing rests"
+    bench.waker.failing.clear()
+    await bench.advance(61)
+    assert bench.waker.woken == ["other", "acme"]
+
+
+async def test_wake_ups_wait_for_a_loader_that_is_away() -> None:
+    bench = Bench()
+    timer = await bench.start()
+    bench.waker.is_lost = True
+    await timer.slept([("acme", bench.at(1))])
+    await timer.opened(["open"])
+    await bench.advance(30)
+    assert bench.waker.woken == []
+    bench.waker.is_lost = False
+    await bench.advance(61)
+    assert sorted(bench.waker.woken) == ["acme", "open"]
+
+
+async def test_a_storm_of_wake_ups_goes_out_in_a_few_batches_at_a_time() -> None:
+    bench = Bench()
+    timer = await bench.start()
+    names = [f"tenant-{i}" for i in range(3_000)]
+    await timer.slept([(name, bench.at(60)) for name in names])
+    await bench.advance(60)
+    assert sorted(bench.waker.woken) == sorted(names)
+    assert max(bench.waker.batches) <= BATCH_MAX
+    assert len(bench.waker.batches) == len(names) / BATCH_MAX
+    assert bench.waker.in_flight_max <= BATCHES_IN_FLIGHT_MAX
+
+
+ACTION = st.tuples(
+    st.sampled_from(["opened", "slept", "slept", "never", "restart"]),
+    st.sampled_from(["a", "b", "c"]),
+    st.integers(1, 1_000),
+)
+
+
+@given(st.lists(ACTION, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_the_index_is_what_was_acknowledged_whatever_restarts(
+    actions: list[tuple[str, str, int]],
+) -> None:
+    async def run() -> None:
+        bench = Bench()
+        timer = await bench.start()
+        bench.waker.is_lost = True  # this is about the index: nobody is woken
+        expected: dict[str, int] = {}
+        for action, name, due_us in actions:
+            if action == "opened":
+                await timer.opened([name])
+                expected[name] = -1
+            elif action == "slept":
+                await timer.slept([(name, due_us)])
+                expected[name] = due_us
+            elif action == "never":
+                await timer.slept([(name, None)])
+                expected.pop(name, None)
+            else:
+                timer = await bench.restart()
+            assert {n: await timer.due(n) for n in "abc"} == {n: expected.get(n) for n in "abc"}
+        await timer.close()
+
+    asyncio.run(run())
