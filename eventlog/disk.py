@@ -34,6 +34,24 @@ class Disk:
         """Write at an offset; how many bytes were taken."""
         return os.pwrite(handle, data, offset)
 
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        """Part of a file; fewer bytes only at its end."""
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(handle, length, offset)
+        finally:
+            os.close(handle)
+
+    def make_directory(self, path: str) -> None:
+        """The directory and its parents exist, durably."""
+        if os.path.isdir(path):
+            return
+        parent = os.path.dirname(path)
+        self.make_directory(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+        self.sync_directory(parent)
+
     def datasync(self, handle: int) -> None:
         """Return when the file's bytes and its size are on the medium."""
         os.fdatasync(handle)
@@ -95,18 +113,8 @@ def write_all(disk: Disk, handle: int, data: bytes | bytearray | memoryview, off
 
 def open_unnamed(disk: Disk, directory: Path) -> int:
     """A new file in a directory that nobody can see until it is linked."""
-    make_directory(disk, directory)
+    disk.make_directory(str(directory))
     return disk.open(str(directory), os.O_TMPFILE | os.O_RDWR)
-
-
-def make_directory(disk: Disk, path: Path) -> None:
-    """The directory and its parents exist, durably."""
-    if path.is_dir():
-        return
-    make_directory(disk, path.parent)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir()
-    disk.sync_directory(str(path.parent))
 
 
 def create_file(disk: Disk, path: Path, data: bytes) -> None:
@@ -123,7 +131,7 @@ def create_file(disk: Disk, path: Path, data: bytes) -> None:
 
 def replace_file(disk: Disk, path: Path, data: bytes, *, token: str) -> None:
     """The file has these bytes, all or none of them visible at any moment, durable on return."""
-    make_directory(disk, path.parent)
+    disk.make_directory(str(path.parent))
     temporary = path.parent / f"{TEMPORARY}{token}"
     handle = disk.open(str(temporary), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     try:

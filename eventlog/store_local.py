@@ -80,8 +80,7 @@ class LocalStore:
         """A part of it."""
         path = self.local_path(key)
         try:
-            with path.open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), length, start)
+            return self.disk.read(str(path), start, length)
         except OSError as error:
             raise explain(error, str(path)) from None
 

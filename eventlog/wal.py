@@ -282,7 +282,8 @@ class FileParser:
         while position < len(region):
             to_border = SECTOR_BYTES - (self.offset + position) % SECTOR_BYTES
             piece = region[position : position + to_border]
-            if not any(piece) and len(piece) >= min(SECTOR_BYTES, 4):
+            # However short the piece: where a block begins and ends, it has no zero bytes.
+            if not any(piece):
                 return True
             position += to_border
         return False

@@ -455,25 +455,24 @@ class LocalWal:
                 finally:
                     self._disk.close(handle)
                 yield
-            if _has_block(path, file.key, walk.last.end if is_last else file.header_end):
+            if self._has_block(path, file.key, walk.last.end if is_last else file.header_end):
                 return False
             yield
         return True
+
+    def _has_block(self, path: Path, key: str, start: int) -> bool:
+        """Whether a whole block begins at `start`."""
+        parser = FileParser(key, start=start)
+        position = start
+        while data := self._disk.read(str(path), position, max(CHUNK_BYTES, parser.needs())):
+            if parser.feed(data):
+                return True
+            if not parser.needs():
+                return False
+            position += len(data)
+        return False
 
     def _close_steps(self, file: _File) -> Steps[None]:
         file.close()
         return
         yield
-
-
-def _has_block(path: Path, key: str, start: int) -> bool:
-    """Whether a whole block begins at `start`."""
-    parser = FileParser(key, start=start)
-    with path.open("rb") as file:
-        file.seek(start)
-        while data := file.read(max(CHUNK_BYTES, parser.needs())):
-            if parser.feed(data):
-                return True
-            if not parser.needs():
-                return False
-    return False
