@@ -1,12 +1,13 @@
 """Modules: a bundle's modules, imported under a name of their own.
 
-Each bundle lives below a package with a private name (`tenant`), so a module called `json.py` takes
-nobody's place and two bundles in one process cannot meet. Within the bundle its modules have plain
-names: `import helper`, `from .helper import x`, `importlib.import_module("helper")`. Imports look in
-the bundle first, then in the standard library, then among the packages that the platform grants.
+Each bundle lives below a package with a private name (`tenant`), so a module called `json.py`
+takes nobody's place and two bundles in one process cannot meet. Within the bundle its modules have
+plain names: `import helper`, `from .helper import x`, `importlib.import_module("helper")`. Imports
+look in the bundle first, then in the standard library, then among the packages that the platform
+grants.
 
-A module of text, bytes or JSON is imported by its path without the ending; `default` holds it. As in
-any package, `pkgutil.get_data(__package__, "prompt.txt")` reads a file of the bundle.
+A module of text, bytes or JSON is imported by its path without the ending; `default` holds it. As
+in any package, `pkgutil.get_data(__package__, "prompt.txt")` reads a file of the bundle.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import msgspec
 from .wire import Module
 
 _FACE = "dynamic_workflows"
+_FRAMES_MAX = 50
 
 
 class BadModule(Exception):
@@ -42,7 +44,7 @@ class Modules:
         print: Callable[..., None] | None = None,
         is_alone: bool = True,
     ) -> None:
-        """`is_alone`: no other bundle in this process, so plain names may be found from anywhere."""
+        """`is_alone`: no other bundle in this process, so all code may find plain names."""
         self.prefix = prefix
         self._dot = f"{prefix}."
         self._slash = f"{prefix}/"
@@ -87,6 +89,8 @@ class Modules:
         self.compile()
         root = ModuleType(self.prefix)
         root.__path__ = []
+        root.__file__ = f"{self._slash}__init__.py"
+        root.__spec__ = ModuleSpec(self.prefix, self._finder, is_package=True)
         sys.modules[self.prefix] = root
         sys.meta_path.insert(0, self._finder)
         return self.get(_name(main_module))
@@ -114,18 +118,22 @@ class Modules:
             found = getattr(found, part, None)
         return found
 
-    def place(self, frame: FrameType | None) -> str | None:
-        """The innermost place in the bundle that a frame comes from, as "module.py:12"."""
-        for _ in range(50):
+    def place(self, frame: FrameType | CodeType | None) -> str | None:
+        """The innermost place in the bundle that a frame or a function is at, as "module.py:12"."""
+        if isinstance(frame, CodeType):
+            path = frame.co_filename
+            is_ours = path.startswith(self._slash)
+            return f"{path[len(self._slash) :]}:{frame.co_firstlineno}" if is_ours else None
+        for _ in range(_FRAMES_MAX):
             if frame is None:
                 return None
-            filename = frame.f_code.co_filename
-            if filename.startswith(self._slash):
-                return f"{filename[len(self._slash) :]}:{frame.f_lineno}"
+            path = frame.f_code.co_filename
+            if path.startswith(self._slash):
+                return f"{path[len(self._slash) :]}:{frame.f_lineno}"
             frame = frame.f_back
         return None
 
-    # --- what the finder asks ----------------------------------------------------------------------
+    # --- what the finder asks --------------------------------------------------------------------
 
     def spec(self, full_name: str) -> ModuleSpec | None:
         """How to import a module by its private name, or None."""

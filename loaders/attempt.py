@@ -1,0 +1,364 @@
+"""Attempt: one call of a step's callback, or of its rollback handler, and what becomes of it.
+
+An attempt belongs to its step and not to whoever awaits the step: cancelling the awaiting task
+leaves it running, and its outcome is recorded. Timed out, it is cancelled and heard no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from contextvars import Context, ContextVar, copy_context
+from typing import TYPE_CHECKING, Any
+
+from ..eventlog import codec
+from ..eventlog.errors import WorkflowsError
+from . import durations, faults, wire
+from .annotations import Reviver
+from .config import DEFAULT, Settled
+from .entrypoints import NonRetryableDelayError
+from .views import View
+
+if TYPE_CHECKING:
+    from .lifetime import Lifetime
+
+DELAY_FUNCTION_S = 5.0
+"""How long a delay function may take to answer."""
+
+
+class Attempt:
+    """One try: its number, and whether it has been taken back."""
+
+    __slots__ = ("is_over", "name", "number", "task")
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name = name
+        self.number = number
+        self.is_over = False
+        self.task: asyncio.Task[Any] | None = None
+
+
+ATTEMPT: ContextVar[Attempt | None] = ContextVar("current_attempt", default=None)
+"""The attempt on whose behalf code runs."""
+
+
+class Handler:
+    """A rollback handler, registered for a step."""
+
+    __slots__ = ("context", "function", "reviver", "settled", "step_settled")
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        settled: Settled,
+        step_settled: Settled,
+        reviver: Reviver | None,
+        context: Context,
+    ) -> None:
+        self.function = function
+        self.settled = settled
+        self.step_settled = step_settled
+        self.reviver = reviver
+        self.context = context
+
+
+class Work:
+    """What a step and its rollback share: attempts that are begun, finished and taken back."""
+
+    __slots__ = ("attempt", "context", "count", "life", "name", "settled", "token")
+
+    def __init__(
+        self, life: Lifetime, name: str, count: int, settled: Settled, context: Context
+    ) -> None:
+        self.life = life
+        self.name = name
+        self.count = count
+        self.settled = settled
+        self.context = context
+        self.token = 0
+        self.attempt: Attempt | None = None
+
+    def call(self, attempt: Attempt) -> Any:
+        """Call the tenant's function."""
+        raise NotImplementedError
+
+    def done(self, attempt: Attempt, value: Any) -> None:
+        """The function returned; raises what the codec raises."""
+        raise NotImplementedError
+
+    def is_async(self) -> bool:
+        """Whether the function is known to need a task of its own."""
+        raise NotImplementedError
+
+    def view(self, number: int) -> View:
+        """The `ctx` of an attempt."""
+        return View(
+            step=View(name=self.name, count=self.count), attempt=number, config=self.settled.view()
+        )
+
+    def begin_attempt(self, number: int) -> None:
+        """Run the function, in the next turn of the loop."""
+        life = self.life
+        attempt = self.attempt = Attempt(self.name, number)
+        life.running += 1
+        context = self.context.copy()
+        context.run(ATTEMPT.set, attempt)
+        if self.is_async() or life.guest.has_threads:
+            attempt.task = life.spawn(self._perform(attempt), context)
+        else:
+            life.guest.loop.call_soon(self._perform_sync, attempt, context=context)
+
+    def _perform_sync(self, attempt: Attempt) -> None:
+        """Call a plain function here and now; go on as a task if it has more to do."""
+        if attempt.is_over:
+            return
+        self.life.guest.on_resume(self.life.number)
+        try:
+            value = self.call(attempt)
+            if inspect.isawaitable(value):
+                attempt.task = self.life.spawn(self._perform(attempt, value), copy_context())
+                return
+            self.done(attempt, value)
+        except BaseException as error:
+            if not attempt.is_over:
+                if self.settled.delay is None or faults.is_final(error):
+                    self.failed(attempt, error, None, None)
+                else:
+                    attempt.task = self.life.spawn(self._delay(attempt, error), copy_context())
+
+    async def _perform(self, attempt: Attempt, awaited: Awaitable[Any] | None = None) -> None:
+        guest = self.life.guest
+        guest.on_resume(self.life.number)
+        try:
+            if awaited is None:
+                if guest.has_threads and not self.is_async():
+                    value = await guest.in_thread(copy_context(), self.call, attempt)
+                else:
+                    value = self.call(attempt)
+                if inspect.isawaitable(value):
+                    value = await value
+            else:
+                value = await awaited
+            if not attempt.is_over:
+                self.done(attempt, value)
+        except BaseException as error:
+            if not attempt.is_over:
+                await self._delay(attempt, error)
+
+    async def _delay(self, attempt: Attempt, error: BaseException) -> None:
+        """Ask the delay function, if there is one and a retry is left; then report."""
+        function = self.settled.delay
+        delay_ms: int | None = None
+        delay_error: wire.Error | None = None
+        if function and not faults.is_final(error) and attempt.number <= self.settled.limit:
+            try:
+                delay_ms = await self._ask_delay(function, attempt, error)
+            except BaseException as failure:
+                if attempt.is_over:
+                    return
+                delay_error = self.life.guest.to_wire(self._delay_error(failure))
+        if not attempt.is_over:
+            self.failed(attempt, error, delay_ms, delay_error)
+
+    async def _ask_delay(self, function: Any, attempt: Attempt, error: BaseException) -> int:
+        answer = function(self.view(attempt.number), error)
+        if inspect.isawaitable(answer):
+            answer = await asyncio.wait_for(answer, DELAY_FUNCTION_S)
+        return durations.parse_ms(answer)
+
+    def _delay_error(self, failure: BaseException) -> NonRetryableDelayError:
+        if isinstance(failure, TimeoutError):
+            reason = f"took longer than {DELAY_FUNCTION_S:g} s"
+        elif isinstance(failure, ValueError):
+            reason = f"answered no duration: {failure}"
+        else:
+            reason = f"raised {type(failure).__name__}: {failure}"
+        return NonRetryableDelayError(f'the delay function of step "{self.name}" {reason}')
+
+    def failed(
+        self,
+        attempt: Attempt,
+        error: BaseException,
+        delay_ms: int | None,
+        delay_error: wire.Error | None,
+    ) -> None:
+        """Report that the function raised."""
+        life = self.life
+        self.finish(attempt)
+        life.guest.logs.error(error)
+        life.send(
+            wire.Failed(
+                self.token, attempt.number, life.guest.to_wire(error), delay_ms, delay_error
+            )
+        )
+
+    def finish(self, attempt: Attempt) -> None:
+        """The attempt runs no more."""
+        attempt.is_over = True
+        self.attempt = None
+        self.life.running -= 1
+
+    def cancel(self, number: int) -> None:
+        """Take an attempt back; its function gets CancelledError where it waits."""
+        attempt = self.attempt
+        if attempt is not None and attempt.number == number:
+            self.finish(attempt)
+            if attempt.task is not None:
+                attempt.task.cancel()
+            self.life.touch()
+
+    def forget(self) -> None:
+        """The lifetime is over."""
+        if self.attempt is not None:
+            self.attempt.is_over = True
+
+    def text_of(self, value: Any, reviver: Reviver | None) -> bytes:
+        """The value as codec text; the error names the step."""
+        bytes_max = self.life.guest.value_bytes_max
+        try:
+            if reviver is None:
+                return codec.encode(value, bytes_max=bytes_max)
+            return reviver.encode(value, bytes_max=bytes_max)
+        except WorkflowsError as error:
+            message = f'step "{self.name}": {error.message}'
+            raise type(error)(message, code=error.code, **error.details) from None
+
+
+class Performing(Work):
+    """A step that history did not answer: live, or retried."""
+
+    __slots__ = (
+        "at", "callback", "future", "is_coroutine", "is_resumed", "is_unanswered", "keywords",
+        "kind", "reviver", "takes_ctx",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        life: Lifetime,
+        kind: str,
+        name: str,
+        count: int,
+        settled: Settled,
+        callback: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(life, name, count, settled, copy_context())
+        self.kind = kind
+        self.callback = callback
+        self.at: str | None = None
+        self.future: asyncio.Future[tuple[bytes | None, wire.Error | None]] | None = None
+        self.is_coroutine = False
+        self.is_resumed = False
+        """History knows it as unfinished."""
+        self.is_unanswered = False
+        self.keywords: dict[str, Any] | None = None
+        self.reviver: Reviver | None = None
+        self.takes_ctx = False
+
+    def is_async(self) -> bool:
+        """Whether the callback is a coroutine function."""
+        return self.is_coroutine
+
+    def call(self, attempt: Attempt) -> Any:
+        """Call the callback with what it takes."""
+        assert self.callback is not None
+        keywords = self.keywords
+        if self.takes_ctx:
+            keywords = {**(keywords or {}), "ctx": self.view(attempt.number)}
+        return self.callback(**keywords) if keywords else self.callback()
+
+    def go(self, message: wire.Go) -> None:
+        """An attempt is recorded: run it."""
+        self.heard()
+        if self.attempt is not None or self.callback is None:
+            return
+        if message.config is not None:
+            self.settled = self.settled.as_recorded(message.config)
+        self.begin_attempt(message.attempt)
+
+    def done(self, attempt: Attempt, value: Any) -> None:
+        """Report the value, and hand it to `run` as a replay would."""
+        text = self.text_of(value, self.reviver)
+        self.finish(attempt)
+        life = self.life
+        life.send(wire.Done(self.token, attempt.number, text))
+        life.performing.pop(self.token, None)
+        self._wake((text, None))
+
+    def answer(self, value: bytes | None, error: wire.Error | None) -> None:
+        """The supervisor has decided the outcome."""
+        self.heard()
+        if self.attempt is not None:
+            self.cancel(self.attempt.number)
+        self._wake((value, error))
+
+    def heard(self) -> None:
+        """The first word about it has come."""
+        if self.is_unanswered:
+            self.is_unanswered = False
+            self.life.unanswered -= 1
+
+    def _wake(self, outcome: tuple[bytes | None, wire.Error | None]) -> None:
+        if self.future is not None and not self.future.done():
+            self.future.set_result(outcome)
+
+
+class Undoing(Work):
+    """The rollback of a step."""
+
+    __slots__ = ("handler", "message")
+
+    def __init__(self, life: Lifetime, message: wire.Undo) -> None:
+        handler = life.handlers.get((message.name, message.count))
+        settled = handler.settled if handler else DEFAULT
+        context = handler.context if handler else life.context()
+        super().__init__(life, message.name, message.count, settled, context)
+        self.token = message.token
+        self.handler = handler
+        self.message = message
+
+    def begin(self, message: wire.Undo) -> None:
+        """An attempt is recorded: run the handler."""
+        self.message = message
+        if self.attempt is not None:
+            return
+        self.settled = self.settled.as_recorded(message.config)
+        if self.handler is None:
+            reason = f'the code registers no rollback for step "{self.name}" any more'
+            missing = wire.Error("RollbackMissing", reason, "", None, True)
+            self.life.send(wire.Failed(self.token, message.attempt, missing))
+        else:
+            self.begin_attempt(message.attempt)
+
+    def is_async(self) -> bool:
+        """Whether the handler is a coroutine function."""
+        return self.handler is not None and inspect.iscoroutinefunction(self.handler.function)
+
+    def call(self, attempt: Attempt) -> Any:
+        """Call the handler with the step's context, the cause and the step's output."""
+        assert self.handler is not None
+        message, handler = self.message, self.handler
+        output = None
+        if message.output is not None:
+            decode = handler.reviver.decode if handler.reviver else codec.decode
+            output = decode(message.output)
+        ctx = View(
+            step=View(name=self.name, count=self.count),
+            attempt=message.step_attempt,
+            config=handler.step_settled.view(),
+        )
+        return handler.function(View(ctx=ctx, error=self._cause(), output=output))
+
+    def _cause(self) -> Exception:
+        cause = self.life.guest.from_wire(self.message.error)
+        # Whatever the class: a handler may ask what it was called.
+        for name, fact in (("name", self.message.error.name), ("message", str(cause))):
+            if not hasattr(cause, name):
+                setattr(cause, name, fact)
+        return cause
+
+    def done(self, attempt: Attempt, value: Any) -> None:
+        """Report that the handler returned; what it returned is nobody's business."""
+        self.finish(attempt)
+        self.life.send(wire.Done(self.token, attempt.number, b"null"))
+        self.life.undoing.pop(self.token, None)

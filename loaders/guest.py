@@ -1,0 +1,334 @@
+"""Guest: the tenant's side of the wire; it loads one bundle and runs its code for the supervisor.
+
+It knows no time and no place: what is due, what is recorded and what may run is the supervisor's to
+say. Everything it imports is light; see `wire.py` for the messages and their order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from types import CodeType, FrameType, ModuleType
+from typing import Any
+
+from ..eventlog import codec
+from ..eventlog.errors import InvalidError
+from . import faults, http, wire
+from .attempt import ATTEMPT
+from .bindings_guest import Env
+from .entrypoints import (
+    WorkerEntrypoint,
+    WorkflowEntrypoint,
+    build,
+    public_methods,
+)
+from .lifetime import Lifetime, Scope, Suspended
+from .logs import Logs
+from .modules import BadModule, Modules
+from .pulse import CURRENT, MESSAGES_MAX, Pulse
+from .views import View
+from .wire import Frame, pack
+
+IDLE_GRACE_S = 0.02
+"""How long a new step may be without an answer before its lifetime is told to be idle."""
+
+_LOAD, _RUN, _GO, _ANSWER, _CANCEL, _DROP, _UNDO, _INVOKE, _REPLY = range(1, 10)
+
+
+class Guest:
+    """Takes the supervisor's messages and answers them; one per isolate."""
+
+    def __init__(
+        self,
+        send: Callable[[list[Frame]], None],
+        *,
+        loop: asyncio.AbstractEventLoop,
+        on_resume: Callable[[int], None] = lambda life: None,
+        is_alone: bool = True,
+        prefix: str = "tenant",
+        idle_grace_s: float = IDLE_GRACE_S,
+    ) -> None:
+        """`send` takes the messages of a burst. `on_resume` hears which lifetime runs next.
+
+        `is_alone`: the process is this guest's, so it takes over stdout, stderr and logging.
+        """
+        self.loop = loop
+        self.on_resume = on_resume
+        self.idle_grace_s = idle_grace_s
+        self.pulse = Pulse(loop, self._flush)
+        self.logs = Logs(self._send_log, _where)
+        self.value_bytes_max = codec.VALUE_BYTES_MAX
+        self.has_threads = False
+        self.has_network = False
+        self._send = send
+        self._is_alone = is_alone
+        self._prefix = prefix
+        self._out: list[Frame] = []
+        self._lives: dict[int, Lifetime] = {}
+        self._calls: dict[int, asyncio.Future[wire.Reply]] = {}
+        self._last_call = 0
+        self._late: set[Lifetime] = set()
+        self._late_timer: asyncio.TimerHandle | None = None
+        self._modules: Modules | None = None
+        self._main: ModuleType | None = None
+        self._env_entries: dict[str, wire.EnvEntry] = {}
+        self._scope = Scope(self)
+        _adopt_tasks(loop)
+
+    # --- messages --------------------------------------------------------------------------------
+
+    def receive(self, frames: list[Frame]) -> None:
+        """Take messages of the supervisor; ProtocolViolation for what is none."""
+        lives = self._lives
+        for kind, number, body in frames:
+            message: Any = wire.unpack_to_guest(kind, body)
+            life = lives.get(number)
+            if life is not None:
+                life.seen += 1
+                if kind == _GO:
+                    life.on_go(message)
+                elif kind == _ANSWER:
+                    life.on_answer(message)
+                elif kind == _REPLY:
+                    self._on_reply(message)
+                elif kind == _CANCEL:
+                    life.on_cancel(message)
+                elif kind == _UNDO:
+                    life.on_undo(message)
+                elif kind == _DROP:
+                    del lives[number]
+                    self._late.discard(life)
+                    life.drop()
+                life.touch()
+            elif kind == _RUN:
+                life = lives[number] = Lifetime(self, number, message)
+                life.seen += 1
+                life.start()
+            elif kind == _LOAD:
+                self._on_load(message)
+            elif kind == _INVOKE:
+                self._on_invoke(message)
+            elif kind == _REPLY:
+                self._on_reply(message)
+
+    def send(self, message: Any, number: int, life: Lifetime | None) -> None:
+        """Say something in this burst."""
+        self._out.append(pack(message, life=number))
+        if len(self._out) >= MESSAGES_MAX:
+            self._flush()
+        self.pulse.touch(life)
+
+    def _flush(self) -> None:
+        if self._out:
+            out, self._out = self._out, []
+            self._send(out)
+
+    def _send_log(self, message: wire.Log, number: int) -> None:
+        self.send(message, number, None)
+
+    def idle_later(self, life: Lifetime) -> None:
+        """Tell that a lifetime is idle if the answer to its new step stays away for a while."""
+        self._late.add(life)
+        if self._late_timer is None:
+            self._late_timer = self.loop.call_later(
+                self.idle_grace_s, self._on_late, context=Context()
+            )
+
+    def _on_late(self) -> None:
+        self._late_timer = None
+        late, self._late = self._late, set()
+        for life in late:
+            if life.unanswered and not life.is_dirty and not life.is_dropped:
+                life.send_idle()
+
+    def close(self) -> None:
+        """End everything, and leave nothing of the bundle in this process."""
+        for life in self._lives.values():
+            life.drop()
+        self._lives.clear()
+        self._scope.drop()
+        self.pulse.close()
+        if self._late_timer is not None:
+            self._late_timer.cancel()
+        if self._modules is not None:
+            self._modules.close()
+
+    # --- loading ---------------------------------------------------------------------------------
+
+    def _on_load(self, message: wire.Load) -> None:
+        options = message.options
+        self.value_bytes_max = int(options.get("value_bytes_max", codec.VALUE_BYTES_MAX))
+        self.has_threads = bool(options.get("threads", False))
+        self.has_network = bool(options.get("network", False))
+        self._env_entries = {entry.name: entry for entry in message.env}
+        if self._is_alone:
+            self.logs.capture()
+        self._modules = Modules(
+            message.modules,
+            prefix=self._prefix,
+            packages=message.packages,
+            print=self.logs.print,
+            is_alone=self._is_alone,
+        )
+        self.send(self._scope.context().run(self._load, message.main_module), 0, None)
+
+    def _load(self, main_module: str) -> wire.Loaded:
+        assert self._modules is not None
+        try:
+            self._main = self._modules.load(main_module)
+        except BadModule as error:
+            return wire.Loaded([], wire.Error("BadModule", str(error), ""), "code.invalid")
+        except BaseException as error:
+            self.logs.error(error)
+            return wire.Loaded([], self.to_wire(error), "code.import_failed")
+        return wire.Loaded(_exports(self._main))
+
+    def workflow_class(self, name: str) -> type[WorkflowEntrypoint] | None:
+        """The workflow class that the main module exports under a name, or None."""
+        found: type[WorkflowEntrypoint] | None = _exported(self._main, name, WorkflowEntrypoint)
+        return found
+
+    def env(self) -> Env:
+        """What the platform granted, for one lifetime or call."""
+        return Env(self, self._env_entries)
+
+    def place(self, frame: FrameType | CodeType | None) -> str | None:
+        """The place in the bundle that a frame or a function is at."""
+        return self._modules.place(frame) if self._modules is not None else None
+
+    def to_wire(self, error: BaseException) -> wire.Error:
+        """An exception as data."""
+        module_of = self._modules.module_of if self._modules is not None else None
+        return faults.to_wire(error, module_of=module_of)
+
+    def from_wire(self, error: wire.Error) -> Exception:
+        """An exception to raise in tenant code."""
+        return faults.from_wire(error, self._modules.find_class if self._modules else None)
+
+    # --- calls out -------------------------------------------------------------------------------
+
+    async def call(self, target: str, method: str, args: bytes, kwargs: bytes) -> bytes:
+        """Call a binding of `env`, or the gateway (target ""); raises what it raised."""
+        scope: Scope = CURRENT.get() or self._scope
+        if scope.is_dropped:
+            raise Suspended("this lifetime is over")
+        self._last_call += 1
+        number = self._last_call
+        future = self._calls[number] = self.loop.create_future()
+        scope.calls_out += 1
+        life = scope if isinstance(scope, Lifetime) else None
+        self.send(wire.Call(number, target, method, args, kwargs), scope.number, life)
+        try:
+            reply = await future
+        finally:
+            scope.calls_out -= 1
+            del self._calls[number]
+            scope.touch()
+        self.on_resume(scope.number)
+        if reply.error is not None:
+            raise self.from_wire(reply.error)
+        return reply.value or b"null"
+
+    def _on_reply(self, message: wire.Reply) -> None:
+        future = self._calls.get(message.call)
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    async def in_thread(self, context: Context, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a plain function in a worker thread."""
+        return await self.loop.run_in_executor(
+            None, functools.partial(context.run, function, *args)
+        )
+
+    # --- calls in --------------------------------------------------------------------------------
+
+    def _on_invoke(self, message: wire.Invoke) -> None:
+        scope = Scope(self)
+        task = scope.spawn(self._invoke(message), scope.context())
+        self._scope.adopt(task)
+
+    async def _invoke(self, message: wire.Invoke) -> None:
+        self.on_resume(0)
+        try:
+            reply = wire.Reply(message.call, await self._call_entrypoint(message))
+        except Suspended:
+            return
+        except BaseException as error:
+            if self._scope.is_dropped:
+                return
+            self.logs.error(error)
+            reply = wire.Reply(message.call, error=self.to_wire(error))
+        self.send(reply, 0, None)
+
+    async def _call_entrypoint(self, message: wire.Invoke) -> bytes:
+        name = message.entrypoint or "Default"
+        kind = _exported(self._main, name, WorkerEntrypoint)
+        if kind is None:
+            raise InvalidError(f"the code exports no entrypoint class {name!r}")
+        if message.method not in public_methods(kind):
+            raise InvalidError(f"entrypoint {name!r} has no public method {message.method!r:.80}")
+        args, kwargs = codec.decode(message.args), codec.decode(message.kwargs)
+        props = None if message.props is None else codec.decode(message.props)
+        entrypoint = build(kind, env=self.env(), ctx=View(props=props))
+        answer = getattr(entrypoint, message.method)(
+            *(http.from_plain(argument) for argument in args), **kwargs
+        )
+        if inspect.isawaitable(answer):
+            answer = await answer
+        is_fetch = message.method == "fetch"
+        plain = http.response_to_plain(answer) if is_fetch else http.to_plain(answer)
+        return codec.encode(plain, bytes_max=self.value_bytes_max)
+
+
+def _exported(main: ModuleType | None, name: str, base: type[Any]) -> Any:
+    found = None if name.startswith("_") else getattr(main, name, None)
+    is_kind = isinstance(found, type) and issubclass(found, base) and found is not base
+    return found if is_kind else None
+
+
+def _exports(main: ModuleType) -> list[wire.Export]:
+    exports = []
+    for name in vars(main):
+        if _exported(main, name, WorkflowEntrypoint):
+            exports.append(wire.Export(name, "workflow", ["run"]))
+        elif kind := _exported(main, name, WorkerEntrypoint):
+            exports.append(wire.Export(name, "entrypoint", public_methods(kind)))
+    return exports
+
+
+def _where() -> tuple[int, str | None, int]:
+    scope, attempt = CURRENT.get(), ATTEMPT.get()
+    number = scope.number if scope is not None else 0
+    return (number, None, 0) if attempt is None else (number, attempt.name, attempt.number)
+
+
+_FACTORY = "_dynamic_workflows_tasks"
+
+
+def _adopt_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Let every task that tenant code makes belong to its lifetime; once per loop."""
+    previous: Any = loop.get_task_factory()
+    if getattr(previous, _FACTORY, False):
+        return
+
+    def make(
+        loop: asyncio.AbstractEventLoop,
+        work: Coroutine[Any, Any, Any],
+        *,
+        context: Context | None = None,
+        **options: Any,
+    ) -> asyncio.Future[Any]:
+        build_task: Any = asyncio.Task if previous is None else functools.partial(previous, loop)
+        if previous is None:
+            options["loop"] = loop
+        task: asyncio.Task[Any] = build_task(work, context=context, **options)
+        scope = CURRENT.get() if context is None else context.get(CURRENT)
+        if scope is not None:
+            scope.adopt(task)
+        return task
+
+    setattr(make, _FACTORY, True)
+    loop.set_task_factory(make)  # type: ignore[arg-type]

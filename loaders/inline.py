@@ -1,0 +1,99 @@
+"""Inline: isolates in the supervisor's own event loop, without walls; for tests and simulations.
+
+The same guest and the same messages as in a process of its own. Frames are delivered by `call_soon`
+in both directions, so neither side ever runs inside the other's call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextvars import Context, copy_context
+
+from .guest import Guest
+from .isolate import Exit, Isolate, Limits, OnExit, OnFrames
+from .pulse import CURRENT
+from .wire import Frame, ProtocolViolation
+
+_numbers = itertools.count(1)
+
+
+class InlineIsolate:
+    """A guest in the same loop."""
+
+    level = "inline"
+    pid: int | None = None
+
+    def __init__(self, on_frames: OnFrames, on_exit: OnExit) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._context = _clean_context()
+        self._on_frames = on_frames
+        self._on_exit = on_exit
+        self._is_alive = True
+        self._to_guest: list[Frame] = []
+        self._from_guest: list[Frame] = []
+        self._guest = Guest(
+            self._take,
+            loop=self._loop,
+            is_alone=False,
+            prefix=f"tenant_{next(_numbers)}",
+            idle_grace_s=0.0,
+        )
+
+    def send(self, frames: list[Frame]) -> None:
+        """Queue messages for the guest; they arrive in the next turn of the loop."""
+        if self._is_alive:
+            if not self._to_guest:
+                self._loop.call_soon(self._deliver_in, context=self._context)
+            self._to_guest.extend(frames)
+
+    def _deliver_in(self) -> None:
+        frames, self._to_guest = self._to_guest, []
+        if self._is_alive:
+            try:
+                self._guest.receive(frames)
+            except ProtocolViolation as violation:
+                self.kill(Exit(str(violation), is_tenants_own=False, kind="protocol"))
+
+    def _take(self, frames: list[Frame]) -> None:
+        if self._is_alive:
+            if not self._from_guest:
+                self._loop.call_soon(self._deliver_out, context=self._context)
+            self._from_guest.extend(frames)
+
+    def _deliver_out(self) -> None:
+        frames, self._from_guest = self._from_guest, []
+        if self._is_alive:
+            self._on_frames(frames)
+
+    def kill(self, exit: Exit) -> None:
+        """End it; `on_exit` follows in the next turn of the loop."""
+        if self._is_alive:
+            self._is_alive = False
+            self._guest.close()
+            self._loop.call_soon(self._on_exit, exit, context=self._context)
+
+
+def _clean_context() -> Context:
+    context = copy_context()
+    context.run(CURRENT.set, None)
+    return context
+
+
+class InlineIsolates:
+    """Where inline isolates come from; limits are not enforced."""
+
+    def __init__(self) -> None:
+        self._isolates: list[InlineIsolate] = []
+
+    async def start(self, *, limits: Limits, on_frames: OnFrames, on_exit: OnExit) -> Isolate:
+        """A fresh isolate that waits for its Load."""
+        isolate = InlineIsolate(on_frames, on_exit)
+        self._isolates.append(isolate)
+        return isolate
+
+    async def close(self) -> None:
+        """End every isolate."""
+        for isolate in self._isolates:
+            isolate.kill(Exit("closed", is_tenants_own=False, kind="closed"))
+        self._isolates.clear()

@@ -1,0 +1,245 @@
+"""Lifetime: one uninterrupted execution of an instance's `run` inside an isolate.
+
+Its tasks carry it in their context. Dropped, it cancels them and refuses every later step; what its
+code still does is heard by nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from ..eventlog import codec
+from ..eventlog.clock import to_datetime
+from ..eventlog.errors import WorkflowsError
+from . import wire
+from .attempt import ATTEMPT, Handler, Performing, Undoing
+from .entrypoints import WorkflowFatalError, build
+from .pulse import CURRENT
+from .replay import Replay
+from .step import Step
+from .views import Event, View
+
+if TYPE_CHECKING:
+    from .guest import Guest
+
+
+class Suspended(asyncio.CancelledError):
+    """The lifetime is over, though not the instance. Whoever swallows it can do nothing more."""
+
+
+class Scope:
+    """Something on whose behalf tenant code runs: a lifetime, a call from outside, the loading."""
+
+    def __init__(self, guest: Guest, number: int = 0) -> None:
+        self.guest = guest
+        self.number = number
+        self.is_dropped = False
+        self.calls_out = 0
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._sweep_at = 64
+
+    def context(self) -> Context:
+        """A fresh context that carries this."""
+        context = Context()
+        context.run(CURRENT.set, self)
+        return context
+
+    def adopt(self, task: asyncio.Task[Any]) -> None:
+        """Remember a task, so that dropping ends it."""
+        self.tasks.add(task)
+        if len(self.tasks) >= self._sweep_at:
+            self.tasks = {task for task in self.tasks if not task.done()}
+            self._sweep_at = 2 * len(self.tasks) + 64
+
+    def spawn(self, work: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[Any]:
+        """Run a coroutine as a task of this, in a context that carries it."""
+        task = asyncio.Task(work, loop=self.guest.loop, context=context)
+        self.adopt(task)
+        return task
+
+    def touch(self) -> None:
+        """Something happened for it."""
+
+    def drop(self) -> None:
+        """End it without a word."""
+        self.is_dropped = True
+        for task in self.tasks:
+            if not task.done():
+                task.cancel()
+        self.tasks.clear()
+
+
+class Lifetime(Scope):
+    """One execution of `run`, live or replayed."""
+
+    def __init__(self, guest: Guest, number: int, run: wire.Run) -> None:
+        super().__init__(guest, number)
+        self.run = run
+        self.is_rollback = run.mode == "rollback"
+        self.replay = Replay(run.history)
+        run.history = []
+        self.step = Step(self)
+        self.seen = 0
+        """Messages received for it; an Idle tells how many it knows of."""
+        self.is_dirty = False
+        self.is_ended = False
+        self.is_mismatched = False
+        self.running = 0
+        """Callbacks and handlers that run."""
+        self.unanswered = 0
+        """New steps that wait for their first word."""
+        self.steps_taken = 0
+        self.performing: dict[int, Performing] = {}
+        """What was sent to the supervisor, by token."""
+        self.undoing: dict[int, Undoing] = {}
+        self.handlers: dict[tuple[str, int], Handler] = {}
+        self._token = 0
+
+    # --- the run ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Call `run` from its first line."""
+        self.spawn(self._run(), self.context())
+        self.touch()
+
+    async def _run(self) -> None:
+        self.guest.on_resume(self.number)
+        try:
+            result = self._entrypoint().run(self._event(), self.step)
+            if inspect.isawaitable(result):
+                result = await result
+            end = wire.End(value=self._output(result))
+        except BaseException as error:
+            if self.is_dropped:
+                return
+            self._log_failure(error)
+            end = wire.End(error=self.guest.to_wire(error))
+        if not self.is_dropped and not self.is_ended:
+            self._end(wire.End() if self.is_rollback else end)
+
+    def _entrypoint(self) -> Any:
+        run = self.run
+        kind = self.guest.workflow_class(run.workflow)
+        if kind is None:
+            raise WorkflowFatalError(f"the code exports no workflow class {run.workflow!r}")
+        props = None if run.props is None else codec.decode(run.props)
+        return build(kind, env=self.guest.env(), ctx=View(props=props))
+
+    def _event(self) -> Event:
+        run = self.run
+        return Event(
+            payload=codec.decode(run.params),
+            timestamp=to_datetime(run.timestamp_us),
+            instance_id=run.instance_id,
+            workflow_name=run.workflow_name or run.workflow,
+            schedule=None if run.schedule is None else codec.decode(run.schedule),
+        )
+
+    def _output(self, result: Any) -> bytes:
+        try:
+            return codec.encode(result, bytes_max=self.guest.value_bytes_max)
+        except WorkflowsError as error:
+            raise _placed(error, "the output of run") from None
+
+    def _log_failure(self, error: BaseException) -> None:
+        if not self.is_rollback:
+            self.guest.logs.error(error)
+
+    def _end(self, end: wire.End) -> None:
+        self.is_ended = True
+        self.send(end)
+
+    # --- what it says ----------------------------------------------------------------------------
+
+    def next_token(self) -> int:
+        """A number that this lifetime has not used for a step."""
+        self._token += 1
+        return self._token
+
+    def send(self, message: Any) -> None:
+        """Say something to the supervisor, unless nobody listens any more."""
+        if not self.is_dropped and not self.is_mismatched:
+            self.guest.send(message, self.number, self)
+
+    def touch(self) -> None:
+        """Something happened: look whether it is quiet when the loop has nothing else to do."""
+        self.guest.pulse.touch(self)
+
+    def refuse(self) -> None:
+        """Raise what a step call deserves when no step can start any more."""
+        if self.is_dropped or self.is_mismatched:
+            raise Suspended("this lifetime is over")
+        attempt = ATTEMPT.get()
+        if attempt is not None and attempt.is_over:
+            raise Suspended("this attempt is over")
+        if self.is_ended:
+            raise WorkflowFatalError("the run has ended: no step can start in a rollback")
+
+    def on_quiet(self) -> None:
+        """Nothing is ready to run for it, and no timer of its own is pending."""
+        if self.is_dropped or self.is_mismatched or self.running or self.calls_out:
+            return
+        if self.is_rollback and not self.is_ended:
+            # What the code waits for will not come in this mode: all handlers are registered.
+            self._end(wire.End())
+        elif self.is_ended:
+            return
+        elif self.replay.is_incomplete:
+            self._settle()
+        elif self.unanswered and self.guest.idle_grace_s:
+            self.guest.idle_later(self)
+        else:
+            self.send_idle()
+
+    def _settle(self) -> None:
+        mismatch = self.replay.settle()
+        if mismatch is not None:
+            self.send(mismatch)
+            self.is_mismatched = True
+
+    def send_idle(self) -> None:
+        """Tell that everything waits, and how much was heard when that was so."""
+        self.guest.send(wire.Idle(self.seen), self.number, None)
+
+    # --- what it hears ---------------------------------------------------------------------------
+
+    def on_go(self, message: wire.Go) -> None:
+        """An attempt is recorded: run the callback."""
+        performing = self.performing.get(message.token)
+        if performing is not None:
+            performing.go(message)
+
+    def on_answer(self, message: wire.Answer) -> None:
+        """A step has its final outcome."""
+        performing = self.performing.pop(message.token, None)
+        if performing is not None:
+            performing.answer(message.value, message.error)
+
+    def on_cancel(self, message: wire.Cancel) -> None:
+        """An attempt took too long."""
+        work = self.undoing.get(message.token) or self.performing.get(message.token)
+        if work is not None:
+            work.cancel(message.attempt)
+
+    def on_undo(self, message: wire.Undo) -> None:
+        """Call the rollback handler of a step."""
+        undoing = self.undoing.get(message.token)
+        if undoing is None:
+            undoing = self.undoing[message.token] = Undoing(self, message)
+        undoing.begin(message)
+
+    def drop(self) -> None:
+        """End it without a word; its tasks are cancelled and every later step is refused."""
+        for work in (*self.performing.values(), *self.undoing.values()):
+            work.forget()
+        self.performing.clear()
+        self.undoing.clear()
+        super().drop()
+
+
+def _placed(error: WorkflowsError, place: str) -> WorkflowsError:
+    return type(error)(f"{place}: {error.message}", code=error.code, **error.details)

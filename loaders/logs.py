@@ -1,0 +1,143 @@
+"""Logs: what tenant code prints, logs and fails with, as messages of a bounded rate."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from .wire import Log
+
+LINES_PER_S = 1_000
+LINE_BYTES_MAX = 8 * 1024
+_FRAMES_MAX = 20
+_OUR_FOLDER = os.path.dirname(__file__) + os.sep
+
+Where = Callable[[], "tuple[int, str | None, int]"]
+"""(life, step, attempt) of the code that runs now."""
+
+
+class Logs:
+    """Turns lines into messages, and counts what it drops."""
+
+    def __init__(self, send: Callable[[Log, int], None], where: Where) -> None:
+        self._send = send
+        self._where = where
+        self._room = float(LINES_PER_S)
+        self._filled_at = time.monotonic()
+        self._dropped = 0
+
+    def write(self, level: str, text: str) -> None:
+        """Send some lines, as far as the rate allows."""
+        for line in text.splitlines() or [""]:
+            if not self._may_send():
+                self._dropped += 1
+                continue
+            life, step, attempt = self._where()
+            dropped, self._dropped = self._dropped, 0
+            self._send(Log(level, _clip(line), step, attempt, dropped), life)
+
+    def error(self, error: BaseException) -> None:
+        """Send an uncaught error with its trace through tenant code, as one message."""
+        if not self._may_send():
+            self._dropped += 1
+            return
+        text = _trace(error)
+        life, step, attempt = self._where()
+        dropped, self._dropped = self._dropped, 0
+        self._send(Log("error", _clip(text.rstrip("\n")), step, attempt, dropped), life)
+
+    def _may_send(self) -> bool:
+        now = time.monotonic()
+        self._room = min(LINES_PER_S, self._room + (now - self._filled_at) * LINES_PER_S)
+        self._filled_at = now
+        if self._room < 1:
+            return False
+        self._room -= 1
+        return True
+
+    def print(
+        self,
+        *values: Any,
+        sep: str | None = None,
+        end: str | None = None,
+        file: Any = None,
+        flush: bool = False,
+    ) -> None:
+        """The `print` of tenant modules."""
+        if file is not None and file is not sys.stdout and file is not sys.stderr:
+            builtins.print(*values, sep=sep, end=end, file=file, flush=flush)
+            return
+        text = io.StringIO()
+        builtins.print(*values, sep=sep, end=end, file=text)
+        written = text.getvalue()
+        self.write("error" if file is sys.stderr else "info", written.removesuffix("\n"))
+
+    def capture(self) -> None:
+        """Take over stdout, stderr and the root logger of this process."""
+        sys.stdout = _Stream(self, "info")
+        sys.stderr = _Stream(self, "error")
+        root = logging.getLogger()
+        root.addHandler(_Handler(self))
+        root.setLevel(logging.INFO)
+
+
+class _Stream(io.TextIOBase):
+    """A text stream whose lines become messages."""
+
+    def __init__(self, logs: Logs, level: str) -> None:
+        self._logs = logs
+        self._level = level
+        self._begun = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._logs.write(self._level, line)
+        if len(self._begun) > LINE_BYTES_MAX:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        if self._begun:
+            begun, self._begun = self._begun, ""
+            self._logs.write(self._level, begun)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, logs: Logs) -> None:
+        super().__init__()
+        self._logs = logs
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._logs.write(record.levelname.lower(), self.format(record))
+        except Exception:
+            self._logs.write("error", f"a log record of {record.name} cannot be formatted")
+
+
+def _trace(error: BaseException) -> str:
+    """The trace from where tenant code begins; what called it is of no use to the tenant."""
+    try:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OUR_FOLDER):
+            trace = trace.tb_next
+        return "".join(traceback.format_exception(type(error), error, trace, limit=-_FRAMES_MAX))
+    except Exception:
+        return type(error).__name__
+
+
+def _clip(text: str) -> str:
+    data = text.encode("utf-8", "replace")
+    if len(data) <= LINE_BYTES_MAX:
+        return data.decode("utf-8")
+    return data[: LINE_BYTES_MAX - 3].decode("utf-8", "ignore") + "…"

@@ -1,0 +1,105 @@
+"""Replay: what history holds of a run, asked for again by kind, name and occurrence.
+
+Nothing new starts before every finished step of history was asked for, or the lifetime has settled:
+it waits for nothing but what is held back here. If finished steps are left by then, the code has
+changed under the instance, and it is parked instead of going on silently.
+
+A step that ran inside another step's callback need not be asked for again: the outer step answers
+from history without its callback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from .wire import Known, Mismatch
+
+StepKey: TypeAlias = tuple[str, str, int]
+"""(kind, name, count)"""
+
+NESTED = " in step "
+"""In a recorded place, what sets the place apart from the step whose callback asked."""
+
+DO, SLEEP, WAIT = "do", "sleep", "wait_for_event"
+
+
+class Asked(Protocol):
+    """A step that history does not answer."""
+
+    kind: str
+    name: str
+    count: int
+    at: str | None
+    is_resumed: bool
+    """History knows it as unfinished."""
+
+
+class Replay:
+    """The history of one lifetime, and what waits until it has been gone through."""
+
+    def __init__(self, history: list[Known]) -> None:
+        self.known: dict[StepKey, Known] = {(k.kind, k.name, k.count): k for k in history}
+        """What has not been asked for yet."""
+        self._rest = sum(1 for known in history if _must_be_asked(known))
+        self._held: list[tuple[Asked, Callable[[], None]]] = []
+
+    def take(self, key: StepKey) -> Known | None:
+        """What history holds of a step that the code asks for now."""
+        known = self.known.pop(key, None)
+        if known is not None and _must_be_asked(known):
+            self._rest -= 1
+            if not self._rest and self._held:
+                self._release()
+        return known
+
+    def ask(self, asked: Asked, send: Callable[[], None]) -> None:
+        """Send it, now or when the replay has settled."""
+        if self._rest:
+            self._held.append((asked, send))
+        else:
+            send()
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether something waits for the replay to settle."""
+        return bool(self._held)
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether finished steps of history have not been asked for."""
+        return self._rest > 0
+
+    def settle(self) -> Mismatch | None:
+        """The lifetime waits only for what is held: let it go on, or say what does not fit."""
+        # A callback that a crash cut off may hold the steps that are missing; it has to run again.
+        resumed = [held for held in self._held if held[0].is_resumed and held[0].kind == DO]
+        if resumed:
+            self._held = [held for held in self._held if held not in resumed]
+            for _, send in resumed:
+                send()
+            return None
+        return self._mismatch()
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for _, send in held:
+            send()
+
+    def _mismatch(self) -> Mismatch:
+        missing = next(known for known in self.known.values() if _must_be_asked(known))
+        asked = self._held[0][0] if self._held else None
+        return Mismatch(
+            missing.kind,
+            missing.name,
+            missing.count,
+            missing.at,
+            asked.kind if asked else None,
+            asked.name if asked else None,
+            asked.count if asked else 0,
+            asked.at if asked else None,
+        )
+
+
+def _must_be_asked(known: Known) -> bool:
+    return known.outcome != 0 and not (known.at is not None and NESTED in known.at)

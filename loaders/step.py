@@ -1,0 +1,422 @@
+"""Step: the `step` object of a run.
+
+A call checks its arguments and takes its occurrence at once, in the order of calls; what it returns
+is a coroutine that answers from history, or waits for the outcome.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from contextvars import copy_context
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ..eventlog import codec
+from ..eventlog.clock import from_datetime, to_datetime
+from . import durations, wire
+from .annotations import Reviver, reviver_of
+from .attempt import ATTEMPT, Handler, Performing
+from .config import DEFAULT, Settled, StepConfig, settle
+from .declared import Declared, Declaring, Options
+from .durations import Duration
+from .entrypoints import WorkflowFatalError
+from .replay import DO, NESTED, SLEEP, WAIT
+from .shape import shape_of
+from .views import Received
+
+if TYPE_CHECKING:
+    from .lifetime import Lifetime
+
+NAME_CHARACTERS_MAX = 256
+TYPE_CHARACTERS_MAX = 100
+WAIT_DEFAULT_MS = 86_400_000
+_UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
+_EVENT_TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*")
+_AT_CHARACTERS_MAX = 400
+
+Config = StepConfig | Mapping[str, Any] | None
+
+
+class Call:
+    """One call of `step.do` that passed the checks."""
+
+    __slots__ = ("callback", "count", "declared", "name", "reviver", "settled", "undo")
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        callback: Callable[..., Any],
+        settled: Settled,
+        reviver: Reviver | None,
+        undo: Settled | None,
+        declared: Declared | None,
+    ) -> None:
+        self.name = name
+        self.count = count
+        self.callback = callback
+        self.settled = settled
+        self.reviver = reviver
+        self.undo = undo
+        """The config of the rollback, if there is one."""
+        self.declared = declared
+
+    def read(self, text: bytes | None) -> Any:
+        """The value of a text; a new one each time."""
+        if text is None:
+            return None
+        return codec.decode(text) if self.reviver is None else self.reviver.decode(text)
+
+
+class Step:
+    """Starts the steps of one lifetime."""
+
+    def __init__(self, life: Lifetime) -> None:
+        self._life = life
+        self._counts: dict[str, dict[str, int]] = {DO: {}, SLEEP: {}, WAIT: {}}
+        self._declared: dict[str, Declared] = {}
+
+    def __reduce__(self) -> Any:
+        raise TypeError("the step object belongs to its run")
+
+    # --- do --------------------------------------------------------------------------------------
+
+    def do(
+        self,
+        name: str | Callable[..., Any] | None = None,
+        callback: Callable[..., Any] | None = None,
+        *,
+        config: Config = None,
+        concurrent: bool = False,
+        rollback: Callable[[Any], Any] | None = None,
+        rollback_config: Config = None,
+    ) -> Any:
+        """Run a callback durably, or declare a step.
+
+        With a callback: an awaitable of its value; history answers where it can. Without: a
+        decorator; the decorated name is an async callable without arguments, whose parameters are
+        `ctx` or the names of steps declared before (resolved first; `concurrent` resolves them
+        together). Raises WorkflowFatalError where the API is misused.
+        """
+        if callback is None:
+            options = Options(config, concurrent, rollback, rollback_config)
+            declaring = Declaring(self, name, options)
+            return declaring(name) if callable(name) else declaring
+        return self.begin(name, callback, config, rollback, rollback_config)
+
+    def begin(
+        self,
+        name: Any,
+        callback: Any,
+        config: Any,
+        rollback: Any,
+        rollback_config: Any,
+        declared: Declared | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Take an occurrence of a `do` step; the order of the checks is part of the contract."""
+        life = self._life
+        if not callable(callback):
+            raise WorkflowFatalError(
+                f"step {_shown(name)} needs a callback: pass a function as the second argument"
+            )
+        undo = None
+        if rollback is not None or rollback_config is not None:
+            undo = _check_rollback(name, rollback, rollback_config)
+        if life.is_dropped or life.is_ended or life.is_mismatched or ATTEMPT.get() is not None:
+            life.refuse()
+        life.steps_taken += 1
+        if life.steps_taken > life.run.steps_max:
+            raise WorkflowFatalError(
+                f"the limit of {life.run.steps_max} steps is reached: split the work over several"
+                " instances, or raise steps_max"
+            )
+        if name is None:
+            name = getattr(callback, "__name__", None)
+        if not (type(name) is str and len(name) <= 256 and name.isascii() and name.isprintable()):
+            _check_name(name)
+        settled = DEFAULT if config is None else settle(config)
+        counts = self._counts[DO]
+        count = counts[name] = counts.get(name, 0) + 1
+        call = Call(name, count, callback, settled, reviver_of(callback), undo, declared)
+        if undo is not None:
+            life.handlers[name, count] = Handler(
+                rollback, undo, settled, call.reviver, copy_context()
+            )
+        if declared is None:
+            return self._answer(call, None)
+        return self._resolve(declared, call)
+
+    async def _resolve(self, declared: Declared, call: Call) -> Any:
+        """The decorator form: first what it depends on, in a replay as well."""
+        keywords = await declared.resolve()
+        if self._life.is_dropped:
+            self._life.refuse()
+        return await self._answer(call, keywords)
+
+    def _answer(self, call: Call, keywords: dict[str, Any] | None) -> Coroutine[Any, Any, Any]:
+        """Answer a `do` step from history, or perform it."""
+        life = self._life
+        known = None
+        if life.replay.known:
+            known = life.replay.take((DO, call.name, call.count))
+            if known is not None and known.outcome:
+                if known.outcome == 2:
+                    return _raise(life, known.error)
+                return _value(call, known.value)
+        if life.is_rollback:
+            return _nothing()
+        work = Performing(life, DO, call.name, call.count, call.settled, call.callback)
+        shape = shape_of(call.callback)
+        if shape.required or shape.optional:
+            work.takes_ctx = shape.takes_ctx
+            if call.declared is None and shape.required:
+                _check_direct(call.name, shape.required)
+        work.is_coroutine = shape.is_coroutine
+        work.keywords = keywords
+        work.reviver = call.reviver
+        work.is_resumed = known is not None
+        work.at = self._place(call.declared)
+        return self._perform(call, work)
+
+    async def _perform(self, call: Call, work: Performing) -> Any:
+        life = work.life
+        if life.is_dropped or life.is_ended or life.is_mismatched:
+            life.refuse()
+        undo = call.undo
+
+        def send() -> None:
+            if not work.is_resumed:
+                work.is_unanswered = True
+                life.unanswered += 1
+            undo_text = None if undo is None or undo is DEFAULT else undo.text
+            life.send(
+                wire.Step(
+                    work.token,
+                    work.name,
+                    work.count,
+                    work.settled.text,
+                    work.at,
+                    undo is not None,
+                    undo_text,
+                )
+            )
+
+        text = await self._outcome(work, send)
+        if call.declared is not None:
+            call.declared.remember(text, call.reviver)
+        return call.read(text)
+
+    async def _outcome(self, work: Performing, send: Callable[[], None]) -> bytes | None:
+        """Ask the supervisor, and wait for what becomes of it."""
+        life = work.life
+        work.token = life.next_token()
+        work.future = life.guest.loop.create_future()
+        life.performing[work.token] = work
+        life.replay.ask(work, send)
+        life.touch()
+        value, error = await work.future
+        life.guest.on_resume(life.number)
+        if error is not None:
+            raise life.guest.from_wire(error)
+        return value
+
+    # --- sleep and wait --------------------------------------------------------------------------
+
+    def sleep(self, name: str, duration: Duration) -> Coroutine[Any, Any, None]:
+        """Sleep durably, for 0 to 365 days."""
+        self._check(name)
+        duration_ms = _ms(duration, f"the duration of sleep {_shown(name)}")
+        if duration_ms > durations.YEAR_MS:
+            raise WorkflowFatalError(f"sleep {_shown(name)} is longer than 365 days")
+        return self._sleep(name, duration_ms, None)
+
+    def sleep_until(self, name: str, when: datetime | int | float) -> Coroutine[Any, Any, None]:
+        """Sleep durably until an aware datetime or epoch milliseconds, at most 365 days ahead.
+
+        Raises ValueError when that is past, unless a replay asks again for a sleep that began.
+        """
+        self._check(name)
+        if isinstance(when, datetime):
+            if when.utcoffset() is None:
+                raise WorkflowFatalError(
+                    f"sleep {_shown(name)} needs a datetime with a time zone, such as"
+                    " datetime.now(timezone.utc) + timedelta(days=1)"
+                )
+            until_us = from_datetime(when.astimezone(UTC))
+        elif type(when) in (int, float) and abs(when) <= _EPOCH_MS_MAX:
+            until_us = round(when * 1000)
+        else:
+            raise WorkflowFatalError(
+                f"sleep {_shown(name)} needs an aware datetime or epoch milliseconds"
+            )
+        return self._sleep(name, None, until_us)
+
+    def _sleep(
+        self, name: str, duration_ms: int | None, until_us: int | None
+    ) -> Coroutine[Any, Any, None]:
+        life = self._life
+        count = self._take(SLEEP, name)
+        known = life.replay.take((SLEEP, name, count)) if life.replay.known else None
+        if known is not None and known.outcome:
+            return _raise(life, known.error) if known.outcome == 2 else _nothing()
+        if life.is_rollback:
+            return _nothing()
+        work = Performing(life, SLEEP, name, count, DEFAULT)
+        work.is_resumed = known is not None
+        work.at = self._place(None)
+
+        async def perform() -> None:
+            life.refuse()
+            await self._outcome(
+                work,
+                lambda: life.send(
+                    wire.Sleep(work.token, name, count, duration_ms, until_us, work.at)
+                ),
+            )
+
+        return perform()
+
+    def wait_for_event(
+        self, name: str, type: str, timeout: Duration | None = "24 hours"
+    ) -> Coroutine[Any, Any, Any]:
+        """Wait for an event: an object with `payload`, `timestamp`, `type`.
+
+        Raises WorkflowTimeoutError after `timeout` (1 second to 365 days; None: 24 hours).
+        """
+        self._check(name)
+        is_type = isinstance(type, str) and len(type) <= TYPE_CHARACTERS_MAX
+        if not is_type or not _EVENT_TYPE.fullmatch(type):
+            raise WorkflowFatalError(
+                f"{_shown(type)} is no event type: it has 1 to {TYPE_CHARACTERS_MAX} letters,"
+                " digits, _ and -, and does not begin with -"
+            )
+        timeout_ms = WAIT_DEFAULT_MS
+        if timeout is not None:
+            timeout_ms = _ms(timeout, f"the timeout of wait {_shown(name)}")
+        if not 1_000 <= timeout_ms <= durations.YEAR_MS:
+            raise WorkflowFatalError(
+                f"the timeout of wait {_shown(name)} is not between 1 second and 365 days"
+            )
+        life = self._life
+        count = self._take(WAIT, name)
+        known = life.replay.take((WAIT, name, count)) if life.replay.known else None
+        if known is not None and known.outcome:
+            return _raise(life, known.error) if known.outcome == 2 else _received(known.value)
+        if life.is_rollback:
+            return _nothing()
+        work = Performing(life, WAIT, name, count, DEFAULT)
+        work.is_resumed = known is not None
+        work.at = self._place(None)
+
+        async def perform() -> Any:
+            life.refuse()
+            return _event(
+                await self._outcome(
+                    work,
+                    lambda: life.send(
+                        wire.Wait(work.token, name, count, type, timeout_ms, work.at)
+                    ),
+                )
+            )
+
+        return perform()
+
+    # --- what they share -------------------------------------------------------------------------
+
+    def _check(self, name: Any) -> None:
+        self._life.refuse()
+        _check_name(name)
+
+    def _take(self, kind: str, name: str) -> int:
+        counts = self._counts[kind]
+        count = counts[name] = counts.get(name, 0) + 1
+        return count
+
+    def declare(self, name: str, declared: Declared) -> None:
+        """A later step may name this one as a dependency."""
+        self._declared[name] = declared
+
+    def declared(self, name: str) -> Declared | None:
+        """The step declared last under a name."""
+        return self._declared.get(name)
+
+    def _place(self, declared: Declared | None) -> str | None:
+        """The place that asked for a step, and the step whose callback it stands in."""
+        place = self._life.guest.place
+        at = place(sys._getframe(2)) if declared is None else place(declared.code)
+        attempt = ATTEMPT.get()
+        if attempt is not None:
+            at = f"{at or '?'}{NESTED}{attempt.name!r}"
+        return at if at is None or len(at) <= _AT_CHARACTERS_MAX else at[:_AT_CHARACTERS_MAX]
+
+
+_EPOCH_MS_MAX = 253_402_300_799_000
+
+
+async def _value(call: Call, text: bytes | None) -> Any:
+    if call.declared is not None:
+        call.declared.remember(text, call.reviver)
+    return call.read(text)
+
+
+async def _raise(life: Lifetime, error: wire.Error | None) -> Any:
+    assert error is not None, "history holds an outcome without a value or an error"
+    raise life.guest.from_wire(error)
+
+
+async def _nothing() -> None:
+    return None
+
+
+async def _received(text: bytes | None) -> Any:
+    return _event(text)
+
+
+def _event(text: bytes | None) -> Any:
+    if text is None:
+        return None
+    facts = codec.decode(text)
+    return Received(
+        payload=facts["payload"],
+        timestamp=to_datetime(facts["timestamp_us"]),
+        type=facts["type"],
+    )
+
+
+def _check_rollback(name: Any, rollback: Any, config: Any) -> Settled:
+    if not callable(rollback):
+        raise WorkflowFatalError(f"the rollback of step {_shown(name)} is no function")
+    return settle(config)
+
+
+def _check_name(name: Any) -> None:
+    if type(name) is not str:
+        raise WorkflowFatalError(f"the name of a step is text, not a {type(name).__name__}")
+    if len(name) > NAME_CHARACTERS_MAX:
+        raise WorkflowFatalError(
+            f"the name of a step has at most {NAME_CHARACTERS_MAX} characters, not {len(name)}"
+        )
+    if _UNFIT.search(name):
+        raise WorkflowFatalError(f"the name of step {name!a} holds a control character")
+
+
+def _check_direct(name: str, required: tuple[str, ...]) -> None:
+    others = [parameter for parameter in required if parameter != "ctx"]
+    if others:
+        raise TypeError(
+            f"the callback of step {_shown(name)} takes {', '.join(others)}: a callback passed to"
+            " step.do gets nothing but ctx; use the decorator form to depend on other steps"
+        )
+
+
+def _ms(duration: Any, what: str) -> int:
+    try:
+        return durations.parse_ms(duration)
+    except ValueError as error:
+        raise WorkflowFatalError(f"{what}: {error}") from None
+
+
+def _shown(name: Any) -> str:
+    return repr(name)[:80] if isinstance(name, str) else type(name).__name__

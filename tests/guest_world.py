@@ -1,0 +1,258 @@
+"""A supervisor in miniature for tests of the guest: it records, answers, and can start over.
+
+It keeps what a core would keep of one instance: the outcome of each step by kind, name and
+occurrence. Nothing here knows time: tests say when a sleep or a wait is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from dynamic_workflows.eventlog import codec
+from dynamic_workflows.loaders import wire
+from dynamic_workflows.loaders.guest import Guest
+from dynamic_workflows.loaders.wire import Frame, Known, pack
+
+Key = tuple[str, str, int]
+
+
+class World:
+    """One guest, and the history of one instance."""
+
+    def __init__(self, *, retries: bool = True) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.frames: list[list[Frame]] = []
+        self.log: list[tuple[int, Any]] = []
+        """Every message of the guest, with its life."""
+        self.history: dict[Key, Known] = {}
+        self.attempts: dict[Key, int] = {}
+        self.tokens: dict[int, Key] = {}
+        self.open: dict[Key, Any] = {}
+        """Sleeps and waits that were asked for and are not over."""
+        self.life = 0
+        self.ended: wire.End | None = None
+        self.loaded: wire.Loaded | None = None
+        self.is_idle = False
+        self.resumed: list[int] = []
+        self.retries = retries
+        self.on_call: Callable[[wire.Call], wire.Reply] | None = None
+        self.before_go: Callable[[Key, int], bool] = lambda key, attempt: True
+        """False keeps the Go back: the attempt is recorded, and the life is cut off there."""
+        self.sent: dict[int, int] = {}
+        self._changed = asyncio.Event()
+        self.guest = Guest(
+            self._take,
+            loop=self.loop,
+            on_resume=self.resumed.append,
+            is_alone=False,
+            prefix=f"tenant_world_{id(self):x}",
+            idle_grace_s=0.0,
+        )
+
+    # --- what the test does ------------------------------------------------------------------------
+
+    def send(self, message: Any, life: int = 0) -> None:
+        self.sent[life] = self.sent.get(life, 0) + 1
+        self.is_idle = False
+        self.loop.call_soon(self.guest.receive, [pack(message, life=life)])
+
+    async def load(
+        self,
+        code: str | dict[str, str | bytes],
+        *,
+        env: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> wire.Loaded:
+        files = {"index.py": code} if isinstance(code, str) else code
+        modules = [_module(path, data) for path, data in files.items()]
+        entries = [_entry(name, value) for name, value in (env or {}).items()]
+        self.send(wire.Load("index.py", modules, entries, ["pydantic"], options))
+        await self.until(lambda: self.loaded is not None)
+        assert self.loaded is not None
+        return self.loaded
+
+    def start(self, *, params: Any = None, mode: str = "run", steps_max: int = 10_000) -> int:
+        self.life += 1
+        self.tokens.clear()
+        self.open.clear()
+        self.ended = None
+        run = wire.Run(
+            "Flow",
+            "one",
+            codec.encode(params),
+            1_767_225_600_000_000,
+            list(self.history.values()),
+            steps_max,
+            None,
+            mode,
+        )
+        self.send(run, self.life)
+        return self.life
+
+    def drop(self) -> None:
+        self.send(wire.Drop(), self.life)
+
+    def finish(self, name: str, value: Any = None, *, error: BaseException | None = None) -> None:
+        """A sleep or wait is over."""
+        key = next(key for key in self.open if key[1] == name)
+        token = self.open.pop(key).token
+        if error is not None:
+            wired = self.guest.to_wire(error)
+            self.history[key] = Known(*key, 2, None, wired)
+            self.send(wire.Answer(token, None, wired), self.life)
+        else:
+            text = codec.encode(value)
+            self.history[key] = Known(*key, 1, text)
+            self.send(wire.Answer(token, text), self.life)
+
+    def deliver(self, name: str, payload: Any, type: str = "t") -> None:
+        self.finish(name, {"payload": payload, "timestamp_us": 1_000_000, "type": type})
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_idle(self) -> None:
+        await self.until(lambda: self.is_idle)
+
+    async def until_ended(self) -> Any:
+        await self.until(lambda: self.ended is not None)
+        assert self.ended is not None
+        if self.ended.error is not None:
+            raise self.guest.from_wire(self.ended.error)
+        return None if self.ended.value is None else codec.decode(self.ended.value)
+
+    async def run(self, code: str, **options: Any) -> Any:
+        """Load, run once, and give the output."""
+        loaded = await self.load(code)
+        assert loaded.error is None, loaded.error
+        self.start(**options)
+        return await self.until_ended()
+
+    async def again(self, **options: Any) -> Any:
+        """Run once more from the top, over what is recorded."""
+        self.start(**options)
+        return await self.until_ended()
+
+    def of(self, kind: type[Any], life: int | None = None) -> list[Any]:
+        """What the guest said in the present life, by kind of message."""
+        wanted = self.life if life is None else life
+        return [
+            message for number, message in self.log if type(message) is kind and number == wanted
+        ]
+
+    @property
+    def printed(self) -> list[str]:
+        return [message.text for _, message in self.log if type(message) is wire.Log]
+
+    def close(self) -> None:
+        self.guest.close()
+
+    # --- what the guest says -----------------------------------------------------------------------
+
+    def _take(self, frames: list[Frame]) -> None:
+        self.frames.append(frames)
+        for kind, life, body in frames:
+            message: Any = wire.unpack_from_guest(kind, body)
+            self.log.append((life, message))
+            if life in (0, self.life):
+                self._hear(life, message)
+        self._changed.set()
+
+    def _hear(self, life: int, message: Any) -> None:
+        match message:
+            case wire.Loaded():
+                self.loaded = message
+            case wire.Step():
+                self._step(message)
+            case wire.Sleep() | wire.Wait():
+                kind = "sleep" if isinstance(message, wire.Sleep) else "wait_for_event"
+                key = (kind, message.name, message.count)
+                self.tokens[message.token] = key
+                self.open[key] = message
+                self.history.setdefault(key, Known(*key, 0, None, None, message.at))
+            case wire.Done():
+                key = self.tokens[message.token]
+                codec.check(message.value)
+                at = self.history[key].at
+                self.history[key] = Known(*key, 1, message.value, None, at)
+            case wire.Failed():
+                self._failed(message)
+            case wire.End():
+                self.ended = message
+            case wire.Idle():
+                if message.seen == self.sent[life]:
+                    self.is_idle = True
+            case wire.Call():
+                if self.on_call is not None:
+                    self.send(self.on_call(message), life)
+
+    def _step(self, message: wire.Step) -> None:
+        key = ("do", message.name, message.count)
+        assert message.token not in self.tokens, "a token was used twice"
+        self.tokens[message.token] = key
+        assert self.history.get(key, _NEW).outcome == 0, "the guest asked for a finished step"
+        self.history.setdefault(key, Known(*key, 0, None, None, message.at))
+        self.open[key] = message
+        self.go(key)
+
+    def go(self, key: Key) -> None:
+        """Record the next attempt and let it run."""
+        self.attempts[key] = self.attempts.get(key, 0) + 1
+        token = next(token for token, k in self.tokens.items() if k == key)
+        if self.before_go(key, self.attempts[key]):
+            self.send(wire.Go(token, self.attempts[key]), self.life)
+
+    def _failed(self, message: wire.Failed) -> None:
+        key = self.tokens[message.token]
+        config = msgspec.json.decode(self.open[key].config)
+        error = message.delay_error or message.error
+        is_last = message.attempt > config["retries"]["limit"] or error.fatal
+        if self.retries and not is_last and not message.delay_error:
+            self.go(key)
+        else:
+            self.history[key] = Known(*key, 2, None, error, self.history[key].at)
+            self.send(wire.Answer(message.token, None, error), self.life)
+
+
+_NEW = Known("do", "", 0, 0)
+
+
+def _module(path: str, data: str | bytes) -> wire.Module:
+    kind = {"py": "py", "json": "json", "txt": "text"}.get(path.rpartition(".")[2], "data")
+    text = textwrap.dedent(data).encode() if isinstance(data, str) else data
+    return wire.Module(path, kind, text)
+
+
+def _entry(name: str, value: Any) -> wire.EnvEntry:
+    if isinstance(value, wire.EnvEntry):
+        return value
+    return wire.EnvEntry(name, "value", codec.encode(value))
+
+
+FLOW = """
+    import asyncio
+    from dynamic_workflows import (
+        EgressDeniedError, NonRetryableDelayError, NonRetryableError, StepError,
+        UnserialisableValueError, ValueTooLargeError, WorkerEntrypoint, WorkflowEntrypoint,
+        WorkflowFatalError, WorkflowInternalError, WorkflowTimeoutError,
+    )
+
+    class Flow(WorkflowEntrypoint):
+        async def run(self, event, step):
+"""
+
+
+def flow(body: str, before: str = "") -> str:
+    """A module whose workflow class `Flow` runs these lines."""
+    head = textwrap.dedent(FLOW).lstrip()
+    first, _, rest = head.partition("\nclass")
+    lines = textwrap.indent(textwrap.dedent(body).strip("\n"), " " * 8)
+    return f"{first}\n{textwrap.dedent(before)}\nclass{rest}{lines}\n"
