@@ -17,19 +17,21 @@ import msgspec
 
 from ..eventlog import codec
 from ..eventlog.clock import Clock, to_datetime
-from ..eventlog.errors import CodeError, Unavailable, WorkflowsError
+from ..eventlog.errors import (
+    CodeError,
+    InvalidError,
+    MissingDispatcherMetadataError,
+    Unavailable,
+    WorkflowsError,
+)
 from ..eventlog.store import AlreadyExists, NotFound, Store
+from ..loaders.binding import WorkflowBinding
 from ..loaders.bundle import Bundle, Grants, WorkerCode, bundle_of, code_key, from_stored
 from ..loaders.calls import Calls
 from ..loaders.entrypoints import build
 from ..loaders.records import Record
-from ..loaders.service import (
-    App,
-    DispatchEvent,
-    DispatchStep,
-    MissingDispatcherMetadataError,
-)
-from ..loaders.worker import EntrypointStub, WorkerLoader, WorkerRef
+from ..loaders.service import App, DispatchEvent, DispatchStep
+from ..loaders.worker import EntrypointStub, WorkerLoader, WorkerRef, Workers
 
 _BUNDLES_HELD = 256
 _ANSWERS_HELD = 100_000
@@ -149,10 +151,7 @@ class Codes:
         """The code for new instances, stored; runs `load` or the dispatcher unless it is held."""
         if self._app is not None:
             if metadata is None:
-                raise MissingDispatcherMetadataError(
-                    "a create on a dispatcher's own binding carries no metadata: give tenants "
-                    "wrap_workflow_binding({...}) and create through that"
-                )
+                raise _untagged()
             key: tuple[Any, ...] = ("app", tenant_id, binding, metadata)
             resolved = await self._once(key, lambda: self._dispatch(binding, metadata))
         else:
@@ -181,6 +180,10 @@ class Codes:
         """Ask the callback again next time."""
         for key in [key for key in self._until_us if key[1] == tenant_id]:
             self._drop(key)
+
+    def hold_live(self, code_hash: str, grants: Grants) -> None:
+        """Serve these objects for the bundle: they were made in this process."""
+        self._live[code_hash] = grants
 
     def live(self, code_hash: str) -> Grants:
         """The services that the newest answer with this hash came with."""
@@ -276,9 +279,38 @@ class Codes:
         return Resolved(ref.code_hash, workflow=name or "Default")
 
     def dispatcher_env(self) -> Record:
-        """`env` of the dispatcher's classes: LOADER, and what the app adds."""
+        """`env` of the dispatcher's classes."""
         assert self._app is not None
-        return Record(**self._app.env, LOADER=WorkerLoader(self))
+        return dispatcher_env(self._app, self)
+
+
+def dispatcher_env(app: App, workers: Workers) -> Record:
+    """What a dispatcher's classes see: what the app adds, LOADER, and the raw bindings by name."""
+    raw = {name: WorkflowBinding(_RawCalls(name), None) for name in app.workflows}
+    return Record(**(raw | app.env), LOADER=WorkerLoader(workers))
+
+
+class _RawCalls:
+    """A dispatcher's own binding belongs to no tenant, so nothing can be done through it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def call(self, op: str, args: dict[str, Any]) -> Any:
+        """Refuse."""
+        if op == "create_batch":
+            raise _untagged()
+        raise InvalidError(
+            f"the dispatcher's own binding {self._name} knows no tenant: go through "
+            "platform.tenant(id), or the tenant's own binding"
+        )
+
+
+def _untagged() -> MissingDispatcherMetadataError:
+    return MissingDispatcherMetadataError(
+        "a create on a dispatcher's own binding carries no metadata: give tenants "
+        "wrap_workflow_binding({...}) and create through that"
+    )
 
 
 async def _answer(what: str, callback: Callable[[], Any]) -> Any:

@@ -169,6 +169,30 @@ class TenantCalls:
         """Until the status of the instance changes, or it ends; for the testing kit."""
         await self._wait(self._changes, key, None)
 
+    async def wait_for_row(self, key: Key) -> None:
+        """Until something more is recorded of the instance; for the testing kit."""
+        feed = self._feeds.open(key, last_seq=self.core.last_seq, now_us=self._clock.now_us())
+        try:
+            await self._wait(self._feeds.waiters, key, None)
+        finally:
+            self._feeds.release(feed)
+
+    async def mock_event(self, key: Key, event_type: str, payload: bytes) -> None:
+        """Put an event in the place of a real one; for the testing kit."""
+        now_us = self._clock.now_us()
+        await self._commit(self.core.mock_event(key, event_type, payload, now_us=now_us))
+
+    def instance_ids(self, workflow: str) -> list[str]:
+        """Every instance of a workflow, oldest first; for the testing kit."""
+        names_found: list[str] = []
+        cursor = None
+        while True:
+            answer = self.core.list(workflow, None, names.BATCH_MAX, cursor)
+            names_found += [item["id"] for item in answer["items"]]
+            cursor = answer["cursor"]
+            if cursor is None:
+                return names_found[::-1]
+
     async def _command(self, args: dict[str, Any], name: str, *extra: Any, **named: Any) -> None:
         """Decide a command on a loaded instance."""
         key = await self._key(args)

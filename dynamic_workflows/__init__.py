@@ -1,0 +1,100 @@
+"""Durable, multi-tenant workflows whose code is loaded at run time.
+
+The names below are the promise. Each is imported when it is first used, so that importing the
+package costs next to nothing, in a driver and in an isolate alike.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .actors.config import PlatformConfig as PlatformConfig
+    from .eventlog.errors import CodeError as CodeError
+    from .eventlog.errors import Corrupt as Corrupt
+    from .eventlog.errors import Fenced as Fenced
+    from .eventlog.errors import InstanceError as InstanceError
+    from .eventlog.errors import InvalidError as InvalidError
+    from .eventlog.errors import LimitExceededError as LimitExceededError
+    from .eventlog.errors import MissingDispatcherMetadataError as MissingDispatcherMetadataError
+    from .eventlog.errors import PlatformClosed as PlatformClosed
+    from .eventlog.errors import QueryError as QueryError
+    from .eventlog.errors import SandboxUnavailable as SandboxUnavailable
+    from .eventlog.errors import Unavailable as Unavailable
+    from .eventlog.errors import UnserialisableValueError as UnserialisableValueError
+    from .eventlog.errors import ValueTooLargeError as ValueTooLargeError
+    from .eventlog.errors import WorkflowFailedError as WorkflowFailedError
+    from .eventlog.errors import WorkflowsError as WorkflowsError
+    from .eventlog.errors import WorkflowTerminatedError as WorkflowTerminatedError
+    from .loaders.binding import WorkflowBinding as WorkflowBinding
+    from .loaders.binding import WorkflowInstance as WorkflowInstance
+    from .loaders.bundle import WorkerCode as WorkerCode
+    from .loaders.config import StepConfig as StepConfig
+    from .loaders.entrypoints import EgressDeniedError as EgressDeniedError
+    from .loaders.entrypoints import NonRetryableDelayError as NonRetryableDelayError
+    from .loaders.entrypoints import NonRetryableError as NonRetryableError
+    from .loaders.entrypoints import StepError as StepError
+    from .loaders.entrypoints import WorkerEntrypoint as WorkerEntrypoint
+    from .loaders.entrypoints import WorkflowEntrypoint as WorkflowEntrypoint
+    from .loaders.entrypoints import WorkflowFatalError as WorkflowFatalError
+    from .loaders.entrypoints import WorkflowInternalError as WorkflowInternalError
+    from .loaders.entrypoints import WorkflowTimeoutError as WorkflowTimeoutError
+    from .loaders.http import Request as Request
+    from .loaders.http import Response as Response
+    from .loaders.records import Event as Event
+    from .loaders.records import Status as Status
+    from .loaders.service import App as App
+    from .loaders.service import DynamicWorkflowBinding as DynamicWorkflowBinding
+    from .loaders.service import Service as Service
+    from .loaders.service import (
+        create_dynamic_workflow_entrypoint as create_dynamic_workflow_entrypoint,
+    )
+    from .loaders.service import dispatch_workflow as dispatch_workflow
+    from .loaders.service import wrap_workflow_binding as wrap_workflow_binding
+    from .loaders.worker import WorkerLoader as WorkerLoader
+    from .loaders.worker import WorkerStub as WorkerStub
+    from .platform import Platform as Platform
+    from .platform import Tenant as Tenant
+    from .platform import connect as connect
+
+_HOMES = {
+    "actors.config": "PlatformConfig",
+    "eventlog.errors": """
+        CodeError Corrupt Fenced InstanceError InvalidError LimitExceededError
+        MissingDispatcherMetadataError PlatformClosed QueryError SandboxUnavailable Unavailable
+        UnserialisableValueError ValueTooLargeError WorkflowFailedError WorkflowTerminatedError
+        WorkflowsError
+    """,
+    "loaders.binding": "WorkflowBinding WorkflowInstance",
+    "loaders.bundle": "WorkerCode",
+    "loaders.config": "StepConfig",
+    "loaders.entrypoints": """
+        EgressDeniedError NonRetryableDelayError NonRetryableError StepError WorkerEntrypoint
+        WorkflowEntrypoint WorkflowFatalError WorkflowInternalError WorkflowTimeoutError
+    """,
+    "loaders.http": "Request Response",
+    "loaders.records": "Event Status",
+    "loaders.service": """
+        App DynamicWorkflowBinding Service create_dynamic_workflow_entrypoint dispatch_workflow
+        wrap_workflow_binding
+    """,
+    "loaders.worker": "WorkerLoader WorkerStub",
+    "platform": "Platform Tenant connect",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -81,6 +81,12 @@ class CodeError(WorkflowsError):
     default_code = "code.invalid"
 
 
+class MissingDispatcherMetadataError(InvalidError):
+    """A create on a dispatcher's binding that no `wrap_workflow_binding` has tagged."""
+
+    default_code = "dispatcher.metadata_missing"
+
+
 class QueryError(WorkflowsError):
     """SQL that DuckDB refuses; the message is DuckDB's."""
 

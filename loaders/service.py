@@ -11,15 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..eventlog import codec
-from ..eventlog.errors import InvalidError
+from ..eventlog.errors import MissingDispatcherMetadataError
 from .entrypoints import WorkflowEntrypoint
 from .records import Record
-
-
-class MissingDispatcherMetadataError(InvalidError):
-    """A create on a dispatcher's binding that no `wrap_workflow_binding` has tagged."""
-
-    default_code = "dispatcher.metadata_missing"
 
 
 class Service:

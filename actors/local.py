@@ -1,0 +1,258 @@
+"""Local: a platform in one process, with its log in memory and a clock that moves when told to.
+
+The same tenants, cores, logs and guests as on Ray; what differs is where isolates run (in this
+event loop), where bytes lie, and what time is. Nothing here waits in real time, except for tenant
+code that does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from ..eventlog.clock import VirtualClock, from_datetime, to_datetime
+from ..eventlog.errors import PlatformClosed
+from ..eventlog.ids import SeededIds
+from ..eventlog.store_memory import MemoryStore
+from ..loaders import durations
+from ..loaders.calls import Calls
+from ..loaders.inline import InlineIsolates
+from ..loaders.pulse import CURRENT
+from ..loaders.service import App
+from .codes import Codes
+from .config import PlatformConfig
+from .core import TenantCore
+from .tenant import Tenant, open_tenant
+
+_FOREVER_US = 2**62
+_BLINK_S = 0.0002
+
+
+class LocalPlatform:
+    """Every tenant of a platform, in this event loop."""
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[str], Any] | None = None,
+        app: App | None = None,
+        config: PlatformConfig | None = None,
+        auto_advance: bool = False,
+        crash_at_every_step: bool = False,
+        store: MemoryStore | None = None,
+        clock: VirtualClock | None = None,
+    ) -> None:
+        self.config = config or PlatformConfig()
+        self.store = store or MemoryStore()
+        self.virtual = clock or VirtualClock()
+        self.ids = SeededIds(0)
+        self.clock = TestClock(self)
+        self.codes = Codes(
+            self.store,
+            clock=self.virtual,
+            ttl_s=self.config.code_ttl_seconds,
+            load=load,
+            app=app,
+            peer=self.calls,
+        )
+        self._isolates = InlineIsolates()
+        self._auto_advance = auto_advance
+        self._crash_at_every_step = crash_at_every_step
+        self._tenants: dict[str, asyncio.Future[Tenant]] = {}
+        self._waiting = 0
+        self._pilot: asyncio.Task[None] | None = None
+        self.sessions: set[tuple[str, ...]] = set()
+        """What is under introspection."""
+        self._is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the platform was left."""
+        return self._is_closed
+
+    def calls(self, tenant_id: str) -> LocalCalls:
+        """The calls of a tenant."""
+        return LocalCalls(self, tenant_id)
+
+    async def tenant(self, tenant_id: str) -> Tenant:
+        """The tenant, opened if need be, or again if it stopped."""
+        if self._is_closed:
+            raise PlatformClosed("the platform was closed: connect again")
+        opening = self._tenants.get(tenant_id)
+        if opening is None or (opening.done() and _has_stopped(opening)):
+            opening = self._tenants[tenant_id] = asyncio.ensure_future(self._open(tenant_id))
+        return await asyncio.shield(opening)
+
+    async def _open(self, tenant_id: str) -> Tenant:
+        def prepare(core: TenantCore) -> None:
+            core.crash_at_every_step = self._crash_at_every_step
+
+        return await open_tenant(
+            tenant_id,
+            store=self.store,
+            isolates=self._isolates,
+            codes=self.codes,
+            clock=self.virtual,
+            ids=self.ids,
+            config=self.config,
+            has_maintenance=False,
+            prepare=prepare,
+        )
+
+    def opened(self) -> list[Tenant]:
+        """The tenants that are in memory."""
+        return [
+            opening.result()
+            for opening in self._tenants.values()
+            if opening.done() and not _has_stopped(opening)
+        ]
+
+    async def crash(self, tenant_id: str) -> None:
+        """Let the tenant die where it stands, and open it again from its log."""
+        tenant = await self.tenant(tenant_id)
+        mocks = tenant.core.mocks
+        del self._tenants[tenant_id]
+        # The new owner fences the dead one, whatever that one still has under way.
+        reopened = await self.tenant(tenant_id)
+        reopened.core.mocks = mocks
+        await tenant.close(seal=False)
+
+    async def close(self) -> None:
+        """End every tenant."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._pilot is not None:
+            self._pilot.cancel()
+        for tenant in self.opened():
+            await tenant.close(seal=False)
+        await self._isolates.close()
+
+    # --- time
+
+    def waits(self) -> _Waiting:
+        """While somebody is in this block, time may jump by itself (if it was asked to)."""
+        return _Waiting(self)
+
+    def _begin_waiting(self) -> None:
+        self._waiting += 1
+        if self._auto_advance and (self._pilot is None or self._pilot.done()):
+            self._pilot = asyncio.ensure_future(self._fly())
+
+    async def _fly(self) -> None:
+        """Jump from timer to timer while somebody waits and nothing happens by itself."""
+        while self._waiting:
+            await self.settle()
+            if not self._waiting:
+                return
+            if not self.virtual.fire_next(until_us=_FOREVER_US):
+                await asyncio.sleep(_BLINK_S)  # only the driver's own doing can change anything
+
+    async def settle(self) -> None:
+        """Wait until nothing more happens unless time moves on."""
+        loop: Any = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(0)
+            if loop._ready:
+                continue
+            if _is_executor_busy(loop) or self._is_code_asleep(loop):
+                await asyncio.sleep(_BLINK_S)
+                continue
+            return
+
+    def _is_code_asleep(self, loop: Any) -> bool:
+        """Whether tenant code waits in real time: asyncio.sleep in a callback, say."""
+        return bool(loop._scheduled) and any(
+            not handle.cancelled() and handle._context.get(CURRENT) is not None
+            for handle in loop._scheduled
+        )
+
+
+def _has_stopped(opening: asyncio.Future[Tenant]) -> bool:
+    return (
+        opening.cancelled()
+        or opening.exception() is not None
+        or opening.result().failed is not None
+    )
+
+
+def _is_executor_busy(loop: Any) -> bool:
+    # `_idle_semaphore` counts the threads that wait for work; they are released only after the
+    # outcome of their last work has been posted to the loop.
+    executor = loop._default_executor
+    if executor is None:
+        return False
+    is_waiting = executor._work_queue.qsize() > 0
+    return is_waiting or executor._idle_semaphore._value < len(executor._threads)
+
+
+class _Waiting:
+    def __init__(self, platform: LocalPlatform) -> None:
+        self._platform = platform
+
+    def __enter__(self) -> None:
+        self._platform._begin_waiting()
+
+    def __exit__(self, *failure: object) -> None:
+        self._platform._waiting -= 1
+
+
+class LocalCalls(Calls):
+    """The calls of one tenant, made directly."""
+
+    def __init__(self, platform: LocalPlatform, tenant_id: str) -> None:
+        self.platform = platform
+        self.tenant_id = tenant_id
+
+    async def call(self, op: str, args: dict[str, Any]) -> Any:
+        """Carry out one operation; raises WorkflowsError, TimeoutError."""
+        tenant = await self.platform.tenant(self.tenant_id)
+        if op in ("result", "events"):
+            # Nobody is in between who could lose a long poll.
+            args = args | {"wait_s": None} if op == "events" else args
+            with self.platform.waits():
+                return await tenant.call(op, args)
+        return await tenant.call(op, args)
+
+
+class TestClock:
+    """The platform's clock, for tests: it stands still until it is moved."""
+
+    __test__ = False
+
+    def __init__(self, platform: LocalPlatform) -> None:
+        self._platform = platform
+
+    def now(self) -> datetime:
+        """The time, aware, in UTC."""
+        return to_datetime(self.now_us())
+
+    def now_us(self) -> int:
+        """The time in microseconds since 1970."""
+        return self._platform.virtual.now_us()
+
+    async def advance(self, duration: Any) -> None:
+        """Move on, through every timer on the way, in order, letting each have its effects.
+
+        `duration`: a number of milliseconds, text as "3 days", or a timedelta.
+        """
+        await self.advance_to_us(self.now_us() + durations.parse_ms(duration) * 1000)
+
+    async def advance_to(self, when: datetime) -> None:
+        """Move on to a moment (an aware datetime)."""
+        await self.advance_to_us(from_datetime(when))
+
+    async def advance_to_us(self, until_us: int) -> None:
+        """Move on to a moment (microseconds since 1970)."""
+        virtual, settle = self._platform.virtual, self._platform.settle
+        await settle()
+        while virtual.fire_next(until_us=until_us):
+            await settle()
+        virtual.move_to(until_us)
+        await settle()
+
+    async def settle(self) -> None:
+        """Let everything happen that happens without time moving on."""
+        await self._platform.settle()

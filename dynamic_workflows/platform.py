@@ -1,0 +1,268 @@
+"""Platform: what a driver program holds; everything here turns into calls of tenants."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .actors.codes import dispatcher_env
+from .actors.config import PlatformConfig
+from .actors.names import check_tenant_id, check_workflow_name
+from .eventlog.errors import InvalidError, PlatformClosed, WorkflowsError
+from .eventlog.ids import Ids, SystemIds
+from .loaders import http
+from .loaders.binding import WorkflowBinding
+from .loaders.bundle import WorkerCode, bundle_of
+from .loaders.calls import Calls
+from .loaders.entrypoints import build
+from .loaders.records import Record, Why
+from .loaders.service import App
+from .loaders.worker import EntrypointStub, WorkerLoader, Workers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .eventlog.query import Reader
+    from .eventlog.store import Store
+
+
+class Backend(Protocol):
+    """Where tenants live: on Ray, or in this process."""
+
+    codes: Workers
+
+    def calls(self, tenant_id: str) -> Calls:
+        """The calls of a tenant."""
+        ...
+
+    async def close(self) -> None:
+        """Leave it."""
+        ...
+
+
+class Platform:
+    """A platform, connected: `async with connect(...) as platform`.
+
+    Leaving the block ends an embedded platform cleanly; on a cluster its actors live on.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Any],
+        *,
+        log: str | Path | Store,
+        app: App | None = None,
+        config: PlatformConfig | None = None,
+        ids: Ids | None = None,
+    ) -> None:
+        self.config = config or PlatformConfig()
+        self._start = start
+        self._log = log
+        self._app = app
+        self._ids = ids or SystemIds()
+        self._backend: Backend | None = None
+        self._is_closed = False
+        self._readers: dict[str | None, Reader] = {}
+
+    async def __aenter__(self) -> Platform:
+        if self._backend is None:
+            self._backend = await self._start()
+        return self
+
+    def __await__(self) -> Generator[Any, None, Platform]:
+        return self.__aenter__().__await__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Leave the platform; every later call raises PlatformClosed. Harmless to repeat."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        readers, self._readers = self._readers, {}
+        for reader in readers.values():
+            reader.close()
+        if self._backend is not None:
+            await self._backend.close()
+
+    def _open(self) -> Backend:
+        if self._is_closed:
+            raise PlatformClosed("the platform was closed: connect again")
+        if self._backend is None:
+            raise PlatformClosed("the platform is not connected yet: use `async with connect(...)`")
+        return self._backend
+
+    def tenant(self, id: str) -> Tenant:
+        """The handle of a tenant, whether it has run before or not; raises `tenant.invalid_id`."""
+        self._open()
+        return Tenant(self, check_tenant_id(id))
+
+    @property
+    def loader(self) -> WorkerLoader:
+        """Loads code that is no tenant's deployment."""
+        return WorkerLoader(self._open().codes)
+
+    def query(self, sql: str, params: list[Any] | dict[str, Any] | None = None) -> pa.Table:
+        """SQL over the views `events`, `instances`, `steps`, `attempts`, `waits` of all tenants.
+
+        `params`: a list for `?`, a dict for `$name`. Shows everything that was acknowledged at the
+        latest a second ago. Raises QueryError.
+        """
+        return self._query(sql, params, None)
+
+    def _query(self, sql: str, params: Any, tenant_id: str | None) -> pa.Table:
+        self._open()
+        reader = self._readers.get(tenant_id)
+        if reader is None:
+            from .eventlog.query import Reader
+
+            reader = self._readers[tenant_id] = Reader(self._log, tenant=tenant_id)
+        return reader.query(sql, params)
+
+    async def fetch(self, request: http.Request | str) -> http.Response:
+        """Answer a request by the app's dispatcher."""
+        backend = self._open()
+        if self._app is None or self._app.dispatcher is None:
+            raise InvalidError("this platform has no dispatcher: connect(app=App(Dispatcher, ...))")
+        asked = http.request_from_plain(http.request_to_plain(request))
+        env = dispatcher_env(self._app, backend.codes)
+        dispatcher = build(self._app.dispatcher, env=env, ctx=Record(props=None))
+        answer = dispatcher.fetch(asked)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        return http.response_from_plain(http.response_to_plain(answer))
+
+    async def why(self, tenant_id: str, instance_id: str, workflow: str = "TenantWorkflow") -> Why:
+        """Why an instance is where it is: `.code`, and a sentence as `.text`."""
+        return await self.tenant(tenant_id).why(instance_id, workflow)
+
+
+class Tenant:
+    """The handle of one tenant."""
+
+    def __init__(self, platform: Platform, tenant_id: str) -> None:
+        self._platform = platform
+        self._id = tenant_id
+
+    def __repr__(self) -> str:
+        return f"Tenant({self._id!r})"
+
+    @property
+    def id(self) -> str:
+        """The tenant's id."""
+        return self._id
+
+    @property
+    def _calls(self) -> Calls:
+        return self._platform._open().calls(self._id)
+
+    @property
+    def workflows(self) -> WorkflowBinding:
+        """The instances of the class `TenantWorkflow`."""
+        return self.workflow("TenantWorkflow")
+
+    def workflow(self, class_name: str) -> WorkflowBinding:
+        """The instances of a workflow class; raises `workflow.invalid_name`."""
+        name = check_workflow_name(class_name)
+        return WorkflowBinding(self._calls, name, ids=self._platform._ids)
+
+    def entrypoint(self, name: str | None = None, props: Any = None) -> EntrypointStub:
+        """A stub of an entrypoint class; None: the one named `Default`."""
+        calls = self._calls
+
+        async def invoke(args: dict[str, Any]) -> bytes:
+            answer: bytes = await calls.call("invoke", args)
+            return answer
+
+        return EntrypointStub(invoke, name, props=props)
+
+    def query(self, sql: str, params: list[Any] | dict[str, Any] | None = None) -> pa.Table:
+        """SQL over this tenant's rows alone; see Platform.query."""
+        return self._platform._query(sql, params, self._id)
+
+    async def deploy(self, code: WorkerCode) -> str:
+        """Put code in place; it rules until the next `deploy` or `reload`. Answers its hash.
+
+        Raises CodeError for code that cannot be loaded, and changes nothing then.
+        """
+        bundle, grants = bundle_of(code, own_binding=self._platform._app is None)
+        hold = getattr(self._platform._open().codes, "hold_live", None)
+        if hold is not None:
+            hold(bundle.content_hash, grants)
+        code_hash: str = await self._calls.call("deploy", {"bundle": bundle.stored()})
+        return code_hash
+
+    async def reload(self) -> None:
+        """Forget what is held of the tenant's code, and what was deployed: ask `load` again."""
+        await self._calls.call("reload", {})
+
+    async def schedule(
+        self, cron: str, workflow: str = "TenantWorkflow", *, remove: bool = False
+    ) -> None:
+        """Create an instance at each time that a cron expression (UTC) names, or no more."""
+        args = {"cron": cron, "workflow": check_workflow_name(workflow), "remove": remove}
+        await self._calls.call("schedule", args)
+
+    async def why(self, instance_id: str, workflow: str = "TenantWorkflow") -> Why:
+        """Why an instance is where it is: `.code`, and a sentence as `.text`."""
+        args = {"workflow": check_workflow_name(workflow), "id": instance_id}
+        return Why(**await self._calls.call("why", args))
+
+
+def connect(
+    log: str | Path,
+    load: Callable[[str], Any] | None = None,
+    *,
+    app: App | None = None,
+    address: str | None = None,
+    namespace: str = "dynamic-workflows",
+    config: PlatformConfig | Mapping[str, Any] | None = None,
+) -> Platform:
+    """A platform on Ray, to be entered: `async with connect("./data", load=load) as platform`.
+
+    `log` is the path or URI (`file://`, `s3://`, `az://`, `gs://`) of the event log's root; open
+    instances in it go on by themselves. `load` answers a tenant's code (tenant id -> WorkerCode),
+    sync or async, in the loader actor; or `app` is a dispatcher. `address` None: an embedded Ray;
+    "auto" or an address joins a cluster.
+    """
+    settings = _settings(log, load, app, config)
+
+    async def start() -> Backend:
+        from .actors.cluster import Cluster
+
+        return await Cluster.start(
+            log, load=load, app=app, address=address, namespace=namespace, config=settings
+        )
+
+    return Platform(start, log=log, app=app, config=settings)
+
+
+def _settings(
+    log: Any, load: Any, app: Any, config: PlatformConfig | Mapping[str, Any] | None
+) -> PlatformConfig:
+    """Check what `connect` was given, before anything starts."""
+    if not isinstance(log, str | Path):
+        raise TypeError(f"log is the path or URI of the event log, not {type(log).__name__}")
+    if load is not None and app is not None:
+        raise TypeError("give load= or app=, not both: an app loads the code of its tenants")
+    if load is not None and not callable(load):
+        raise TypeError("load is a function: tenant id -> WorkerCode")
+    if app is not None and not isinstance(app, App):
+        raise TypeError("app is an App(Dispatcher, workflows={...})")
+    if isinstance(config, Mapping):
+        return PlatformConfig(**config)
+    if config is not None and not isinstance(config, PlatformConfig):
+        raise TypeError("config is a PlatformConfig")
+    return config or PlatformConfig()
+
+
+__all__ = ["Platform", "Tenant", "WorkflowsError", "connect"]
