@@ -85,6 +85,7 @@ class FrameReader:
         """Whole messages, at least `messages_max` if there are so many; True: there may be more."""
         frames: list[Frame] = []
         start, end = 0, len(self._bytes)
+        size = 0
         try:
             with memoryview(self._bytes) as view:
                 while end - start >= _LENGTH.size and len(frames) < messages_max:
@@ -92,14 +93,17 @@ class FrameReader:
                     if not 0 < size <= BATCH_BYTES_MAX:
                         raise ProtocolViolation(f"a batch of {size} bytes")
                     if end - start < _LENGTH.size + size:
-                        return frames, False
+                        break
                     start += _LENGTH.size
                     self._accept(_decode(view[start : start + size]), frames)
                     start += size
-                return frames, end - start >= _LENGTH.size
-        finally:
-            if start:
-                del self._bytes[:start]
+                    size = 0
+        except ProtocolViolation:
+            # A new one: the error's traceback still holds a view of the old, which pins its size.
+            self._bytes = bytearray()
+            raise
+        del self._bytes[:start]
+        return frames, size == 0 and end - start >= _LENGTH.size
 
     def _accept(self, batch: list[Frame], frames: list[Frame]) -> None:
         kind, life, body = batch[0]

@@ -94,12 +94,15 @@ def name_process(name: str) -> None:
     prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()))
 
 
-def drop_capabilities() -> None:
-    """Give up every capability, and the way back to one."""
-    for capability in range(64):
-        # Refused past the last one that this kernel knows, and where there are none to drop.
-        with contextlib.suppress(OSError):
+def bound_capabilities() -> None:
+    """Let no program that is started from here have a capability; those of this process stay."""
+    with contextlib.suppress(OSError):  # past the last one; or there were none to begin with
+        for capability in range(64):
             prctl(PR_CAPBSET_DROP, capability)
+
+
+def drop_capabilities() -> None:
+    """Give up every capability of this process."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
     syscall("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
 

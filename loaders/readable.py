@@ -38,7 +38,8 @@ class Readable:
             for name in os.listdir(path)
             if name not in _INSTALLED
         )
-        return [*inside, *self.others]
+        # A link may lead out of the directory; one that does not is covered by where it leads.
+        return [*(path for path in inside if not os.path.islink(path)), *self.others]
 
 
 def find_readable(stdlib: list[str]) -> Readable:

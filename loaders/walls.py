@@ -111,6 +111,7 @@ class Walls:
         # /proc/self, who has to write the map of users for the jail, changes with it.
         if plan.rlimits:
             kernel.set_dumpable(False)
+        kernel.bound_capabilities()
         self._prove(readable)
 
     def _enter_jail(self, readable: Readable) -> str | None:

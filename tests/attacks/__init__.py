@@ -1,0 +1,1 @@
+"""Attacks on the walls of isolates, each from inside a fresh one."""

@@ -1,0 +1,416 @@
+"""Isolates start, answer, keep to their limits, and end in a way that one can understand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from isolates import CLOSED, ECHO, LOG, RESULT, TESTS, Talk, isolates, start
+
+from dynamic_workflows.eventlog.errors import PlatformClosed, SandboxUnavailable
+from dynamic_workflows.loaders.inside import CALL_KIND, REPLY_KIND
+from dynamic_workflows.loaders.isolate import Exit, Isolation, Limits
+from dynamic_workflows.loaders.walls import WallsPlan
+from dynamic_workflows.loaders.wire import Call, Log, Reply, pack
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+async def until_gone(*pids: int) -> None:
+    async with asyncio.timeout(60):
+        for pid in pids:
+            while is_alive(pid):  # noqa: ASYNC110 - nobody tells of other processes' ends
+                await asyncio.sleep(0.005)
+
+
+async def ends(source: str, limits: Limits | None = None, life: int = 7) -> Exit:
+    """How an isolate ends that runs this."""
+    async with isolates() as made:
+        talk = await start(made, limits)
+        talk.tell(source, life)
+        return await talk.end()
+
+
+async def test_an_isolate_runs_what_it_is_sent_and_answers() -> None:
+    async with isolates() as made:
+        talk = await start(made)
+        assert await talk.run("result = 6 * 7") == ("ok", "42")
+        assert talk.isolate.level == made.level
+        assert "seccomp" in made.level
+        await talk.close()
+        assert not is_alive(talk.isolate.pid or 0)
+
+
+async def test_every_isolate_is_another_process_and_blank_ones_are_used_once() -> None:
+    async with isolates(Isolation(warm=2)) as made:
+        pids = set()
+        for _ in range(6):
+            talk = await start(made)
+            assert (await talk.run("import builtins; result = hasattr(builtins, 'used')"))[
+                1
+            ] == "False"
+            await talk.run("import builtins; builtins.used = True")
+            pids.add(talk.isolate.pid)
+            await talk.close()
+        assert len(pids) == 6
+
+
+async def test_blank_isolates_wait_ready_and_are_handed_out() -> None:
+    async with isolates(Isolation(warm=2)) as made:
+        async with asyncio.timeout(60):
+            while made.counts["started_warm"] == 0:
+                talk = await start(made)
+                await talk.run("pass")
+                await talk.close()
+        assert made.counts["started"] >= made.counts["started_warm"]
+
+
+async def test_nothing_heavy_is_imported_in_an_isolate() -> None:
+    source = """
+import importlib, sys
+importlib.import_module("dynamic_workflows")
+try:
+    importlib.import_module("dynamic_workflows.loaders.guest")
+except ModuleNotFoundError as error:
+    assert error.name == "dynamic_workflows.loaders.guest", error
+result = sorted({"ray", "pyarrow", "duckdb", "obstore", "ctypes.util"} & set(sys.modules))
+"""
+    async with isolates() as made:
+        talk = await start(made)
+        assert await talk.run(source) == ("ok", "[]")
+
+
+async def test_large_messages_go_both_ways() -> None:
+    body = os.urandom(1 << 20) * 24
+    async with isolates() as made:
+        talk = await start(made)
+        talk.isolate.send([(ECHO, 1, b"first"), (ECHO, 2, body), (ECHO, 3, b"last")])
+        assert await talk.hear(ECHO) == b"first"
+        assert await talk.hear(ECHO) == body
+        assert await talk.hear(ECHO) == b"last"
+
+
+async def test_many_messages_arrive_in_order() -> None:
+    async with isolates() as made:
+        talk = await start(made)
+        talk.isolate.send([(ECHO, number, b"x" * 100) for number in range(20_000)])
+        async with asyncio.timeout(60):
+            while len(talk.frames) < 20_000:
+                talk.news.clear()
+                await talk.news.wait()
+        assert [life for _, life, _ in talk.frames] == list(range(20_000))
+
+
+async def test_a_spin_is_ended_with_the_limit_as_its_reason_and_the_life_that_spun() -> None:
+    exit = await ends("while True: pass", Limits(turn_cpu_ms=100))
+    assert exit == Exit("cpu limit of 0.1 s exceeded", is_tenants_own=True, life=7, kind="cpu")
+
+
+async def test_a_turn_that_sleeps_too_long_is_ended() -> None:
+    exit = await ends("import time; time.sleep(60)", Limits(turn_wall_ms=200))
+    assert exit == Exit(
+        "limit of 0.2 s for one turn exceeded", is_tenants_own=True, life=7, kind="wall"
+    )
+
+
+async def test_a_forged_heartbeat_does_not_hide_a_spin() -> None:
+    forge = """
+import gc, mmap
+page = next(o for o in gc.get_objects() if type(o).__name__ == "HeartbeatWriter")
+while True:
+    page.begin_turn()
+    page.rest()
+"""
+    exit = await ends(forge, Limits(silent_cpu_ms=200))
+    assert (exit.kind, exit.is_tenants_own) == ("silent", True)
+    assert exit.reason == "cpu limit of 0.2 s without a message exceeded"
+
+
+async def test_many_short_turns_are_no_spin() -> None:
+    source = """
+import asyncio, time
+async def main():
+    begin = time.thread_time()
+    while time.thread_time() - begin < 0.5:
+        until = time.thread_time() + 0.01
+        while time.thread_time() < until:
+            pass
+        await asyncio.sleep(0)
+"""
+    async with isolates() as made:
+        talk = await start(made, Limits(turn_cpu_ms=200))
+        assert (await talk.run(source))[0] == "ok"
+
+
+async def test_memory_beyond_the_limit_is_an_error_inside() -> None:
+    async with isolates() as made:
+        talk = await start(made, Limits(memory_mb=64))
+        assert (await talk.run("x = bytearray(32 << 20); result = len(x)"))[0] == "ok"
+        assert (await talk.run("y = bytearray(128 << 20)"))[0] == "MemoryError"
+        assert await talk.run("result = 'alive'") == ("ok", "'alive'")
+
+
+async def test_resident_memory_beyond_the_limit_is_the_end() -> None:
+    grow = """
+async def main():
+    import asyncio
+    hoard = []
+    while True:
+        hoard.append(b"x" * (1 << 20))
+        await asyncio.sleep(0.001)
+"""
+    async with isolates(walls=WallsPlan(rlimits=False)) as made:
+        talk = await start(made, Limits(memory_mb=64))
+        talk.tell(grow)
+        exit = await talk.end()
+    assert exit == Exit(
+        "memory limit of 64 MB exceeded", is_tenants_own=True, life=1, kind="memory"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "reason"),
+    [
+        ("import os; os._exit(3)", "exit", "exited with status 3"),
+        ("raise SystemExit(4)", "exit", "exited with status 4"),
+        ("import os; os._exit(0)", "exit", "exited with status 0"),
+        ("import ctypes; ctypes.string_at(8)", "signal", "killed by signal 11 (SIGSEGV)"),
+        (
+            "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)",
+            "signal",
+            "killed for a forbidden system call",
+        ),
+        ("import os; os.close(3); loop.call_later(60, print)", "protocol", None),
+        ("import os; os.write(3, b'GET / HTTP/1.1')", "protocol", None),
+    ],
+)
+async def test_what_the_tenant_brings_upon_itself_is_its_own(
+    source: str, kind: str, reason: str | None
+) -> None:
+    exit = await ends(source)
+    assert exit.is_tenants_own
+    assert (exit.kind, exit.life) == (kind, 7)
+    assert reason is None or exit.reason == reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_kill_from_outside_is_the_platforms(number: int) -> None:
+    async with isolates() as made:
+        talk = await start(made)
+        await talk.run("pass")
+        os.kill(talk.isolate.pid or 0, number)
+        exit = await talk.end()
+    assert not exit.is_tenants_own
+    assert exit.kind == "platform"
+    assert str(int(number)) in exit.reason
+
+
+async def test_our_own_kill_ends_it_with_our_word_and_no_message_after() -> None:
+    async with isolates() as made:
+        talk = await start(made)
+        talk.tell("import time; time.sleep(0.1); send([(20, 1, b'late')])", life=9)
+        talk.isolate.kill(CLOSED)
+        talk.isolate.kill(Exit("second", is_tenants_own=True))
+        assert (await talk.end()).reason == "closed"
+        assert talk.frames == []
+
+
+async def test_what_it_said_before_it_ended_is_heard() -> None:
+    source = """
+import os
+send([(20, 1, b"done")])
+loop.call_later(0.01, os._exit, 0)
+"""
+    async with isolates() as made:
+        talk = await start(made)
+        talk.tell(source)
+        await talk.end()
+        assert (RESULT, 1, b"done") in talk.frames
+
+
+async def test_a_lost_zygote_loses_its_isolates_to_the_platform_and_is_replaced() -> None:
+    async with isolates() as made:
+        first, second = await start(made), await start(made)
+        zygote = made._spawner
+        assert zygote is not None
+        os.kill(zygote.pid, signal.SIGKILL)
+        for talk in (first, second):
+            exit = await talk.end()
+            assert exit == Exit("lost with its zygote", is_tenants_own=False)
+        await until_gone(first.isolate.pid or 0, second.isolate.pid or 0)
+        third = await start(made)
+        assert await third.run("result = 1") == ("ok", "1")
+        assert made.counts["zygotes"] == 2
+
+
+async def test_everything_dies_with_its_supervisor() -> None:
+    program = """
+import asyncio
+from isolates import isolates, start
+async def main():
+    async with isolates() as made:
+        talks = [await start(made) for _ in range(3)]
+        talks[0].tell("while True: pass")
+        print(made._spawner.pid, *(talk.isolate.pid for talk in talks), flush=True)
+        await asyncio.sleep(600)
+asyncio.run(main())
+"""
+    supervisor = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )
+    try:
+        assert supervisor.stdout is not None
+        line = await supervisor.stdout.readline()
+        pids = [int(word) for word in line.split()]
+        assert len(pids) == 4
+        assert all(is_alive(pid) for pid in pids)
+    finally:
+        supervisor.kill()
+        await supervisor.wait()
+    await until_gone(*pids)
+
+
+async def test_closing_ends_every_process_and_starting_is_refused() -> None:
+    async with isolates(Isolation(warm=2)) as made:
+        talk = await start(made)
+        zygote = made._spawner
+        assert zygote is not None
+        await made.close()
+        assert (await talk.end()).kind == "closed"
+        await until_gone(talk.isolate.pid or 0, zygote.pid)
+        with pytest.raises(PlatformClosed):
+            await start(made)
+
+
+async def test_a_start_that_is_given_up_leaves_no_process() -> None:
+    async with isolates() as made:
+        await made.ready()
+        task = asyncio.ensure_future(start(made))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        talk = await start(made)
+        abandoned = [isolate.ended for isolate in made._isolates if isolate is not talk.isolate]
+        async with asyncio.timeout(60):
+            await asyncio.gather(*abandoned)
+        assert await talk.run("result = 1") == ("ok", "1")
+
+
+async def test_root_without_another_user_to_become_is_refused() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("not root")
+    async with isolates(Isolation(warm=0, uid=0)) as made:
+        with pytest.raises(SandboxUnavailable, match="as root"):
+            await start(made)
+
+
+async def test_no_walls_are_loud(caplog: pytest.LogCaptureFixture) -> None:
+    async with isolates(Isolation(level="unsafe-none", warm=0)) as made:
+        with caplog.at_level(logging.WARNING):
+            talk = await start(made)
+        assert talk.isolate.level == "unsafe-none"
+        assert "WITHOUT walls" in caplog.text
+        assert (await talk.run("import socket; socket.socket()"))[0] == "ok"
+
+
+async def test_raw_output_becomes_log_messages() -> None:
+    async with isolates() as made:
+        talk = await start(made)
+        await talk.run("import os; os.write(1, b'raw \\xff words\\n')", life=3)
+        log = msgspec.msgpack.decode(await talk.hear(LOG), type=Log)
+        assert log.text == "raw \ufffd words"
+
+
+async def test_a_flood_of_raw_output_is_counted_not_kept() -> None:
+    async with isolates() as made:
+        talk = await start(made)
+        await talk.run("import os\nfor _ in range(400): os.write(2, b'x' * 999 + b'\\n')")
+        await talk.close()
+        logs = [msgspec.msgpack.decode(f[2], type=Log) for f in talk.frames if f[0] == LOG]
+        assert sum(len(log.text) for log in logs) < 300_000
+
+
+async def test_calls_beyond_the_limit_wait_for_answers() -> None:
+    source = """
+from dynamic_workflows.loaders.wire import Call, pack
+for number in range(10):
+    send([pack(Call(number, "x", "y", b"", b""))])
+"""
+    async with isolates() as made:
+        talk = await start(made, Limits(calls_in_flight_max=4))
+        await talk.run(source)
+        assert calls(talk) == [0, 1, 2, 3]
+        talk.isolate.send([pack(Reply(1)), pack(Reply(3))])
+        await talk.run("pass")
+        assert calls(talk) == [0, 1, 2, 3, 4, 5]
+        assert REPLY_KIND != CALL_KIND
+
+
+def calls(talk: Talk) -> list[int]:
+    return [
+        msgspec.msgpack.decode(body, type=Call).call
+        for kind, _, body in talk.frames
+        if kind == CALL_KIND
+    ]
+
+
+async def test_calls_past_the_gate_are_a_broken_protocol() -> None:
+    source = """
+from dynamic_workflows.loaders.wire import Call, pack
+send.__self__._send([pack(Call(number, "x", "y", b"", b"")) for number in range(10)])
+"""
+    async with isolates() as made:
+        talk = await start(made, Limits(calls_in_flight_max=4))
+        talk.tell(source)
+        exit = await talk.end()
+    assert exit.reason == "broken protocol: more than 4 calls in flight"
+    assert exit.is_tenants_own
+
+
+async def test_open_files_have_a_limit() -> None:
+    source = "import os; held = [os.dup(0) for _ in range(100)]"
+    async with isolates() as made:
+        talk = await start(made, Limits(files_max=32))
+        state, text = await talk.run(source)
+        assert (state, "Too many open files" in text) == ("OSError", True)
+
+
+async def test_granted_packages_can_be_imported_and_others_cannot() -> None:
+    source = """
+import annotated_types, importlib
+import pydantic, pydantic.color
+try:
+    importlib.import_module("hypothesis")
+except ModuleNotFoundError:
+    result = pydantic.BaseModel.__name__
+"""
+    async with isolates(Isolation(warm=0, packages=("pydantic", "no_such_package"))) as made:
+        talk = await start(made)
+        state, text = await talk.run(source)
+        assert (state, text) == ("ok", "'BaseModel'")
+
+
+async def test_threads_are_the_deployments_choice() -> None:
+    source = "import threading; t = threading.Thread(target=int); t.start(); t.join()"
+    async with isolates() as made:
+        talk = await start(made)
+        assert (await talk.run(source))[0] == "RuntimeError"
+    async with isolates(Isolation(warm=0, threads=True)) as made:
+        talk = await start(made)
+        assert (await talk.run(source))[0] == "ok"
+        assert (await talk.run("import os; os.fork()"))[0] == "PermissionError"
