@@ -42,26 +42,20 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 @pytest.fixture(params=[False, True], ids=["undisturbed", "crash at every step"])
-async def platform(
-    demo: types.ModuleType, request: pytest.FixtureRequest
-) -> AsyncIterator[Any]:
+async def platform(demo: types.ModuleType, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     async with testing.connect(
         load=demo.load, auto_advance=True, crash_at_every_step=request.param
     ) as deployed:
         yield deployed
 
 
-async def submit(
-    platform: Any, demo: types.ModuleType, tenant: str
-) -> dict[str, Any]:
+async def submit(platform: Any, demo: types.ModuleType, tenant: str) -> dict[str, Any]:
     """Create all of a tenant's work; its instances by id."""
     made = await platform.tenant(tenant).workflows.create_batch(demo.work(tenant))
     return {instance.id: instance for instance in made}
 
 
-async def test_onboarding_opens_asks_or_refuses(
-    platform: Any, demo: types.ModuleType
-) -> None:
+async def test_onboarding_opens_asks_or_refuses(platform: Any, demo: types.ModuleType) -> None:
     made = await submit(platform, demo, "onboarding")
     await made["atlas-trading"].send_event("decision", {"approved": True, "by": "Ines"})
     small = await made["tea-house"].result()
@@ -102,9 +96,7 @@ async def test_the_agent_runs_its_plan_and_asks_before_it_publishes(
     assert "258366.00" in steps["calculate: year"]
 
 
-async def platform_steps(
-    platform: Any, tenant: str, instance_id: str
-) -> dict[str, str]:
+async def platform_steps(platform: Any, tenant: str, instance_id: str) -> dict[str, str]:
     """The recorded outputs of an instance, by step."""
     rows = platform.query(
         "select step, output from steps where tenant_id = ? and instance_id = ?",
@@ -123,9 +115,7 @@ async def test_the_agent_stops_where_a_person_says_no(
     assert "publish: sent" not in await platform_steps(platform, "agent", "rent-report")
 
 
-async def test_a_repository_runs_its_own_pipeline(
-    platform: Any, demo: types.ModuleType
-) -> None:
+async def test_a_repository_runs_its_own_pipeline(platform: Any, demo: types.ModuleType) -> None:
     push = (await submit(platform, demo, "ci"))["push-4f1c"]
     assert await push.result() == {
         "commit": "4f1c",
@@ -136,18 +126,18 @@ async def test_a_repository_runs_its_own_pipeline(
         "notes": "7 files, 67 lines of Python",
     }
     attempts = platform.query(
-        "select attempt, status, error_name from attempts where step = 'mirror' order by attempt"
-    )
-    assert [(row["attempt"], row["error_name"]) for row in attempts.to_pylist()][-1] == (
-        attempts.num_rows,
-        None,
-    )
-    assert "ConnectionError" in attempts.column("error_name").to_pylist()
+        "select attempt, error_name from attempts where step = 'mirror' order by attempt"
+    ).to_pylist()
+    assert [row["attempt"] for row in attempts] == [1, 2, 3]
+    assert attempts[-1]["error_name"] is None
+    # A crash cuts off what runs beside it: such an attempt is known, and takes its number.
+    assert {row["error_name"] for row in attempts[:-1]} <= {
+        "ConnectionError",
+        "WorkflowInternalError",
+    }
 
 
-async def test_billing_is_patient_and_exact(
-    platform: Any, demo: types.ModuleType
-) -> None:
+async def test_billing_is_patient_and_exact(platform: Any, demo: types.ModuleType) -> None:
     made = await submit(platform, demo, "billing")
     outputs = {name: await instance.result() for name, instance in made.items()}
     assert outputs["2026-03-harbour"]["amount"] == Decimal("258.83")
