@@ -102,10 +102,13 @@ class Work:
         life = self.life
         attempt = self.attempt = Attempt(self.name, number)
         life.running += 1
-        context = self.context.copy()
+        # What an attempt leaves in its context is not for the next one.
+        context = self.context if number == 1 else self.context.copy()
         context.run(ATTEMPT.set, attempt)
         if self.is_async() or life.guest.has_threads:
-            attempt.task = life.spawn(self._perform(attempt), context)
+            attempt.task = asyncio.Task(
+                self._perform(attempt), loop=life.guest.loop, context=context
+            )
         else:
             life.guest.loop.call_soon(self._perform_sync, attempt, context=context)
 
@@ -210,8 +213,11 @@ class Work:
 
     def forget(self) -> None:
         """The lifetime is over."""
-        if self.attempt is not None:
-            self.attempt.is_over = True
+        attempt = self.attempt
+        if attempt is not None:
+            attempt.is_over = True
+            if attempt.task is not None:
+                attempt.task.cancel()
 
     def text_of(self, value: Any, reviver: Reviver | None) -> bytes:
         """The value as codec text; the error names the step."""

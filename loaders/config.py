@@ -76,7 +76,9 @@ class Settled:
 
     def view(self) -> View:
         """A copy for `ctx.config`; a callback may do with it what it likes."""
-        return View({name: View(v) if isinstance(v, dict) else v for name, v in self.shown.items()})
+        view = View(self.shown)
+        view["retries"] = View(view["retries"])
+        return view
 
     def as_recorded(self, text: bytes | None) -> Settled:
         """This config, or what was recorded for the step before: the first sight wins."""
