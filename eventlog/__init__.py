@@ -1,4 +1,4 @@
-"""The ground floor: one append-only event log per tenant, on a disk or an object store, read by SQL."""
+"""The ground floor: one append-only event log per tenant, on disk or object store, read by SQL."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .errors import InvalidError, QueryError
 from .files import LogFiles, Update
 from .guard import check_select
-from .store import Store, open_store
+from .store import NotFound, Store, open_store
 from .views import DEAD, FOLDS, NAMES, SEALED, STORED, TABLES, TAIL, events_sql, files_relation
 
 if TYPE_CHECKING:
@@ -145,7 +145,6 @@ class LogViews:
     def query(self, sql: str, params: Params = None) -> pa.Table:
         """As Reader.query."""
         import duckdb
-        import pyarrow as pa
 
         if self._is_closed:
             raise InvalidError("this reader was closed: open a new one")
@@ -154,8 +153,9 @@ class LogViews:
             self.check(sql)
             try:
                 relation = self.connection.sql(sql, params=params)
-                table = relation.to_arrow_table() if relation is not None else pa.table({})
-                return cast("pa.Table", table)
+                if relation is None:
+                    raise QueryError("there is no statement in this query")
+                return cast("pa.Table", relation.to_arrow_table())
             except (duckdb.IOException, OSError) as error:
                 if not tries_left:
                     raise QueryError(str(error)) from None
@@ -167,6 +167,17 @@ class LogViews:
 
     def refresh(self, *, again: bool = False) -> None:
         """Take in what changed in the log's files since the last look."""
+        import duckdb
+
+        for tries_left in reversed(range(_TRIES_MAX)):
+            try:
+                return self._refresh(again=again)
+            except (duckdb.IOException, NotFound):
+                if not tries_left:
+                    raise
+            again = True
+
+    def _refresh(self, *, again: bool) -> None:
         updates, gone = self.files.look(again=again)
         is_open = self._tenant is not None and not self._is_locked
         if not updates and not gone and not is_open:
@@ -219,18 +230,28 @@ class LogViews:
             table = segment.to_table(tenant_id, update.rows)
             columns = ", ".join(f'"{name}"' for name in STORED)
             self._insert(f"INSERT INTO {TAIL} SELECT {columns} FROM incoming", table)
-            self._writer.execute(
-                f"INSERT INTO {DEAD} SELECT tenant_id, workflow, instance_id, seq FROM {TAIL} "
-                "WHERE tenant_id = ? AND seq >= ? AND type = 'workflow_deleted'",
-                [tenant_id, update.rows[0].seq],
-            )
-        if update.is_new_manifest:
+        self._take_tombstones(update)
+
+    def _take_tombstones(self, update: Update) -> None:
+        from . import segment
+
+        manifest = update.state.manifest
+        tenant_id = manifest.tenant_id
+        after = update.rows[0].seq if update.rows else manifest.sealed_seq
+        if update.is_new_manifest or update.is_whole:
+            after = 0
+            self._writer.execute(f"DELETE FROM {DEAD} WHERE tenant_id = ?", [tenant_id])
             for info in manifest.segments:
                 if info.tombstones:
                     self._insert(
                         f"INSERT INTO {DEAD} FROM incoming",
                         segment.tombstones(self._store.get_blocking(info.key)),
                     )
+        self._writer.execute(
+            f"INSERT INTO {DEAD} SELECT tenant_id, workflow, instance_id, seq FROM {TAIL} "
+            "WHERE tenant_id = ? AND seq >= ? AND type = ?",
+            [tenant_id, after, segment.TOMBSTONE],
+        )
 
     def _insert(self, sql: str, table: pa.Table) -> None:
         self._writer.register("incoming", table)
