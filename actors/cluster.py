@@ -287,7 +287,7 @@ def _die_with_parent() -> None:
 class Cluster:
     """A platform on Ray, as its driver holds it."""
 
-    def __init__(self, setup: Setup, session: _Session, app: Any) -> None:
+    def __init__(self, setup: Setup, session: _Session) -> None:
         self._setup = setup
         self._session = session
         self._is_closed = False
@@ -300,7 +300,7 @@ class Cluster:
         self.codes = RemoteCodes(
             self._loader,
             open_store(setup.log_root),
-            app=app,
+            is_app=setup.is_app,
             calls=self.calls,
             pickle=lambda source: pickles.dumps(source, is_elsewhere=session.is_elsewhere),
         )
@@ -331,7 +331,7 @@ class Cluster:
             is_app=app is not None,
         )
         session.use(setup.prefix)
-        cluster = cls(setup, session, app)
+        cluster = cls(setup, session)
         try:
             await cluster._start_actors()
         except BaseException:

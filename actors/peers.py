@@ -60,4 +60,3 @@ def portable(error: BaseException) -> BaseException:
         # Whatever its own pickling does: it is not portable.
         pass
     return WorkflowsError(f"{type(error).__name__}: {error}")
-

@@ -7,7 +7,6 @@ everything that is not installed.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -47,17 +46,16 @@ def _needs_value(module: ModuleType, is_elsewhere: bool) -> bool:
 
 
 def _can_be_found(module: ModuleType, path: Path) -> bool:
-    """Whether an import by name, in a process with the same sys.path, finds this file."""
-    try:
-        spec = importlib.util.find_spec(module.__name__)
-    except (ImportError, ValueError):
-        return False
-    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
-        return False
-    # What sits in sys.modules answers find_spec by itself: look on the path too.
+    """Whether an import by name finds this file in an actor on the same machine.
+
+    Ray gives its workers the driver's working directory and the folder of the driver's script, and
+    nothing else of sys.path.
+    """
     relative = Path(*module.__name__.split("."))
-    suffixes = (relative.with_suffix(".py"), relative / "__init__.py")
-    return any((Path(place) / name).is_file() for place in sys.path for name in suffixes)
+    names = (relative.with_suffix(".py"), relative / "__init__.py")
+    script = Path(sys.argv[0] or ".").resolve().parent
+    places = [Path.cwd(), *([script] if str(script) in sys.path else [])]
+    return any((place / name).resolve() == path for place in places for name in names)
 
 
 @contextmanager

@@ -13,9 +13,7 @@ from ..eventlog.errors import Unavailable
 from ..eventlog.store import Store
 from ..loaders.bundle import Bundle, Grants
 from ..loaders.calls import Calls
-from ..loaders.records import Record
-from ..loaders.service import App
-from ..loaders.worker import WorkerLoader, WorkerRef
+from ..loaders.worker import WorkerRef
 from .codes import Bundles, Resolved
 from .peers import Lost, Peer
 
@@ -62,16 +60,14 @@ class RemoteCodes:
         loader: Persistent,
         store: Store,
         *,
-        app: App | None = None,
         is_app: bool = False,
         calls: Callable[[str], Calls] | None = None,
         pickle: Callable[[Any], bytes] = cloudpickle.dumps,
     ) -> None:
         """`pickle` is how callbacks travel from here to the loader actor."""
-        self.is_app = is_app or app is not None
+        self.is_app = is_app
         self._loader = loader
         self._bundles = Bundles(store)
-        self._app = app
         self._calls = calls
         self._pickle = pickle
 
@@ -110,8 +106,3 @@ class RemoteCodes:
         return self._calls(tenant_id)
 
     calls = peer
-
-    def dispatcher_env(self) -> Record:
-        """`env` of the dispatcher's classes: LOADER, and what the app adds."""
-        assert self._app is not None, "only a platform with an app has a dispatcher"
-        return Record(**self._app.env, LOADER=WorkerLoader(self))

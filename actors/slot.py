@@ -12,9 +12,12 @@ the tenant on the timer actor's list of open tenants, and so it is opened again.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol, TypeAlias
+
+import msgspec
 
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsError
@@ -64,6 +67,16 @@ OpenTenant: TypeAlias = Callable[[str], Awaitable[Resident]]
 """Tenant id -> the tenant, its log replayed and owned."""
 
 
+class SlotStats(msgspec.Struct):
+    """What a slot has done."""
+
+    pid: int
+    messages: int = 0
+    """From clients, long polls included."""
+    calls: int = 0
+    isolate_pids: list[int] = []
+
+
 class Slot:
     """One process for one tenant. Its methods are what peers call."""
 
@@ -92,6 +105,7 @@ class Slot:
         self._opening: asyncio.Future[Resident] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._sessions: dict[str, _Session] = {}
+        self._stats = SlotStats(pid=os.getpid())
         self._used_us = clock.now_us()
         self._look: TimerHandle | None = None
 
@@ -123,6 +137,11 @@ class Slot:
         if self._closing is not None:
             return self._tenant_id, "closing"
         return self._tenant_id, "blank" if self._resident is None else "open"
+
+    async def stats(self) -> SlotStats:
+        """What this process has done, for operators and tests."""
+        pids = getattr(self._resident, "isolate_pids", list)
+        return msgspec.structs.replace(self._stats, isolate_pids=pids())
 
     async def make_room(self) -> bool:
         """Go to sleep if there is nothing to do right now; whether it does."""
@@ -165,6 +184,8 @@ class Slot:
         session = self._sessions.get(session_id)
         if session is None:
             session = self._sessions[session_id] = _Session()
+        self._stats.messages += 1
+        self._stats.calls += len(calls)
         session.forget(forgotten)
         session.start(resident, calls)
         await session.wait(GRACE_S if calls else wait_s, is_poll=not calls)
