@@ -41,6 +41,11 @@ class CodeCache:
         elif row.type == "code_pinned_back":
             self.deployed = None
 
+    @property
+    def is_app(self) -> bool:
+        """Whether creates go through a dispatcher."""
+        return self._codes.is_app
+
     def held(self, binding: str | None, metadata: bytes | None) -> Resolved | None:
         """The code for new instances, where that is known without asking."""
         if self.deployed is not None:
@@ -98,6 +103,12 @@ class CodeCache:
             self._workflows[host.code_hash] = frozenset(
                 name for name, export in host.exports.items() if export.kind == "workflow"
             )
+
+    def rules(self, host: Host) -> bool:
+        """Whether new instances get the code of this host."""
+        held = self.held(None, None)
+        is_own = not self._codes.is_app or self.deployed is not None
+        return host.is_ready and is_own and held is not None and held.code_hash == host.code_hash
 
     def has_workflow(self, code_hash: str, name: str) -> bool:
         """Whether the code is known to have this workflow class."""

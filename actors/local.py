@@ -185,7 +185,7 @@ def _is_executor_busy(loop: Any) -> bool:
     if executor is None:
         return False
     is_waiting = executor._work_queue.qsize() > 0
-    return is_waiting or executor._idle_semaphore._value < len(executor._threads)
+    return bool(is_waiting or executor._idle_semaphore._value < len(executor._threads))
 
 
 class _Waiting:

@@ -257,6 +257,13 @@ class Tenant(TenantCalls):
     def on_ready(self, host: Host) -> None:
         """The code of a host is loaded, or is not to be had for now."""
         self._codes.learn(host)
+        if host.bundle is not None and host.bundle.schedules and self._codes.rules(host):
+            known = {
+                name: crons
+                for name, crons in host.bundle.schedules.items()
+                if self._codes.has_workflow(host.code_hash, name)
+            }
+            self._follow_schedules(host.code_hash, known)
         if host.error is not None:
             self._retry_at(host.retry_us)
         self._pump.kick()

@@ -351,29 +351,55 @@ class TenantCalls:
     async def _deploy(self, args: dict[str, Any]) -> str:
         bundle = bundles.decode(args["bundle"])
         code_hash = await self._codes.keep(bundle)
+        for name in bundle.schedules:
+            await self._codes.check_workflow(code_hash, name)
+        self._codes.deployed = code_hash
         payload = msgspec.json.encode({"code_hash": code_hash})
-        await self._own_row("code_deployed", payload, code_hash)
+        self._note("code_deployed", payload, code_hash)
+        self._follow_schedules(code_hash, bundle.schedules)
+        await self._pump.caught_up()
         return code_hash
 
     async def _reload(self, args: dict[str, Any]) -> None:
         await self._codes.forget()
         if self._codes.deployed is not None:
-            await self._own_row("code_pinned_back", b"{}", None)
+            self._codes.deployed = None
+            self._note("code_pinned_back", b"{}", None)
+            await self._pump.caught_up()
 
-    async def _own_row(self, kind: str, payload: bytes, code_hash: str | None) -> None:
-        """A fact about the tenant itself."""
-        row = Row(
-            type=kind,
-            workflow="",
-            instance_id="",
-            ts=self._clock.now_us(),
-            payload=payload,
-            code_hash=code_hash,
-            seq=self.core.last_seq + 1,
+    def _note(self, kind: str, payload: bytes, code_hash: str | None) -> None:
+        """Record a fact about the tenant itself."""
+        now_us = self._clock.now_us()
+        self._pump.take(self.core.note(kind, payload, code_hash=code_hash, now_us=now_us))
+
+    def _follow_schedules(self, code_hash: str, schedules: dict[str, list[str]]) -> None:
+        """What the code declares holds from now on, for the classes that it declares it for."""
+        for workflow, crons in schedules.items():
+            self._set_schedules(workflow, crons, code_hash)
+
+    def _set_schedules(self, workflow: str, crons: list[str], code_hash: str) -> None:
+        pin = "hash" if self._codes.is_app else "latest"
+        self._workflows[workflow] = None
+        self._pump.take(
+            self.core.set_schedules(
+                workflow, crons, code_hash=code_hash, pin=pin, now_us=self._clock.now_us()
+            )
         )
-        self.core.apply(row)
-        self._codes.apply(row)
-        await self._commit(Decision(rows=[row], durable=True))
+
+    async def _schedule(self, args: dict[str, Any]) -> None:
+        """Add or remove one cron expression of a workflow."""
+        workflow = operations.workflow(args)
+        cron = operations.text(args, "cron")
+        crons = [held for name, held, _ in self.core.schedules() if name == workflow]
+        is_removal = operations.flag(args, "remove")
+        wanted = [held for held in crons if held != cron] if is_removal else [*crons, cron]
+        code_hash = ""
+        if wanted:
+            code_hash = (await self._codes.current(None, None)).code_hash
+            await self._codes.check_workflow(code_hash, workflow)
+        self._check_open()
+        self._set_schedules(workflow, wanted, code_hash)
+        await self._pump.caught_up()
 
 
 def _expire(future: asyncio.Future[None]) -> None:
@@ -409,4 +435,5 @@ _OPERATIONS: dict[str, Callable[[TenantCalls, dict[str, Any]], Any]] = {
     "invoke": TenantCalls._invoke,
     "deploy": TenantCalls._deploy,
     "reload": TenantCalls._reload,
+    "schedule": TenantCalls._schedule,
 }

@@ -40,7 +40,7 @@ class _Session:
     """What both kinds share: a place in the tenant's mocks."""
 
     def __init__(self, binding: WorkflowBinding) -> None:
-        calls = getattr(binding, "_calls", None)
+        calls: Any = getattr(binding, "_calls", None)
         if not hasattr(calls, "platform") or binding._workflow is None:
             raise TypeError("introspection needs a binding of dynamic_workflows.testing.connect()")
         self._binding = binding

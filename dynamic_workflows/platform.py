@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 class Backend(Protocol):
     """Where tenants live: on Ray, or in this process."""
 
-    codes: Workers
+    @property
+    def codes(self) -> Workers:
+        """Who loads workers."""
+        ...
 
     def calls(self, tenant_id: str) -> Calls:
         """The calls of a tenant."""

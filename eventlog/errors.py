@@ -94,7 +94,7 @@ class QueryError(WorkflowsError):
 
 
 class LimitExceededError(WorkflowsError):
-    """A limit of the deployment is reached; `.retry_after` says in how many seconds to try again."""
+    """A limit of the deployment is reached; try again in `.retry_after` seconds."""
 
     default_code = "limit.exceeded"
 
@@ -118,7 +118,7 @@ class PlatformClosed(WorkflowsError):
 
 
 class Corrupt(WorkflowsError):
-    """Stored bytes are not what was written; `.path` and `.offset` say where. Repair, then reopen."""
+    """Stored bytes are not what was written; see `.path` and `.offset`. Repair, then reopen."""
 
     default_code = "log.corrupt"
 
