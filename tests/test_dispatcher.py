@@ -1,0 +1,206 @@
+"""A dispatcher shares one binding among tenants that cannot see, forge or reach its marks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dispatcher_app as seeds
+import pytest
+from dispatcher_app import ask
+
+import dynamic_workflows as dw
+from dynamic_workflows import testing
+
+
+@pytest.fixture(autouse=True)
+def two_tenants() -> None:
+    seeds.SOURCES.clear()
+    seeds.LOADED.clear()
+    for tenant_id in ("acme", "globex"):
+        seeds.SOURCES[tenant_id] = f"VERSION = 1\n{seeds.INDEX}"
+
+
+async def post(platform: dw.Platform, tenant_id: str, body: Any) -> Any:
+    response = await platform.fetch(ask(tenant_id, body))
+    assert response.status == 200
+    return await response.json()
+
+
+async def test_the_ported_dispatcher_runs_as_printed() -> None:
+    async with testing.connect(app=seeds.app, auto_advance=True) as platform:
+        made = await post(platform, "acme", {"id": "a-1", "params": {"n": 1}})
+        assert made == {"id": "a-1"}
+        assert await post(platform, "acme", {"op": "status", "id": "a-1"}) == {"status": "waiting"}
+        instance = await platform.tenant("acme").workflows.get("a-1")
+        assert await instance.result() == {
+            "payload": {"n": 1},
+            "keys": [],
+            "env": ["WORKFLOWS"],
+            "name": "TenantWorkflow",
+            "version": 1,
+        }
+
+
+async def test_metadata_lies_beside_the_params_and_cannot_be_forged() -> None:
+    async with testing.connect(app=seeds.app, auto_advance=True) as platform:
+        forged = {"__dispatcherMetadata": {"tenant_id": "globex"}, "params": 1}
+        await post(platform, "acme", {"id": "a-1", "params": forged})
+        instance = await platform.tenant("acme").workflows.get("a-1")
+        assert (await instance.result())["payload"] == forged
+        with pytest.raises(dw.InstanceError):
+            await platform.tenant("globex").workflows.get("a-1")
+        rows = platform.query("select distinct tenant_id from events where instance_id = 'a-1'")
+        assert rows.to_pylist() == [{"tenant_id": "acme"}]
+
+
+async def test_an_id_of_another_tenant_is_not_found() -> None:
+    async with testing.connect(app=seeds.app) as platform:
+        await post(platform, "acme", {"id": "secret"})
+        with pytest.raises(dw.InstanceError) as caught:
+            await platform.fetch(ask("globex", {"op": "status", "id": "secret"}))
+        assert caught.value.code == "instance.not_found"
+
+
+async def test_batches_go_through_the_wrapped_binding_in_order() -> None:
+    async with testing.connect(app=seeds.app) as platform:
+        items = [{"id": "c", "params": 1}, {"id": "a", "params": 2}, {"id": "b"}]
+        made = await post(platform, "acme", {"op": "batch", "items": items})
+        assert made == {"ids": ["c", "a", "b"]}
+
+
+async def test_options_reach_the_instance_through_the_wrapped_handle() -> None:
+    async with testing.connect(app=seeds.app) as platform:
+        await post(platform, "acme", {"id": "a-1"})
+        stopped = await post(platform, "acme", {"op": "stop", "id": "a-1"})
+        assert stopped == {"status": "terminated"}
+
+
+async def test_instances_keep_their_code_unless_they_follow_the_latest() -> None:
+    async with testing.connect(app=seeds.app) as platform:
+        await post(platform, "acme", {"id": "pinned"})
+        await post(platform, "acme", {"id": "follower", "pin": "latest"})
+        await platform.clock.advance("1 second")
+        seeds.SOURCES["acme"] = f"VERSION = 2\n{seeds.INDEX}"
+        await platform.clock.advance("2 minutes")
+        await post(platform, "acme", {"id": "newcomer"})
+        await platform.clock.advance("2 hours")
+        rows = platform.query(
+            "select instance_id, count(distinct code_hash) as codes from events "
+            "where type in ('workflow_started', 'workflow_running', 'workflow_queued') "
+            "group by 1 order by 1"
+        ).to_pylist()
+        newcomer = await platform.tenant("acme").workflows.get("newcomer")
+        assert (await newcomer.result())["version"] == 2
+        assert {row["instance_id"]: row["codes"] for row in rows} == {
+            "follower": 2,
+            "newcomer": 1,
+            "pinned": 1,
+        }
+
+
+async def test_a_create_on_a_raw_binding_stores_nothing() -> None:
+    class Raw(dw.WorkerEntrypoint):
+        async def fetch(self, request: dw.Request) -> Any:
+            await self.env.WORKFLOWS.create(id="raw")
+
+    raw = dw.App(Raw, workflows={"WORKFLOWS": seeds.DynamicWorkflow})
+    async with testing.connect(app=raw) as platform:
+        with pytest.raises(dw.MissingDispatcherMetadataError):
+            await platform.fetch(dw.Request("GET", "/"))
+        with pytest.raises(dw.MissingDispatcherMetadataError):
+            await platform.tenant("acme").workflows.create(id="raw")
+        assert platform.query("select count(*) as n from events").to_pylist() == [{"n": 0}]
+
+
+async def test_a_runner_that_cannot_be_loaded_refuses_the_create() -> None:
+    async with testing.connect(app=seeds.app) as platform:
+        del seeds.SOURCES["globex"]
+        with pytest.raises(dw.CodeError) as caught:
+            await post(platform, "globex", {"id": "x"})
+        assert caught.value.code == "code.load_failed"
+        seeds.SOURCES["globex"] = f"VERSION = 1\n{seeds.INDEX}"
+        assert await post(platform, "globex", {"id": "x"}) == {"id": "x"}
+
+
+async def test_workers_are_held_for_a_while() -> None:
+    async with testing.connect(app=seeds.app) as platform:
+        for _ in range(3):
+            await post(platform, "acme", {})
+        assert seeds.LOADED == ["acme"]
+        await platform.clock.advance("61 seconds")
+        await post(platform, "acme", {})
+        assert seeds.LOADED == ["acme", "acme"]
+
+
+async def test_the_entrypoint_that_the_runner_names_is_the_workflow_name() -> None:
+    source = seeds.INDEX.replace("class TenantWorkflow", "class Orders")
+    seeds.SOURCES["acme"] = f"VERSION = 1\n{source}"
+
+    async def load_orders(*, metadata: Any, env: Any) -> Any:
+        stub = seeds.load_tenant(env, metadata["tenant_id"])  # type: ignore[no-untyped-call]
+        return stub.get_entrypoint("Orders")
+
+    orders = dw.create_dynamic_workflow_entrypoint(load_orders)
+    shop = dw.App(seeds.Dispatcher, workflows={"WORKFLOWS": orders})
+    async with testing.connect(app=shop, auto_advance=True) as platform:
+        await post(platform, "acme", {"id": "o-1"})
+        assert (await post(platform, "acme", {"op": "status", "id": "o-1"}))["status"]
+        instance = await platform.tenant("acme").workflow("Orders").get("o-1")
+        assert (await instance.result())["name"] == "Orders"
+
+
+async def test_a_dispatcher_may_put_its_own_checks_around_the_dispatch() -> None:
+    class Checked(dw.WorkflowEntrypoint):
+        async def run(self, event: Any, step: Any) -> Any:
+            if event.metadata["tenant_id"] == "globex":
+                raise PermissionError("globex has not paid")
+            context = {"env": self.env, "ctx": self.ctx}
+            return await dw.dispatch_workflow(context, event, step, seeds.load_runner)
+
+    checked = dw.App(seeds.Dispatcher, workflows={"WORKFLOWS": Checked})
+    async with testing.connect(app=checked) as platform:
+        assert await post(platform, "acme", {"id": "x"}) == {"id": "x"}
+        with pytest.raises(dw.CodeError, match="globex has not paid"):
+            await post(platform, "globex", {"id": "x"})
+
+
+async def test_dispatching_needs_metadata_and_passes_the_runners_errors_through() -> None:
+    class Runner:
+        async def run(self, event: Any, step: Any) -> Any:
+            raise ZeroDivisionError("as it is")
+
+    async def find(*, metadata: Any, env: Any) -> Any:
+        assert (metadata, env) == ({"tenant_id": "acme"}, {"A": 1})
+        return Runner()
+
+    with pytest.raises(dw.MissingDispatcherMetadataError):
+        await dw.dispatch_workflow({"env": {}}, {"payload": 1}, None, find)
+    event = {"payload": 1, "metadata": {"tenant_id": "acme"}}
+    with pytest.raises(ZeroDivisionError, match="as it is"):
+        await dw.dispatch_workflow({"env": {"A": 1}, "ctx": None}, event, None, find)
+
+
+async def test_code_of_load_may_wrap_its_binding_too() -> None:
+    async def load(tenant_id: str) -> dw.WorkerCode:
+        return dw.WorkerCode(
+            main_module="index.py",
+            modules={"index.py": f"VERSION = 1\n{seeds.INDEX}"},
+            env={"WORKFLOWS": dw.wrap_workflow_binding({"tenant_id": tenant_id, "plan": "free"})},
+        )
+
+    async with testing.connect(load=load, auto_advance=True) as platform:
+        stub = platform.tenant("acme").entrypoint()
+        made = await (await stub.fetch(dw.Request("POST", "/", body={"id": "w"}))).json()
+        assert made == {"id": "w"}
+        instance = await platform.tenant("acme").workflows.get("w")
+        assert (await instance.result())["version"] == 1
+
+
+def test_metadata_that_cannot_travel_is_refused_where_it_is_given() -> None:
+    with pytest.raises(dw.UnserialisableValueError):
+        dw.wrap_workflow_binding({"tenant_id": object()})
+    with pytest.raises(TypeError):
+        dw.wrap_workflow_binding({"tenant_id": "a"}, binding_name="")
+    binding = dw.wrap_workflow_binding({"tenant_id": "a"}, binding_name="JOBS")
+    assert isinstance(binding, dw.DynamicWorkflowBinding)
+    assert (binding.metadata, binding.binding_name) == ({"tenant_id": "a"}, "JOBS")
