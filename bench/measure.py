@@ -97,10 +97,9 @@ def commit() -> str:
 
 @contextlib.asynccontextmanager
 async def cluster(
-    code: Callable[[str], dw.WorkerCode], folder: Path, **settings: object
+    code: Callable[[str], dw.WorkerCode], folder: Path, config: dw.PlatformConfig | None = None
 ) -> AsyncIterator[dw.Platform]:
     """An embedded Ray with a fresh log and one tenant's worth of warmth."""
-    config = dw.PlatformConfig(**settings) if settings else None
     async with dw.connect(folder / "log", load=code, config=config) as deployed:
         first = await deployed.tenant("warm-up").workflows.create()
         await first.result(timeout=60)

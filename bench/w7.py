@@ -67,7 +67,8 @@ async def measured(folder: Path) -> AsyncIterator[Run]:
         figures = {}
         for kind, pool in (("pool warm", 4), ("pool empty", 0)):
             tenants = [f"new-{next(numbers)}" for _ in range(chosen.tenants if pool else 5)]
-            async with cluster(code, folder / f"{next(numbers)}", pool_size=pool) as platform:
+            config = dw.PlatformConfig(pool_size=pool)
+            async with cluster(code, folder / f"{next(numbers)}", config) as platform:
                 spent = await spent_ms(platform, tenants, pause_s=chosen.pause if pool else 0)
             figures[(f"{kind} p50", "ms")] = percentile(spent, 50)
             figures[(f"{kind} p99", "ms")] = percentile(spent, 99)

@@ -1,8 +1,8 @@
 """Four tenants, one machine, one kill -9, and SQL at the end: `make demo`.
 
 The tenants' code lies in `tenants/`. It is read when the platform asks for it, and runs in
-isolates; nothing of it is imported here. The event log in `data/demo` outlives this program: what an
-earlier run left unfinished goes on in the next one.
+isolates; nothing of it is imported here. The event log in `data/demo` outlives this program: what
+an earlier run left unfinished goes on in the next one.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Demo:
         self.platform = platform
         self.screen = screen
         self.killed_pid = 0
-        self.answers: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Future[Any]] = set()
 
     async def tell(self) -> None:
         """Run until every instance has ended, this run's and those an earlier run left."""
@@ -143,19 +143,27 @@ class Demo:
             self.screen.say(f"run {run} on the same log: {len(before):,} events are there already")
         for row in before:
             self.answer_later(row)
-        await asyncio.gather(*(self.submit(tenant, run) for tenant in GRANTS))
+        submitting = asyncio.gather(*(self.submit(tenant, run) for tenant in GRANTS))
+        self.tasks.add(submitting)
         while True:
-            for row in await asyncio.to_thread(seen.news, self.platform):
-                self.screen.event(row)
-                self.answer_later(row)
-                if row["tenant_id"] == KILLED and row["type"] == "attempt_errored":
-                    self.kill_once()
-            instances = await asyncio.to_thread(self.platform.query, INSTANCES)
-            rows = instances.to_pylist()
-            self.screen.instances(rows)
-            if rows and all(row["status"] in ENDED for row in rows):
+            if await self.look(seen) and submitting.done():
                 return
             await asyncio.sleep(0.25)
+
+    async def look(self, seen: Seen) -> bool:
+        """Tell what is new and react to it; whether everything has ended."""
+        for row in await asyncio.to_thread(seen.news, self.platform):
+            self.screen.event(row)
+            self.answer_later(row)
+            if row["tenant_id"] == KILLED and row["type"] == "attempt_errored":
+                self.kill_once()
+        for task in [task for task in self.tasks if task.done()]:
+            self.tasks.remove(task)
+            task.result()
+        instances = await asyncio.to_thread(self.platform.query, INSTANCES)
+        rows = instances.to_pylist()
+        self.screen.instances(rows)
+        return bool(rows) and all(row["status"] in ENDED for row in rows)
 
     async def submit(self, tenant: str, run: int) -> None:
         """Create this run's instances of a tenant, all in one call."""
@@ -166,11 +174,8 @@ class Demo:
         """Be the people around the workflows."""
         if row["type"] == "wait_started":
             event_type = json.loads(row["payload"])["event_type"]
-            task = asyncio.create_task(
-                self.answer(row["tenant_id"], row["instance_id"], event_type)
-            )
-            self.answers.add(task)
-            task.add_done_callback(self.answers.discard)
+            answer = self.answer(row["tenant_id"], row["instance_id"], event_type)
+            self.tasks.add(asyncio.create_task(answer))
 
     async def answer(self, tenant: str, instance_id: str, event_type: str) -> None:
         """A person thinks for a moment, then answers; a finished instance needs none."""
@@ -210,7 +215,9 @@ def afterwards(log: Path, screen: Screen) -> None:
     """Ray is gone; the log is files, and anything that reads Parquet can read the sealed ones."""
     with connect_duckdb(log) as files:
         (events,) = files.sql("select count(*) from events").fetchall()[0]
-    segments = sorted(log.glob("tenants/*/events/**/*.parquet"))
+    segments = sorted(
+        log.glob("tenants/*/events/**/*.parquet"), key=lambda path: path.stat().st_mtime
+    )
     screen.say(f"{events:,} events, {len(segments)} Parquet files, the newest of each tenant:")
     newest = {path.relative_to(log).parts[1]: path for path in segments}
     for path in newest.values():

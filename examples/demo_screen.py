@@ -33,15 +33,19 @@ TOLD = {
     "step_completed": "done",
     "sleep_started": "sleeps",
     "sleep_completed": "wakes",
-    "wait_started": "waits for a person",
-    "wait_completed": "got its answer",
+    "wait_started": "waits",
+    "wait_completed": "answered",
 }
+
+
+def cut(line: str, length: int) -> str:
+    """At most this many letters."""
+    return line if len(line) <= length else line[: length - 1] + "…"
 
 
 def shortened(text: str, length: int) -> str:
     """At most this many letters, on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 1] + "…"
+    return cut(" ".join(text.split()), length)
 
 
 class Screen:
@@ -49,6 +53,9 @@ class Screen:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = 120
+        self.owners: dict[str, int] = {}
         self.live: Live | None = None
         self.began = time.monotonic()
 
@@ -78,15 +85,20 @@ class Screen:
         self.say(line, "bold white on red" if self.console.is_terminal else "")
 
     def event(self, row: dict[str, Any]) -> None:
-        """One event, if it is worth a line."""
+        """One event, if it is worth a line; one line more where another owner goes on."""
+        tenant, owner = row["tenant_id"], row["epoch"]
+        if owner > self.owners.setdefault(tenant, owner):
+            self.owners[tenant] = owner
+            self.say(f"{tenant}: a new actor goes on, owner {owner} of the log", "bold magenta")
         if row["type"] not in TOLD:
             return
-        what = [f"{row['tenant_id']}/{row['instance_id']:24}", TOLD[row["type"]], row["step"] or ""]
+        name = f"{tenant}/{row['instance_id']}"
+        what = [f"{name:29}", f"{TOLD[row['type']]:8}", row["step"] or ""]
         payload = json.loads(row["payload"] or "{}")
         if row["type"] == "attempt_errored":
             error = payload.get("error", {})
-            what.append(f"attempt {row['attempt']}: {error.get('name')}: {error.get('message')}")
-        self.say(shortened(" ".join(what), 118), COLOURS.get(TOLD[row["type"]], "dim"))
+            what.append(f"· attempt {row['attempt']} · {error.get('name')}: {error.get('message')}")
+        self.say(cut(" ".join(what), 110), COLOURS.get(TOLD[row["type"]], "dim"))
 
     def instances(self, rows: list[dict[str, Any]]) -> None:
         """The state of everything, drawn over the last one; a terminal only."""
@@ -110,10 +122,11 @@ class Screen:
 
     def table(self, title: str, result: pyarrow.Table) -> None:
         """The answer to a question in SQL."""
-        table = Table(title=title, title_justify="left", title_style="bold")
+        self.console.print()
+        self.console.print(Text(title, "bold"))
+        table = Table()
         for name in result.column_names:
             table.add_column(name)
         for row in result.to_pylist():
             table.add_row(*(Text(shortened(str(value), 60)) for value in row.values()))
-        self.console.print()
         self.console.print(table)
