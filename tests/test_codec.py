@@ -1,0 +1,334 @@
+"""Values keep their types through text, and nothing that is no value gets in."""
+
+from __future__ import annotations
+
+import collections
+import enum
+import math
+import random
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any, NamedTuple
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pydantic
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dynamic_workflows.eventlog import codec
+from dynamic_workflows.eventlog.errors import UnserialisableValueError, ValueTooLargeError
+
+ZONES = ["Europe/Berlin", "America/New_York", "UTC", "Australia/Lord_Howe"]
+
+
+def zones() -> st.SearchStrategy[Any]:
+    offsets = st.timedeltas(min_value=timedelta(hours=-23), max_value=timedelta(hours=23)).map(
+        timezone
+    )
+    named = st.builds(
+        timezone,
+        st.timedeltas(min_value=timedelta(hours=-23), max_value=timedelta(hours=23)),
+        st.text(max_size=5),
+    )
+    return st.one_of(st.none(), st.just(UTC), offsets, named, st.sampled_from(ZONES).map(ZoneInfo))
+
+
+TEXTS = st.text(max_size=20)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(min_value=-(10**40), max_value=10**40),
+    st.floats(),
+    TEXTS,
+    TEXTS.map(lambda text: f"${text}"),
+    st.binary(max_size=20),
+    st.datetimes(timezones=zones(), allow_imaginary=True),
+    st.datetimes().map(lambda moment: moment.replace(fold=1)),
+    st.dates(),
+    st.times(),
+    st.times(timezones=zones()),
+    st.timedeltas(),
+    st.decimals(),
+    st.decimals(allow_nan=False).map(lambda number: number.scaleb(3)),
+    st.uuids(),
+)
+KEYS = st.recursive(
+    st.one_of(TEXTS, TEXTS.map(lambda text: f"${text}"), st.integers(), st.booleans(), st.none()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(tuple), st.frozensets(inner, max_size=3)
+    ),
+    max_leaves=3,
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=4).map(tuple),
+        st.dictionaries(TEXTS, inner, max_size=4),
+        st.dictionaries(KEYS, inner, max_size=4),
+        st.sets(KEYS, max_size=4),
+        st.frozensets(KEYS, max_size=4),
+    ),
+    max_leaves=15,
+)
+
+
+def facts(value: Any) -> Any:
+    """Everything about a value that has to survive: types, order of keys, zones, signs, NaN."""
+    match value:
+        case float():
+            return ("float", "nan" if math.isnan(value) else value.hex())
+        case Decimal():
+            return ("Decimal", value.as_tuple())
+        case datetime() | time():
+            zone = value.tzinfo
+            shown = getattr(zone, "key", None) or (zone and str(zone))
+            return (type(value), value.isoformat(), value.fold, type(zone), shown)
+        case dict():
+            return ("dict", [(facts(key), facts(item)) for key, item in value.items()])
+        case list() | tuple():
+            return (type(value), [facts(item) for item in value])
+        case set() | frozenset():
+            return (type(value), sorted(repr(facts(item)) for item in value))
+        case _:
+            return (type(value), value)
+
+
+@given(VALUES)
+@example({"$int": 1})
+@example({"$dict": [[1, 2]]})
+@example({"a": 1, "$a": 2})
+@example({1: {2: {3: ()}}})
+@example([float("nan"), float("-inf"), -0.0, 5e-324, 1e308])
+@example(2**64)
+@example(-(2**63) - 1)
+@example("\u2028\x00\x7f\ud7ff\U0010ffff")
+@example(datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")))
+@example(time(1, 2, tzinfo=timezone(timedelta(hours=1), "CET")))
+@settings(max_examples=400, deadline=None)
+def test_every_value_comes_back_with_its_types(value: Any) -> None:
+    text = codec.encode(value)
+    codec.check(text)
+    assert facts(codec.decode(text)) == facts(value)
+    assert codec.encode(codec.decode(text)) == text
+
+
+@given(VALUES)
+@settings(max_examples=100, deadline=None)
+def test_the_text_is_json_that_anybody_reads(value: Any) -> None:
+    msgspec.json.decode(codec.encode(value))
+
+
+@given(st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), TEXTS),
+                    lambda inner: st.one_of(st.lists(inner), st.dictionaries(TEXTS, inner)),
+                    max_leaves=8))  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_plain_values_look_plain(value: Any) -> None:
+    if b'"$' not in (text := codec.encode(value)):
+        assert msgspec.json.decode(text) == value
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_bytes_from_anywhere_are_a_value_or_refused(data: bytes) -> None:
+    try:
+        codec.check(data)
+    except UnserialisableValueError:
+        with pytest.raises(UnserialisableValueError):
+            codec.decode(data)
+    else:
+        codec.decode(data)
+
+
+FORGED = st.recursive(
+    st.one_of(st.none(), st.integers(), st.text(max_size=5), st.sampled_from(["nan", "0x1", "1"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(
+            st.sampled_from([*codec._READERS, "$nonsense", "a"]), inner, min_size=1, max_size=2
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+@given(FORGED)
+@settings(max_examples=300, deadline=None)
+def test_forged_tags_are_refused_or_are_values_like_any_other(forged: Any) -> None:
+    text = msgspec.json.encode(forged)
+    try:
+        codec.check(text)
+    except UnserialisableValueError:
+        return
+    again = codec.decode(codec.encode(codec.decode(text)))
+    assert facts(again) == facts(codec.decode(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"\xff", b'"\xed\xa0\x80"', b'"\\ud800"', b"NaN", b"[1,]", b"1 2", b"1e400",
+        b'{"$int":"zz"}', b'{"$int":1}', b'{"$int":"0x1","a":1}', b'{"a":1,"$int":"0x1"}',
+        b'{"\\u0024nope":1}', b'{"$set":[[]]}', b'{"$tuple":{"a":1}}', b'{"$dict":[[1]]}',
+        b'{"$decimal":"1e99999999999999999999"}', b'{"$datetime":"yesterday"}',
+        b'{"$bytes":"****"}', b'{"$uuid":"x"}', b'{"$timedelta":[1]}', b'{"$float":"1.5"}',
+        b'{"$time":["00:00:00","name","x",0]}', b'{"$datetime":["2026-01-01","zone","x",2]}',
+    ],
+)  # fmt: skip
+def test_texts_that_the_codec_never_writes_are_refused(text: bytes) -> None:
+    with pytest.raises(UnserialisableValueError):
+        codec.check(text)
+    with pytest.raises(UnserialisableValueError):
+        codec.decode(text)
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"$tuple":[', b"[[[["])
+def test_a_million_levels_are_refused_and_not_followed(opening: bytes) -> None:
+    with pytest.raises(UnserialisableValueError):
+        codec.check(opening * 1_000_000)
+
+
+@pytest.mark.parametrize("text", [b'"\xff"', b"1e999", b"9" * 5000])
+def test_large_texts_are_proven_like_small_ones(text: bytes) -> None:
+    large = b"[" + b'"' + b"x" * 300_000 + b'",' + text + b"]"
+    with pytest.raises(UnserialisableValueError):
+        codec.check(large)
+    codec.check(b"[" + b'"' + b"x" * 300_000 + b'",1]')
+
+
+def test_deep_values_are_taken_to_a_stated_depth_and_no_further() -> None:
+    fits: Any = 1
+    for _ in range(codec.DEPTH_MAX):
+        fits = [fits]
+    assert codec.decode(codec.encode(fits)) == fits
+    with pytest.raises(UnserialisableValueError, match="deeper than"):
+        codec.encode([fits])
+    deepest = fits
+    for _ in range(100_000):
+        deepest = [deepest]
+    with pytest.raises(UnserialisableValueError, match="deeper than"):
+        codec.encode(deepest)
+
+
+def test_a_cycle_is_called_a_cycle() -> None:
+    knot: dict[str, Any] = {"inner": []}
+    knot["inner"].append(knot)
+    with pytest.raises(UnserialisableValueError, match="cycle"):
+        codec.encode(knot)
+
+
+def test_sharing_that_would_explode_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_NODES_MAX", 10_000)
+    monkeypatch.setattr(codec, "_TAGGED_NODES_MAX", 10_000)
+    shared: Any = [1]
+    for _ in range(100):
+        shared = [shared, shared]
+    for value in (shared, (shared,)):
+        with pytest.raises(ValueTooLargeError):
+            codec.encode(value)
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Point(NamedTuple):
+    x: int
+
+
+class Name(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (Colour.RED, "annotate"),
+        (Level.LOW, "annotate"),
+        (Point(1), "subclass of tuple.*annotate"),
+        (Name("x"), "subclass of str"),
+        (collections.OrderedDict(a=1), "subclass of dict"),
+        (bytearray(b"x"), "convert it to bytes"),
+        (object(), "return None, bool"),
+        (lambda: 1, "function"),
+        (complex(1, 2), "complex"),
+        (range(3), "range"),
+        (datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")).tzinfo, "ZoneInfo"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_would_come_back_as_something_else_is_refused_with_its_place(
+    value: Any, hint: str
+) -> None:
+    with pytest.raises(UnserialisableValueError, match=hint):
+        codec.encode(value)
+    with pytest.raises(UnserialisableValueError, match=r"value\.orders\[1\]\.what"):
+        codec.encode({"orders": [1, {"what": value}]})
+
+
+@pytest.mark.parametrize("value", ["\ud800", ["a\udfff"], {"\ud800": 1}, {"a": ("\ud800",)}])
+def test_lone_surrogates_are_refused(value: Any) -> None:
+    with pytest.raises(UnserialisableValueError, match="surrogate"):
+        codec.encode(value)
+
+
+def test_a_value_above_the_limit_is_too_large_on_both_ways() -> None:
+    with pytest.raises(ValueTooLargeError) as caught:
+        codec.encode("x" * 100, bytes_max=101)
+    assert caught.value.code == "value.too_large"
+    assert codec.encode("x" * 99, bytes_max=101)
+    with pytest.raises(ValueTooLargeError):
+        codec.check(b'"' + b"x" * 100 + b'"', 101)
+
+
+def test_sets_are_written_in_one_order() -> None:
+    names = [f"name-{i}" for i in range(50)]
+    texts = set()
+    for seed in range(5):
+        random.Random(seed).shuffle(names)
+        texts.add(codec.encode(set(names)))
+    assert len(texts) == 1
+
+
+@dataclass
+class Order:
+    sku: str
+    when: date
+
+
+class Model(pydantic.BaseModel):
+    order: Order
+    ids: set[int]
+
+
+def test_dataclasses_and_models_become_dicts() -> None:
+    order = Order("tea", date(2026, 1, 2))
+    plain = {"sku": "tea", "when": date(2026, 1, 2)}
+    assert codec.decode(codec.encode(order)) == plain
+    assert codec.decode(codec.encode([Model(order=order, ids={1})])) == [
+        {"order": plain, "ids": {1}}
+    ]
+
+
+def test_a_zone_that_this_host_lacks_keeps_the_instant() -> None:
+    text = b'{"$datetime":["2026-07-01T12:00:00+02:00","zone","Mars/Olympus",0]}'
+    moment = codec.decode(text)
+    assert moment == datetime(2026, 7, 1, 10, tzinfo=UTC)
+    assert str(moment.tzinfo) == "Mars/Olympus"
+
+
+def test_uuids_and_decimals_keep_every_digit() -> None:
+    value = {"id": UUID(int=7), "price": Decimal("1.500"), "nothing": Decimal("-0E+5")}
+    again = codec.decode(codec.encode(value))
+    assert str(again["price"]) == "1.500"
+    assert str(again["nothing"]) == "-0E+5"
+    assert again["id"] == UUID(int=7)
