@@ -21,6 +21,7 @@ from .disk import Disk, explain, open_unnamed, write_all
 from .errors import Fenced, PlatformClosed, WorkflowsError
 from .events import Row
 from .recovery import CHUNK_BYTES, Walk
+from .store import NotFound
 from .store_local import LocalStore
 from .sync_thread import Runner, Steps, SyncThread
 from .tail import TailBlock
@@ -136,7 +137,10 @@ class LocalWal:
 
     async def adopt(self, walk: Walk) -> bool:
         """Make durable what was read of older files; False when one has grown since it was read."""
-        return await self._run(self._adopt_steps(walk))
+        try:
+            return await self._run(self._adopt_steps(walk))
+        except NotFound:
+            return False  # sealed and removed by the owner before, whose manifest we shall meet
 
     def start(self, cut: WalCut) -> None:
         """Begin to write, going on from `cut`."""

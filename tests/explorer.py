@@ -15,7 +15,7 @@ import json
 import random
 import selectors
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import SegmentInfo
 from dynamic_workflows.eventlog.recovery import read_tail
-from dynamic_workflows.eventlog.store import AlreadyExists, Entries, NotFound, Store
+from dynamic_workflows.eventlog.store import Entries, Store
 from dynamic_workflows.eventlog.store_memory import MemoryStore
 
 T = TypeVar("T")
@@ -72,16 +72,18 @@ class StepLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         pass
 
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> Any:
-        future: asyncio.Future[T] = self.create_future()
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
+        future: asyncio.Future[Any] = self.create_future()
         try:
             future.set_result(func(*args))
         except Exception as error:
             future.set_exception(error)
         return future
 
-    def is_idle(self) -> bool:
-        return not self._ready  # type: ignore[attr-defined]
+    async def become_idle(self) -> None:
+        """Run what is ready, and what becomes ready by that."""
+        while self._ready:  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
 
     def next_timer(self) -> float | None:
         timers = [t.when() for t in self._scheduled if not t.cancelled()]  # type: ignore[attr-defined]
@@ -101,7 +103,9 @@ class World:
         self.gates = [gate for gate in self.gates if not gate[0].is_dead]
         if not self.gates:
             return False
-        place = self.rng.randrange(len(self.gates))
+        # Some processes are much slower than others: they wake up in another world.
+        weights = [gate[0].speed for gate in self.gates]
+        [place] = self.rng.choices(range(len(self.gates)), weights)
         self.gates[place], self.gates[-1] = self.gates[-1], self.gates[place]
         self.gates.pop()[1].set_result(None)
         return True
@@ -113,6 +117,7 @@ class Process:
 
     world: World
     fault_rate: float
+    speed: float = 1.0
     is_dead: bool = False
 
     async def gate(self) -> None:
@@ -121,7 +126,7 @@ class Process:
         await future
 
     async def operate(self, work: Callable[[], Awaitable[T]]) -> T:
-        """One operation on a store: it may fail, with or without its effect; replies may be late."""
+        """One operation on a store: it may fail, before its effect or after; replies may be late."""
         await self.gate()
         dice = self.world.rng.random()
         if dice < self.fault_rate:
@@ -231,10 +236,9 @@ class StepRunner:
 async def _seal_cheaply(
     store: Store, manifest: Any, rows: Any, *, seq_max: int, ids: Any, now_us: int, config: Any
 ) -> compaction.Change:
-    """Segments in msgpack: the schedules are about order, and Parquet would be most of their time."""
-    unfolded = [row for row in rows]
+    """Segments in msgpack: schedules are about order, and Parquet would be most of their time."""
     key = f"{STREAM}/events/{ids.token()}.parquet"
-    await store.create(key, msgspec.msgpack.encode(unfolded))
+    await store.create(key, msgspec.msgpack.encode(list(rows)))
     first = manifest.sealed_seq + 1
     info = SegmentInfo(
         key=key, rows=seq_max - first + 1, bytes=1, sha256="", seq_min=first, seq_max=seq_max
@@ -248,8 +252,9 @@ async def _read_cheaply(store: Store, segments: Any, *, after: int = 0) -> Any:
 
 
 def install() -> None:
-    """Make sealing cheap, in this process."""
-    upkeep.compaction.seal = _seal_cheaply  # type: ignore[assignment]
+    """Make sealing cheap and removal early, in this process."""
+    compaction.seal = _seal_cheaply
+    upkeep.MANIFESTS_KEPT = 1
     log.read_rows = _read_cheaply  # type: ignore[assignment,attr-defined]
 
 
@@ -289,6 +294,7 @@ async def _own(story: Story, number: int, store: Any, process: Process) -> None:
     """One owner: opens the log, appends, perhaps seals, perhaps dies; any error ends it."""
     rng = story.world.rng
     runner = StepRunner(process)
+    seal_rate = rng.choice([0.1, 0.6])
     for _ in range(rng.randrange(4 * number + 1)):
         await process.gate()
     try:
@@ -306,10 +312,12 @@ async def _own(story: Story, number: int, store: Any, process: Process) -> None:
             appends = [
                 _append(story, mine, f"{number}.{turn}.{n}") for n in range(rng.randrange(1, 3))
             ]
-            if rng.random() < 0.25:
+            if rng.random() < seal_rate:
                 appends.append(mine.seal())
             if rng.random() < 0.07:
                 process.is_dead = True
+            if rng.random() < 0.1:
+                process.speed = 0.01
             await asyncio.gather(*appends)
         if rng.random() < 0.3:
             await mine.close(seal=rng.random() < 0.5)
@@ -330,7 +338,7 @@ async def _append(story: Story, mine: EventLog, name: str) -> None:
         attempt=1 if is_folded else 0,
         payload=name.encode(),
     )
-    durable = story.world.rng.random() < 0.7
+    durable = story.world.rng.random() < 0.5
     promise = Promise(name, row, mine.epoch, started, is_durable=durable)
     story.promises.append(promise)
     await mine.append([row], durable=durable)
@@ -390,13 +398,12 @@ async def _live_through(
     loop = world.loop
     tasks = []
     for number in range(owners):
-        process = Process(world, fault_rate)
+        process = Process(world, fault_rate, world.rng.choice([1.0, 1.0, 0.1, 0.01]))
         tasks.append(
             loop.create_task(_own(story, len(story.opened) + number, store_for(process), process))
         )
     while not all(task.done() for task in tasks):
-        while not loop.is_idle():
-            await asyncio.sleep(0)
+        await loop.become_idle()
         if world.pass_one():
             continue
         when = loop.next_timer()
@@ -428,8 +435,7 @@ async def _check(story: Story, store: Any) -> None:
     process = Process(story.world, 0.0)
     finish = loop.create_task(_read_all(story, store, StepRunner(process)))
     while not finish.done():
-        while not loop.is_idle():
-            await asyncio.sleep(0)
+        await loop.become_idle()
         if not story.world.pass_one():
             when = loop.next_timer()
             if when is None:
@@ -455,7 +461,7 @@ async def _check(story: Story, store: Any) -> None:
     names = [bytes(row.payload or b"").decode() for row in rows]
     if len(set(names)) != len(names):
         wrong.append("a row is there twice")
-    there = {name: row for name, row in zip(names, rows, strict=True)}
+    there = dict(zip(names, rows, strict=True))
     for promise in story.promises:
         found = there.get(promise.name)
         if promise.is_acked and (found is None or found != promise.row):
