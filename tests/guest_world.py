@@ -32,6 +32,7 @@ class World:
         self.history: dict[Key, Known] = {}
         self.attempts: dict[Key, int] = {}
         self.tokens: dict[int, Key] = {}
+        self.asked: dict[Key, wire.Step] = {}
         self.open: dict[Key, Any] = {}
         """Sleeps and waits that were asked for and are not over."""
         self.life = 0
@@ -54,7 +55,7 @@ class World:
             idle_grace_s=0.0,
         )
 
-    # --- what the test does ------------------------------------------------------------------------
+    # --- what the test does -----------------------------------------------------------------------
 
     def send(self, message: Any, life: int = 0) -> None:
         self.sent[life] = self.sent.get(life, 0) + 1
@@ -155,7 +156,7 @@ class World:
     def close(self) -> None:
         self.guest.close()
 
-    # --- what the guest says -----------------------------------------------------------------------
+    # --- what the guest says ----------------------------------------------------------------------
 
     def _take(self, frames: list[Frame]) -> None:
         self.frames.append(frames)
@@ -200,7 +201,7 @@ class World:
         self.tokens[message.token] = key
         assert self.history.get(key, _NEW).outcome == 0, "the guest asked for a finished step"
         self.history.setdefault(key, Known(*key, 0, None, None, message.at))
-        self.open[key] = message
+        self.asked[key] = message
         self.go(key)
 
     def go(self, key: Key) -> None:
@@ -212,7 +213,7 @@ class World:
 
     def _failed(self, message: wire.Failed) -> None:
         key = self.tokens[message.token]
-        config = msgspec.json.decode(self.open[key].config)
+        config = msgspec.json.decode(self.asked[key].config)
         error = message.delay_error or message.error
         is_last = message.attempt > config["retries"]["limit"] or error.fatal
         if self.retries and not is_last and not message.delay_error:
