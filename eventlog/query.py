@@ -33,6 +33,8 @@ THREADS = 2
 # A merge may remove a file between the look at the manifest and the reading; each try looks again.
 _TRIES_MAX = 4
 
+_PATTERN = frozenset("*?[")
+
 
 def connect_duckdb(
     log: str | Path | Store,
@@ -285,8 +287,11 @@ class LogViews:
         return SEALED
 
     def _paths(self, keys: Iterable[str]) -> list[str] | None:
+        # A path with such a character would be taken for a pattern.
         paths = [self._store.local_path(key) for key in keys]
-        return None if None in paths else [str(path) for path in paths]
+        if any(path is None or _PATTERN.intersection(str(path)) for path in paths):
+            return None
+        return [str(path) for path in paths]
 
     def _lock_down(self, keys: Sequence[str]) -> None:
         """From here on this instance reads these files, and its settings stay as they are."""

@@ -92,6 +92,17 @@ async def test_each_tenant_is_seen_under_its_own_name(store: Store, reader: Read
     assert {row["tenant_id"]: row["n"] for row in answer.to_pylist()} == dict.fromkeys(names, 9)
 
 
+async def test_root_may_have_any_name(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "it's a [log]*, 100%?")
+    async with opened(store) as log:
+        await log.append(Writer(VirtualClock()).life())
+        await log.seal()
+    for tenant in (None, "acme"):
+        reader = Reader(store.root, tenant=tenant)
+        assert reader.query("from events").num_rows == 7
+        reader.close()
+
+
 async def test_connection_follows_the_log_and_is_a_duckdb_connection(store: Store) -> None:
     async with opened(store) as log:
         await log.append(Writer(VirtualClock()).begin())
