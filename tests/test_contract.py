@@ -197,7 +197,7 @@ async def test_views_answer_sql() -> None:
             "select step, count, status, attempts from steps where instance_id = ?", ["f"]
         )
         assert table.to_pylist() == [
-            {"step": "flaky", "count": 1, "status": "completed", "attempts": 3}
+            {"step": "flaky", "count": 1, "status": "complete", "attempts": 3}
         ]
         attempts = platform.query(
             "select attempt, status, error_name, retry_delay_ms from attempts order by 1"
