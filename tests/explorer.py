@@ -82,7 +82,7 @@ class StepLoop(asyncio.BaseEventLoop):
 
     async def become_idle(self) -> None:
         """Run what is ready, and what becomes ready by that."""
-        while self._ready:  # type: ignore[attr-defined]
+        while self._ready:  # type: ignore[attr-defined]  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     def next_timer(self) -> float | None:
@@ -126,7 +126,7 @@ class Process:
         await future
 
     async def operate(self, work: Callable[[], Awaitable[T]]) -> T:
-        """One operation on a store: it may fail, before its effect or after; replies may be late."""
+        """One operation on a store. It may fail, before its effect or after; a reply may be late."""
         await self.gate()
         dice = self.world.rng.random()
         if dice < self.fault_rate:
@@ -253,7 +253,7 @@ async def _read_cheaply(store: Store, segments: Any, *, after: int = 0) -> Any:
 
 def install() -> None:
     """Make sealing cheap and removal early, in this process."""
-    compaction.seal = _seal_cheaply
+    compaction.seal = _seal_cheaply  # type: ignore[assignment]
     upkeep.MANIFESTS_KEPT = 1
     log.read_rows = _read_cheaply  # type: ignore[assignment,attr-defined]
 
