@@ -93,9 +93,11 @@ async def check_effects(binding: dw.WorkflowBinding, path: Path, ids: list[str])
         completed: dict[str, int] = {}
         for event in await (await binding.get(instance_id)).history():
             if event.type == "attempt_started":
+                assert event.step is not None
                 assert event.step not in completed, "an attempt after the step's outcome"
                 started.add((event.step, event.attempt))
             elif event.type == "attempt_completed":
+                assert event.step is not None
                 completed[event.step] = event.attempt
         mine = {(step, attempt) for (name, step, attempt) in ran if name == instance_id}
         assert mine <= started, "an attempt ran that was not recorded before"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ import dynamic_workflows as dw
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
 
 CONFIG = dw.PlatformConfig(isolation="unsafe-none", instance_idle_seconds=0.2)
-PARAMS = {"steps": 5, "sleep": "0.4 seconds", "busy": 0.1}
+STEPS = 5
+PARAMS = {"steps": STEPS, "sleep": "0.4 seconds", "busy": 0.1}
 
 
 class Site:
@@ -50,10 +52,15 @@ class Site:
     def ran(self, tenant_id: str) -> int:
         return sum(instance_id.startswith(tenant_id) for instance_id, _, _ in effects(self.path))
 
+    async def goes_on(self, tenant_id: str) -> None:
+        """Wait for one more step."""
+        before = self.ran(tenant_id)
+        await eventually(lambda: self.ran(tenant_id) > before, what="another step")
+
     async def finish(self, tenant_id: str, instances: list[dw.WorkflowInstance]) -> None:
         """Everybody ends with the right result, and no step ran again."""
         results = await asyncio.gather(*(i.result(timeout=90) for i in instances))
-        assert results == [expected(i.id, PARAMS["steps"]) for i in instances]
+        assert results == [expected(i.id, STEPS) for i in instances]
         workflows = self.platform.tenant(tenant_id).workflows
         await check_effects(workflows, self.path, [i.id for i in instances])
 
@@ -77,8 +84,7 @@ async def test_instances_survive_the_death_of_their_isolate(site: Site) -> None:
         pids = (await site.stats("isolate")).isolate_pids
         for pid in pids:
             await kill(pid)
-        before = site.ran("isolate")
-        await eventually(lambda seen=before: site.ran("isolate") > seen, what="another step")
+        await site.goes_on("isolate")
     await site.finish("isolate", instances)
 
 
@@ -95,7 +101,7 @@ async def test_instances_survive_the_death_of_their_tenant_actor(site: Site) -> 
 async def test_a_tenant_actor_that_dies_comes_back_though_nobody_calls(site: Site) -> None:
     instances = await site.begin("quiet")
     await kill((await site.stats("quiet")).pid)
-    total = len(instances) * PARAMS["steps"]
+    total = len(instances) * STEPS
     # Some steps were cut off and ran again, under the next number: so at least this many.
     await eventually(lambda: site.ran("quiet") >= total, what="every step")
     await site.finish("quiet", instances)
@@ -125,7 +131,7 @@ async def test_calls_go_on_while_the_tenant_actor_dies_again_and_again(site: Sit
 async def test_instances_survive_the_death_of_loader_and_timer(site: Site) -> None:
     instances = await site.begin("both")
     for title in ("ray::TimerActor", "ray::LoaderActor"):
-        (pid,) = await eventually(lambda t=title: processes(t), what=title)
+        (pid,) = processes(title)
         await kill(pid)
     fresh = await site.begin("fresh", 4)
     await site.finish("both", instances)
@@ -139,7 +145,7 @@ async def test_a_tenant_that_dies_together_with_its_loader_and_timer_goes_on(sit
         pids += processes(title)
     for pid in pids:
         await kill(pid)
-    total = len(instances) * PARAMS["steps"]
+    total = len(instances) * STEPS
     await eventually(lambda: site.ran("three") >= total, what="every step", limit_s=90)
     await site.finish("three", instances)
 
@@ -171,6 +177,10 @@ asyncio.run(main())
 """
 
 
+def _has_run(path: Path, instance_id: str, step: str) -> bool:
+    return any((i, s) == (instance_id, step) for i, s, _ in effects(path))
+
+
 def _start(code: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
 
@@ -183,8 +193,8 @@ async def test_everything_goes_on_after_the_driver_and_its_whole_ray_were_killed
         tests=str(Path(__file__).parent), log=str(log), path=str(path), params=PARAMS
     )
     driver = _start(code)
+    assert driver.stdout is not None
     try:
-        assert driver.stdout is not None
         assert await asyncio.to_thread(driver.stdout.readline) == b"created\n"
         await eventually(lambda: len(effects(path)) > 25, what="some steps")
         await eventually(
@@ -203,12 +213,7 @@ async def test_everything_goes_on_after_the_driver_and_its_whole_ray_were_killed
         began = time.monotonic()
         for name in ("busy", "other"):
             # Nobody has called these tenants: the timer's list opened them.
-            await eventually(
-                lambda name=name: any(
-                    i == f"{name}-9" and s == "step 4" for i, s, _ in effects(path)
-                ),
-                what="the end of an instance",
-            )
+            await eventually(partial(_has_run, path, f"{name}-9", "step 4"), what=name)
         print(f"went on after {time.monotonic() - began:.1f} s")
         for name, count, steps in (("busy", 10, 5), ("other", 10, 5), ("asleep", 1, 1)):
             workflows = platform.tenant(name).workflows
