@@ -216,6 +216,7 @@ class EventLog:
                         None if is_local else block.body,
                     )
                 )
+            await self._check_segments(newest.manifest)
         except (Corrupt, NotFound) as error:
             again = await newest_manifest(self.store, self.stream)
             if again is not None and again.manifest.version != newest.manifest.version:
@@ -224,6 +225,21 @@ class EventLog:
         self.tail = tail
         self.oldest_us = self.clock.now_us() if len(tail) else None
         return walk
+
+    async def _check_segments(self, manifest: Manifest) -> None:
+        """Every segment is there and has its size; its content is checked when it is read."""
+        wanted = {info.key: info.bytes for info in manifest.segments if info.rows}
+        if not wanted:
+            return
+        found = {e.key: e.size for e in await self.store.list(f"{self.stream}/events/")}
+        for key, size in wanted.items():
+            if found.get(key) != size:
+                what = f"has {found[key]} bytes instead of {size}" if key in found else "is missing"
+                raise Corrupt(
+                    f"{key} {what}. Nothing was changed: restore the file from a copy",
+                    path=key,
+                    offset=min(size, found.get(key, 0)),
+                )
 
     def _was_overtaken(self) -> Fenced:
         return Fenced(f"another owner opened {self.stream} at the same moment: it is theirs now")

@@ -242,7 +242,10 @@ class FileParser:
         if not content:
             return None
         self._refuse_damage(rest)
-        torn = content if rest[-1] == 0 else len(rest)
+        # Where the file ends inside the block, zeros are the block's own; else they are reserved.
+        head = _head_of(rest, 0)
+        is_cut = len(rest) < (BLOCK_BYTES_MIN if head is None else BLOCK_BYTES_MIN + head[1])
+        torn = len(rest) if is_cut else content
         return TornTail(key=self.key, offset=self.offset, bytes=torn)
 
     def _block_at(self, start: int) -> Block | None:

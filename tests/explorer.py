@@ -97,6 +97,8 @@ class World:
     rng: random.Random
     loop: StepLoop
     gates: list[tuple[Process, asyncio.Future[None]]] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    """Held, so that no task vanishes with the process that would have waited for it."""
 
     def pass_one(self) -> bool:
         """Let one of those who wait go on; False when nobody living waits."""
@@ -126,7 +128,7 @@ class Process:
         await future
 
     async def operate(self, work: Callable[[], Awaitable[T]]) -> T:
-        """One operation on a store. It may fail, before its effect or after; a reply may be late."""
+        """One operation on a store. It may fail, before its effect or after; replies are late."""
         await self.gate()
         dice = self.world.rng.random()
         if dice < self.fault_rate:
@@ -225,6 +227,7 @@ class StepRunner:
                     return
 
         self._before = self._process.world.loop.create_task(run())
+        self._process.world.tasks.append(self._before)
 
     def close(self) -> None:
         pass
@@ -238,10 +241,12 @@ async def _seal_cheaply(
 ) -> compaction.Change:
     """Segments in msgpack: schedules are about order, and Parquet would be most of their time."""
     key = f"{STREAM}/events/{ids.token()}.parquet"
-    await store.create(key, msgspec.msgpack.encode(list(rows)))
+    data = msgspec.msgpack.encode(list(rows))
+    await store.create(key, data)
     first = manifest.sealed_seq + 1
+    count = seq_max - first + 1
     info = SegmentInfo(
-        key=key, rows=seq_max - first + 1, bytes=1, sha256="", seq_min=first, seq_max=seq_max
+        key=key, rows=count, bytes=len(data), sha256="", seq_min=first, seq_max=seq_max
     )
     return compaction.Change(added=(info,), sealed_seq=seq_max)
 
