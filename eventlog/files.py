@@ -1,14 +1,13 @@
 """Files of a log as a reader sees them: its streams, and what changed since the last look.
 
 Nothing is locked and nothing is written. A look costs a few `stat` calls per stream on a local
-disk, two listings elsewhere; only what changed is read.
+disk, one or two listings in all elsewhere; only what changed is read.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,27 +63,57 @@ class LogFiles:
         """What changed, and the streams that are gone. `again`: as if nothing were known."""
         if again:
             self.states.clear()
-        streams = self._streams()
-        gone = [self.states.pop(stream) for stream in set(self.states) - set(streams)]
-        return [update for stream in streams if (update := self._look(stream))], gone
+        now_s = time.monotonic()
+        marks = self._marks()
+        gone = [self.states.pop(stream) for stream in set(self.states) - set(marks)]
+        updates = [self._look(stream, marks[stream], now_s) for stream in sorted(marks)]
+        return [update for update in updates if update is not None], gone
 
-    def _streams(self) -> list[str]:
-        if self._tenant is not None:
-            return [tenant_stream(self._tenant)]
+    def _marks(self) -> dict[str, Mark]:
+        """How every stream looks now."""
         directory = self._store.local_path("tenants")
         if directory is None:
-            entries = self._store.list_blocking("tenants/")
-            return sorted({"/".join(entry.key.split("/")[:2]) for entry in entries})
-        try:
-            names = os.listdir(directory)
-        except FileNotFoundError:
-            return []
-        return sorted(f"tenants/{name}" for name in names if name.startswith("tenant="))
+            return self._listed_marks()
+        if self._tenant is not None:
+            names = [tenant_stream(self._tenant).rpartition("/")[2]]
+        else:
+            try:
+                names = os.listdir(directory)
+            except FileNotFoundError:
+                names = []
+        streams = [f"tenants/{name}" for name in names if name.startswith("tenant=")]
+        return {stream: self._local_mark(directory.parent / stream, stream) for stream in streams}
 
-    def _look(self, stream: str) -> Update | None:
+    def _local_mark(self, directory: Path, stream: str) -> Mark:
         known = self.states.get(stream)
-        now_s = time.monotonic()
-        mark = self._mark(stream, known)
+        path = known.wal_path if known is not None else None
+        return (
+            _changed_ns(directory / "manifest"),
+            _changed_ns(directory / "wal"),
+            _size_and_time(path) if path is not None else None,
+        )
+
+    def _listed_marks(self) -> dict[str, Mark]:
+        """One listing shows all streams, where asking each would be a call for each."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        if self._tenant is not None:
+            stream = tenant_stream(self._tenant)
+            found[stream] = []
+            entries = [
+                entry
+                for prefix in (manifest_prefix(stream), wal_prefix(stream))
+                for entry in self._store.list_blocking(prefix)
+            ]
+        else:
+            entries = self._store.list_blocking("tenants/")
+        for entry in entries:
+            _, name, kind, *_ = [*entry.key.split("/"), "", ""]
+            if kind in ("manifest", "wal"):
+                found.setdefault(f"tenants/{name}", []).append((entry.key, entry.size))
+        return {stream: tuple(files) for stream, files in found.items()}
+
+    def _look(self, stream: str, mark: Mark, now_s: float) -> Update | None:
+        known = self.states.get(stream)
         if known is not None and mark == known.mark:
             if known.read_s - known.mark_since_s > SETTLED_S:
                 return None
@@ -128,22 +157,6 @@ class LogFiles:
             self._newest_wal(stream),
             is_settled,
         )
-
-    def _mark(self, stream: str, known: StreamState | None) -> Mark:
-        directory = self._store.local_path(stream)
-        if directory is None:
-            return tuple(self._listing(stream))
-        path = known.wal_path if known is not None else None
-        return (
-            _changed_ns(directory / "manifest"),
-            _changed_ns(directory / "wal"),
-            _size_and_time(path) if path is not None else None,
-        )
-
-    def _listing(self, stream: str) -> Iterator[tuple[str, int]]:
-        for prefix in (manifest_prefix(stream), wal_prefix(stream)):
-            for entry in self._store.list_blocking(prefix):
-                yield entry.key, entry.size
 
     def _newest_wal(self, stream: str) -> Path | None:
         directory = self._store.local_path(f"{stream}/wal")

@@ -123,14 +123,14 @@ class LogViews:
 
     def _open(self) -> None:
         self.files = LogFiles(self._store, tenant=self._tenant)
-        self._segments: list[str] = []
+        self._segments: dict[str, int] = {}
         self._has_dead = False
         self._is_locked = False
         self.connection = _connect(self._memory_limit, self._threads, self._tenant)
         # Its own connection, so that a transaction of the user's is neither seen nor disturbed.
         self._writer = self.connection.cursor()
         self._writer.execute(TABLES)
-        self._define(first=True)
+        self._define({}, first=True)
 
     def close(self) -> None:
         """Let go of memory and files."""
@@ -184,13 +184,13 @@ class LogViews:
         is_open = self._tenant is not None and not self._is_locked
         if not updates and not gone and not is_open:
             return
-        segments = self._sealed_keys()
+        segments = self._sealed_files()
         if segments != self._segments and self._is_locked:
             # What a locked connection may read is fixed, so it is replaced.
             self.connection.close()
             self._open()
             updates, gone = self.files.look()
-            segments = self._sealed_keys()
+            segments = self._sealed_files()
         self._writer.begin()
         try:
             for state in gone:
@@ -204,13 +204,14 @@ class LogViews:
             self.files.states.clear()
             raise
 
-    def _sealed_keys(self) -> list[str]:
-        return [
-            info.key
+    def _sealed_files(self) -> dict[str, int]:
+        """Key and size of every segment."""
+        return {
+            info.key: info.bytes
             for state in self.files.states.values()
             for info in state.manifest.segments
             if info.rows
-        ]
+        }
 
     def _forget(self, tenant_id: str) -> None:
         self._writer.execute(f"DELETE FROM {TAIL} WHERE tenant_id = ?", [tenant_id])
@@ -262,28 +263,27 @@ class LogViews:
         finally:
             self._writer.unregister("incoming")
 
-    def _define(self, segments: Sequence[str] = (), *, first: bool = False) -> None:
+    def _define(self, segments: dict[str, int], *, first: bool = False) -> None:
         has_dead = bool(self._writer.execute(f"SELECT 1 FROM {DEAD} LIMIT 1").fetchall())
-        keys = list(segments)
-        if first or keys != self._segments or has_dead != self._has_dead:
-            self._writer.execute(events_sql(self._sealed(keys), has_dead=has_dead))
+        if first or segments != self._segments or has_dead != self._has_dead:
+            self._writer.execute(events_sql(self._sealed(segments), has_dead=has_dead))
         if first:
             for definition in FOLDS:
                 self._writer.execute(definition)
-        self._segments, self._has_dead = keys, has_dead
+        self._segments, self._has_dead = segments, has_dead
         if self._tenant is not None and not first and not self._is_locked:
-            self._lock_down(keys)
+            self._lock_down(segments)
 
-    def _sealed(self, keys: Sequence[str]) -> str | None:
-        if not keys:
+    def _sealed(self, segments: dict[str, int]) -> str | None:
+        if not segments:
             return None
-        if (paths := self._paths(keys)) is not None:
+        if (paths := self._paths(segments)) is not None:
             return files_relation(paths)
         from .remote import dataset
 
         # Registered names belong to one connection, so both get it.
         for connection in (self._writer, self.connection):
-            connection.register(SEALED, dataset(self._store, keys))
+            connection.register(SEALED, dataset(self._store, segments))
         return SEALED
 
     def _paths(self, keys: Iterable[str]) -> list[str] | None:
@@ -293,7 +293,7 @@ class LogViews:
             return None
         return [str(path) for path in paths]
 
-    def _lock_down(self, keys: Sequence[str]) -> None:
+    def _lock_down(self, keys: Iterable[str]) -> None:
         """From here on this instance reads these files, and its settings stay as they are."""
         import duckdb
 

@@ -7,7 +7,7 @@ that it needs and no more.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -17,13 +17,13 @@ from . import segment
 from .store import Store
 
 
-def dataset(store: Store, keys: Sequence[str]) -> ds.Dataset:
-    """The rows of these segments, by the columns of segment.SCHEMA."""
+def dataset(store: Store, sizes: Mapping[str, int]) -> ds.Dataset:
+    """The rows of these segments (key and size in bytes), by the columns of segment.SCHEMA."""
     return ds.FileSystemDataset.from_paths(
-        list(keys),
+        list(sizes),
         schema=segment.SCHEMA,
         format=ds.ParquetFileFormat(),
-        filesystem=fs.PyFileSystem(_Handler(store)),
+        filesystem=fs.PyFileSystem(_Handler(store, dict(sizes))),
     )
 
 
@@ -67,8 +67,9 @@ class _Object(io.RawIOBase):
 class _Handler(fs.FileSystemHandler):  # type: ignore[misc]
     """The little of a file system that reading named files needs."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, sizes: dict[str, int]) -> None:
         self._store = store
+        self._sizes = sizes
 
     def get_type_name(self) -> str:
         return "dynamic-workflows"
@@ -77,19 +78,13 @@ class _Handler(fs.FileSystemHandler):  # type: ignore[misc]
         return path
 
     def get_file_info(self, paths: Sequence[str]) -> list[fs.FileInfo]:
-        return [fs.FileInfo(path, type=fs.FileType.File, size=self._size(path)) for path in paths]
+        return [fs.FileInfo(path, type=fs.FileType.File, size=self._sizes[path]) for path in paths]
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(_Object(self._store, path, self._size(path)), mode="r")
+        return pa.PythonFile(_Object(self._store, path, self._sizes[path]), mode="r")
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return self.open_input_file(path)
-
-    def _size(self, key: str) -> int:
-        for entry in self._store.list_blocking(key):
-            if entry.key == key:
-                return entry.size
-        raise FileNotFoundError(key)
 
     def _refuse(self, *args: object, **kwargs: object) -> None:
         raise NotImplementedError("segments are only read")

@@ -130,7 +130,7 @@ async def test_transaction_of_the_user_sees_one_state(store: Store) -> None:
 
 
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
