@@ -66,6 +66,9 @@ class Ask:
     def __init__(self, **facts: Any) -> None:
         self.__dict__.update(facts)
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
     def __await__(self) -> Generator[Ask, Any, Any]:
         return (yield self)
 
