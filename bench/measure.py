@@ -117,6 +117,11 @@ def arguments(question: str) -> argparse.ArgumentParser:
     return parser
 
 
+def shown(value: float) -> str:
+    """Three or four digits that matter, without exponents."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def say(line: str) -> None:
     """To the terminal, at once."""
     print(line, flush=True)
@@ -142,8 +147,8 @@ def report(
         "|---|---|---|---|",
     ]
     for figure in figures.values():
-        shown = (figure.median(), min(figure.per_run), max(figure.per_run))
-        cells = [f"{figure.name}, {figure.unit}", *(f"{value:,.4g}" for value in shown)]
+        values = (figure.median(), min(figure.per_run), max(figure.per_run))
+        cells = [f"{figure.name}, {figure.unit}", *map(shown, values)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -165,7 +170,9 @@ async def answer(
                     figures.setdefault(key, Figure(*key)).per_run.append(value)
                 say(
                     f"run {number}: "
-                    + ", ".join(f"{f.name} {f.per_run[-1]:,.4g} {f.unit}" for f in figures.values())
+                    + ", ".join(
+                        f"{f.name} {shown(f.per_run[-1])} {f.unit}" for f in figures.values()
+                    )
                 )
         text = report(question, figures, options, disk, (load_before, os.getloadavg()[0]))
     say("")
