@@ -87,7 +87,7 @@ def make_rows(tenant_id: str, instances: int, first_seq: int, rng: random.Random
     }
     payload = repeated(columns[4], pa.large_string())
     numbered = pc.binary_join_element_wise(
-        '{"output":{"ok":true,"n":', which.cast(pa.large_string()), "}}", ""
+        '{"output":{"ok":true,"n":', which.cast(pa.string()), "}}", ""
     )
     made = {
         "seq": pa.array(range(first_seq, first_seq + rows), pa.int64()),
