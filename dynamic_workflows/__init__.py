@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .eventlog.errors import WorkflowTerminatedError as WorkflowTerminatedError
     from .loaders.binding import WorkflowBinding as WorkflowBinding
     from .loaders.binding import WorkflowInstance as WorkflowInstance
+    from .loaders.bindings_guest import fetch as fetch
     from .loaders.bundle import WorkerCode as WorkerCode
     from .loaders.config import StepConfig as StepConfig
     from .loaders.entrypoints import EgressDeniedError as EgressDeniedError
@@ -67,6 +68,7 @@ _HOMES = {
         WorkflowsError
     """,
     "loaders.binding": "WorkflowBinding WorkflowInstance",
+    "loaders.bindings_guest": "fetch",
     "loaders.bundle": "WorkerCode",
     "loaders.config": "StepConfig",
     "loaders.entrypoints": """
