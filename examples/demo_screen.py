@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ class Screen:
         """The state of everything, drawn over the last one; a terminal only."""
         if self.live is None:
             return
-        table = Table("tenant", "instance", "status", "steps", "outcome", expand=True)
+        table = Table(
+            "tenant", "instance", "status", "steps", Column("outcome", ratio=1), expand=True
+        )
         # What is open comes first, since the terminal may be too low for all.
         open_first = sorted(rows, key=lambda row: row["status"] in ENDED)
         for row in open_first[: max(6, self.console.height - 8)]:
