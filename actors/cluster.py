@@ -238,7 +238,9 @@ class RayLauncher:
     async def start(self, name: str) -> Peer:
         """A new slot; Ray spreads them over the nodes."""
         resources = dict(self._setup.config.resources)
-        return _start_actor(
+        # Registering an actor asks Ray's control service and waits: not in the loop.
+        return await asyncio.to_thread(
+            _start_actor,
             TenantActor,
             self._setup.name(name),
             self._setup,
@@ -264,6 +266,9 @@ class RayLauncher:
 
     async def kill(self, name: str) -> None:
         """End a slot for good."""
+        await asyncio.to_thread(self._kill, name)
+
+    def _kill(self, name: str) -> None:
         peer = _find_actor(name, self._setup.namespace)
         if peer is not None:
             ray.kill(peer.handle, no_restart=True)

@@ -31,6 +31,8 @@ LOOK_S = 2.0
 """How often slots are asked whether they live; a restarted one tells by itself."""
 LOOKS_MAX = 50
 """Slots that are asked in one look."""
+REFILL_AFTER_S = 0.05
+"""Starting a process is work: the tenant that has just got a slot goes first."""
 
 
 class Launcher(Protocol):
@@ -301,7 +303,8 @@ class Loader:
             self._stats.from_pool += 1
         else:
             peer = await self._launcher.start(self._new_name())
-        self._refill()
+        if self._pool_size:
+            asyncio.get_running_loop().call_later(REFILL_AFTER_S, self._refill)
         return peer
 
     def _new_name(self) -> str:

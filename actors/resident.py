@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import tempfile
 from collections.abc import Callable
 
 from ..eventlog.clock import SystemClock
-from ..eventlog.errors import Fenced, Unavailable
+from ..eventlog.errors import Fenced, InstanceError, Unavailable
 from ..eventlog.ids import SystemIds
 from ..eventlog.store import Store, open_store, probe
 from ..loaders.isolate import Isolation, Limits
@@ -54,6 +56,7 @@ class SlotHouse:
         )
         self._isolates = isolates_of(self._setup.config)
         await probe(self._store, self._ids)
+        await self._rehearse()
         self.target = Slot(
             self._name,
             open_tenant=self._open_tenant,
@@ -66,18 +69,37 @@ class SlotHouse:
         )
         self._telling = asyncio.ensure_future(tell(self._loader, "slot_started", self._name))
 
+    async def _rehearse(self) -> None:
+        """Open a tenant that does not exist, so that nothing is done for the first time later."""
+        with tempfile.TemporaryDirectory(prefix="dw-") as folder:
+            store = open_store(folder)
+            nobody = await self._open_on("nobody", store)
+            await nobody.call("list", {"workflow": "TenantWorkflow", "status": None, "limit": 1})
+            try:
+                await nobody.call("get", {"workflow": "TenantWorkflow", "id": "nothing"})
+            except InstanceError:
+                pass
+            await nobody.close(seal=False)
+            await store.close()
+        # What is here by now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+
+    async def _open_on(self, tenant_id: str, store: Store) -> Tenant:
+        return await open_tenant(
+            tenant_id,
+            store=store,
+            isolates=self._isolates,
+            codes=self._codes,
+            clock=self._clock,
+            ids=self._ids,
+            config=self._setup.config,
+        )
+
     async def _open_tenant(self, tenant_id: str) -> Tenant:
         for tries_left in range(_FENCED_TRIES_MAX, 0, -1):
             try:
-                return await open_tenant(
-                    tenant_id,
-                    store=self._store,
-                    isolates=self._isolates,
-                    codes=self._codes,
-                    clock=self._clock,
-                    ids=self._ids,
-                    config=self._setup.config,
-                )
+                return await self._open_on(tenant_id, self._store)
             except Fenced as error:
                 # Another process opened it at the same moment, most likely one that is dying.
                 if tries_left == 1:
