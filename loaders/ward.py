@@ -22,7 +22,7 @@ from .isolate import Exit, Limits, OnExit, OnFrames
 from .logpipe import LogPipe
 from .spawner import Child, Spawner
 from .watchdog import Sample, Watchdog
-from .wire import Frame, ProtocolViolation
+from .wire import FROM_GUEST, Frame, ProtocolViolation
 from .zygote import Exited, Spawn
 
 # Of replies that the guest has not read: above, we stop reading what it says.
@@ -38,6 +38,7 @@ _FAULTS = (
     signal.SIGSYS,
     signal.SIGXCPU,
 )
+_KINDS = frozenset(FROM_GUEST)
 _decode_head = msgspec.msgpack.Decoder(CallHead).decode
 
 
@@ -150,8 +151,11 @@ class ProcessIsolate:
         self._frames += len(frames)
         if not self._hello.done():
             frames = self._greet(frames)
-        calls = [frame for frame in frames if frame[0] == CALL_KIND]
-        if calls and not self._count(calls):
+        kinds = {kind for kind, _, _ in frames}
+        if not kinds <= _KINDS:
+            self._break(f"a message of kind {min(kinds - _KINDS)}")
+            return
+        if CALL_KIND in kinds and not self._count(frames):
             return
         if frames and self._on_frames is not None:
             self._on_frames(frames)
@@ -171,9 +175,9 @@ class ProcessIsolate:
             self._hello.set_exception(error)
             self._hello.exception()  # nobody may be waiting any more
 
-    def _count(self, calls: list[Frame]) -> bool:
+    def _count(self, frames: list[Frame]) -> bool:
         try:
-            for _, _, body in calls:
+            for body in (body for kind, _, body in frames if kind == CALL_KIND):
                 call = _decode_head(body).call
                 if call in self._calls:
                     raise ProtocolViolation(f"call {call} is already in flight")

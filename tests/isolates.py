@@ -16,7 +16,7 @@ from dynamic_workflows.loaders.ward import ProcessIsolate
 from dynamic_workflows.loaders.wire import Frame
 
 TESTS = Path(__file__).resolve().parent
-RUN, ECHO, RESULT, LOG = 2, 3, 20, 26
+RUN, ECHO, RESULT, ECHOED, LOG = 2, 3, 20, 21, 26
 CLOSED = Exit("closed", is_tenants_own=False, kind="closed")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from isolates import CLOSED, ECHO, LOG, RESULT, TESTS, Talk, isolates, start
+from isolates import CLOSED, ECHO, ECHOED, LOG, RESULT, TESTS, Talk, isolates, start
 
 from dynamic_workflows.eventlog.errors import PlatformClosed, SandboxUnavailable
 from dynamic_workflows.loaders.inside import CALL_KIND, REPLY_KIND
@@ -97,9 +97,9 @@ async def test_large_messages_go_both_ways() -> None:
     async with isolates() as made:
         talk = await start(made)
         talk.isolate.send([(ECHO, 1, b"first"), (ECHO, 2, body), (ECHO, 3, b"last")])
-        assert await talk.hear(ECHO) == b"first"
-        assert await talk.hear(ECHO) == body
-        assert await talk.hear(ECHO) == b"last"
+        assert await talk.hear(ECHOED) == b"first"
+        assert await talk.hear(ECHOED) == body
+        assert await talk.hear(ECHOED) == b"last"
 
 
 async def test_many_messages_arrive_in_order() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 Frame = tuple[int, int, bytes]
-RUN, ECHO, RESULT = 2, 3, 20
+RUN, ECHO, RESULT, ECHOED = 2, 3, 20, 21
 
 
 class Guest:
-    """RUN: source of a script or of `async def main()`; RESULT: [state, text]. ECHO comes back."""
+    """RUN: source of a script or of `async def main()`; RESULT: [state, text]. ECHO: ECHOED."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Guest:
 
     def receive(self, frames: list[Frame]) -> None:
         """Serve."""
-        echoes = [frame for frame in frames if frame[0] == ECHO]
+        echoes = [(ECHOED, life, body) for kind, life, body in frames if kind == ECHO]
         if echoes:
             self._send(echoes)
         for kind, life, body in frames:
