@@ -156,8 +156,9 @@ class TenantCore(Schedules):
             self._resting[key] = summary
 
     def evictable(self) -> Iterator[Key]:
-        """Loaded instances that nothing will happen to soon, the longest at rest first."""
-        return iter(list(self._resting))
+        """Loaded instances that nothing will happen to soon, the longest at rest first. Take what
+        is wanted out of it before evicting."""
+        return iter(self._resting)
 
     def evict(self, key: Key) -> None:
         """Keep the summary only; no-op for an instance that is under way."""

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Raw
 
 from ..eventlog.errors import InstanceError, LimitExceededError, WorkflowsError
-from ..loaders.wire import Error
+from ..loaders.wire import Error, ProtocolViolation
 from .core_rollback import Rollbacks, eligible
 from .decisions import CreateItem, Decision, Finished, ForgetBlobs, Key
 from .instance import Instance
@@ -159,8 +159,12 @@ class Commands(Rollbacks):
             if step.kind == WAIT and summary.lifetime is life:
                 self._deliver(d, summary, step, now_us)
         for message in held:
-            if summary.lifetime is life:
+            if summary.lifetime is not life:
+                return
+            try:
                 self._on_ask(d, life, message, now_us)
+            except ProtocolViolation as violation:  # Seen late, for it was held back.
+                self._interrupt(d, summary, str(violation), now_us)
 
     # --- events ----------------------------------------------------------------------------------
 

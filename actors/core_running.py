@@ -30,7 +30,7 @@ from .decisions import Decision, Key
 from .instance import Instance
 from .lifetime import Lifetime
 from .machine import PAUSING, QUEUED, RUNNING, WAITING
-from .names import check_event_type
+from .names import EVENT_TYPE
 from .payloads import (
     REDACTED,
     AttemptErrored,
@@ -52,7 +52,6 @@ from .steps import (
     OPEN,
     SLEEP,
     WAIT,
-    YEAR_US,
     Step,
     is_final,
     parse_config,
@@ -143,8 +142,8 @@ class Running(CoreBase):
 
     def _on_ask(self, d: Decision, life: Lifetime, message: Any, now_us: int) -> None:
         """Step, Sleep or Wait: a step that history did not answer."""
-        if message.token in life.tokens or message.token < 0:
-            raise ProtocolViolation(f"token {message.token} was used before")
+        kind = _KINDS[type(message)]
+        step = self._check_ask(life, kind, message)
         summary = life.summary
         if life.ended or life.mode == "rollback":
             error = own_error("WorkflowFatalError", "no step can start in a rollback", fatal=True)
@@ -154,10 +153,20 @@ class Running(CoreBase):
             self._try_pause(d, life, now_us)
         else:
             self._active(d, life, now_us)
-            getattr(self, _ASKS[type(message)])(d, life, message, now_us)
+            if step is not None:
+                self._bind(life, step, message.token)
+            if kind == DO:
+                self._ask_do(d, life, step, message, now_us)
+            elif kind == SLEEP:
+                self._ask_sleep(d, life, step, message, now_us)
+            else:
+                self._ask_wait(d, life, step, message, now_us)
 
-    def _known(self, life: Lifetime, kind: str, message: Any) -> Step | None:
-        """The recorded step that the message asks for, now bound to its token."""
+    def _check_ask(self, life: Lifetime, kind: str, message: Any) -> Step | None:
+        """The recorded step that the message asks for; ProtocolViolation where no correct guest
+        asks. Everything is checked here, before anything is written."""
+        if message.token in life.tokens or message.token < 0:
+            raise ProtocolViolation(f"token {message.token} was used before")
         if len(message.name) > 256 or _CONTROL.search(message.name) or message.count < 1:
             raise ProtocolViolation("a step's name or count is out of range")
         if message.at is not None and len(message.at) > _AT_MAX:
@@ -165,11 +174,23 @@ class Running(CoreBase):
         instance = life.summary.instance
         assert instance is not None
         step = instance.steps.get((kind, message.name, message.count))
-        if step is not None:
-            if step.token is not None:
-                raise ProtocolViolation(f"step {message.name!r} was asked for twice")
-            self._bind(life, step, message.token)
+        if step is not None and step.token is not None:
+            raise ProtocolViolation(f"step {message.name!r} was asked for twice")
+        if kind == DO:
+            parse_config(message.config)
+            if message.rollback_config is not None:
+                parse_config(message.rollback_config)
+            if step is None and len(instance.steps) >= self.config.steps_max:
+                self._check_step_limit(instance)
+        elif kind == SLEEP:
+            _check_sleep(message)
+        else:
+            _check_wait(message)
         return step
+
+    def _check_step_limit(self, instance: Instance) -> None:
+        if sum(step.kind == DO for step in instance.steps.values()) >= self.config.steps_max:
+            raise ProtocolViolation(f"more than {self.config.steps_max} steps")
 
     def _bind(self, life: Lifetime, step: Step, token: int) -> None:
         step.token = token
@@ -184,11 +205,11 @@ class Running(CoreBase):
 
     # --- do --------------------------------------------------------------------------------------
 
-    def _ask_do(self, d: Decision, life: Lifetime, message: Ask, now_us: int) -> None:
-        config = parse_config(message.config)
-        step = self._known(life, DO, message)
+    def _ask_do(
+        self, d: Decision, life: Lifetime, step: Step | None, message: Ask, now_us: int
+    ) -> None:
         if step is None:
-            self._begin_do(d, life, message, now_us, config.sensitive is not None)
+            self._begin_do(d, life, message, now_us)
         elif step.outcome != OPEN:
             self._answer(d, life, step)
         elif step.until_us is not None and step.until_us > now_us:
@@ -196,21 +217,15 @@ class Running(CoreBase):
         else:
             self._attempt(d, life, step, now_us)
 
-    def _begin_do(
-        self, d: Decision, life: Lifetime, message: Ask, now_us: int, is_sensitive: bool
-    ) -> None:
+    def _begin_do(self, d: Decision, life: Lifetime, message: Ask, now_us: int) -> None:
         summary = life.summary
         instance = summary.instance
         assert instance is not None
-        if len(instance.steps) >= self.config.steps_max:
-            self._check_step_limit(instance)
-        if message.rollback_config is not None:
-            parse_config(message.rollback_config)
         body = StepStarted(
             msgspec.Raw(message.config),
             message.at,
             message.has_rollback,
-            is_sensitive,
+            parse_config(message.config).sensitive is not None,
             raw(message.rollback_config),
         )
         probe = Step(DO, message.name, message.count, 0)
@@ -218,10 +233,6 @@ class Running(CoreBase):
         step = instance.steps[probe.key]
         self._bind(life, step, message.token)
         self._go(d, life, step, now_us)
-
-    def _check_step_limit(self, instance: Instance) -> None:
-        if sum(step.kind == DO for step in instance.steps.values()) >= self.config.steps_max:
-            raise ProtocolViolation(f"more than {self.config.steps_max} steps")
 
     def _attempt(self, d: Decision, life: Lifetime, step: Step, now_us: int) -> None:
         """The next attempt of a step that history knows."""
@@ -458,24 +469,31 @@ class Running(CoreBase):
         self._lose_attempts(d, summary, lost, now_us, exempt=exempt)
         self._rest(summary, now_us)
 
+    def note_reply(self, life: int) -> None:
+        """A Reply goes to this lifetime beside the core's messages: an Idle that has not seen it is
+        out of date."""
+        lifetime = self._lives.get(life)
+        if lifetime is not None:
+            lifetime.sent += 1
+
     # --- sleeps and waits ------------------------------------------------------------------------
 
-    def _ask_sleep(self, d: Decision, life: Lifetime, message: Sleep, now_us: int) -> None:
-        step = self._known(life, SLEEP, message)
+    def _ask_sleep(
+        self, d: Decision, life: Lifetime, step: Step | None, message: Sleep, now_us: int
+    ) -> None:
         if step is None:
+            error = _misplaced(message, now_us)
+            if error is not None:
+                self._send(d, life, Answer(message.token, None, error))
+                return
             step = self._begin_sleep(d, life, message, now_us)
         self._await(d, life, step, now_us)
 
     def _begin_sleep(self, d: Decision, life: Lifetime, message: Sleep, now_us: int) -> Step:
-        if message.until_us is not None:
-            until_us = message.until_us
-        elif message.duration_ms is not None and message.duration_ms >= 0:
-            until_us = now_us + message.duration_ms * 1_000
-        else:
-            raise ProtocolViolation("a sleep without a time")
-        if until_us - now_us > 2 * YEAR_US:
-            raise ProtocolViolation("a sleep that is too long")
-        duration_ms = max(until_us - now_us, 0) // 1_000
+        until_us = message.until_us
+        if until_us is None:
+            until_us = now_us + (message.duration_ms or 0) * 1_000
+        duration_ms = (until_us - now_us) // 1_000
         step = Step(SLEEP, message.name, message.count, 0)
         mocks = self.mocks.get(life.summary.key) if self.mocks else None
         if mocks is not None and mocks.skips_sleep(step):
@@ -483,19 +501,14 @@ class Running(CoreBase):
         body = SleepStarted(until_us, duration_ms, message.at)
         return self._begin(d, life, step, "sleep_started", body, message.token, now_us)
 
-    def _ask_wait(self, d: Decision, life: Lifetime, message: Wait, now_us: int) -> None:
-        step = self._known(life, WAIT, message)
+    def _ask_wait(
+        self, d: Decision, life: Lifetime, step: Step | None, message: Wait, now_us: int
+    ) -> None:
         if step is None:
             step = self._begin_wait(d, life, message, now_us)
         self._await(d, life, step, now_us)
 
     def _begin_wait(self, d: Decision, life: Lifetime, message: Wait, now_us: int) -> Step:
-        try:
-            check_event_type(message.type)
-        except Exception:
-            raise ProtocolViolation("a wait for an impossible event type") from None
-        if not 0 < message.timeout_ms <= 2 * DAY_MS_MAX:
-            raise ProtocolViolation("a wait's timeout is out of range")
         until_us = now_us + message.timeout_ms * 1_000
         step = Step(WAIT, message.name, message.count, 0)
         mocks = self.mocks.get(life.summary.key) if self.mocks else None
@@ -621,6 +634,8 @@ class Running(CoreBase):
         assert instance is not None
         asked = [step for step in instance.open.values() if step.token is not None]
         if not asked:
+            if message.seen > life.sent:
+                return  # A Reply that was not noted: what is seen cannot be told.
             self._park(
                 d,
                 summary,
@@ -716,9 +731,34 @@ def _place(kind: str, name: str | None, count: int, at: str | None) -> str:
     return f"{kind[:20]} {(name or '')[:256]!r} ({count}){where}"
 
 
-# By name, so that the parts above may supply them.
-_ASKS: dict[type, str] = {Ask: "_ask_do", Sleep: "_ask_sleep", Wait: "_ask_wait"}
+def _check_sleep(message: Sleep) -> None:
+    has_time = message.until_us is not None or message.duration_ms is not None
+    if not has_time or not 0 <= (message.duration_ms or 0) <= DAY_MS_MAX:
+        raise ProtocolViolation("a sleep without a possible time")
 
+
+def _check_wait(message: Wait) -> None:
+    if not EVENT_TYPE.fullmatch(message.type) or len(message.type) > 100:
+        raise ProtocolViolation("a wait for an impossible event type")
+    if not 0 < message.timeout_ms <= DAY_MS_MAX:
+        raise ProtocolViolation("a wait's timeout is out of range")
+
+
+def _misplaced(message: Sleep, now_us: int) -> Error | None:
+    """What `sleep_until` raises for a moment that no sleep can begin towards."""
+    if message.until_us is None:
+        return None
+    if message.until_us < now_us:
+        return Error("ValueError", f"the end of sleep {message.name!r} lies in the past")
+    if message.until_us > now_us + DAY_MS_MAX * 1_000:
+        text = f"the end of sleep {message.name!r} lies more than 365 days ahead"
+        return own_error("WorkflowFatalError", text, fatal=True)
+    return None
+
+
+_KINDS: dict[type, str] = {Ask: DO, Sleep: SLEEP, Wait: WAIT}
+
+# By name, so that the parts above may supply them.
 _HANDLERS: dict[type, str] = {
     Ask: "_on_ask",
     Sleep: "_on_ask",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..eventlog import codec
+from ..eventlog.clock import to_datetime
 from ..eventlog.events import Row, span
 from ..eventlog.ids import Ids
 from .core_base import CRON
@@ -143,7 +145,14 @@ class Schedules(Commands):
             code_hash=schedule.code_hash or "",
             pin=schedule.pin,
             trigger="cron",
-            schedule=encode(fired),
+            schedule=codec.encode(
+                {
+                    "cron": schedule.cron,
+                    "scheduled_time": to_datetime(scheduled_us),
+                    "scheduled_us": scheduled_us,
+                    "missed": left_out,
+                }
+            ),
         )
         self._note(d, "timer_fired", schedule.workflow, fired, None, now_us)
         d.durable = True

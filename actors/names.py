@@ -10,7 +10,7 @@ from typing import Any
 from ..eventlog.errors import InvalidError
 from .machine import STATUSES
 
-_PLAIN = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*")
+_PLAIN = EVENT_TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*")
 _ADDRESSABLE = re.compile(r"[a-zA-Z0-9 ,*/#_-]{1,271}")
 BATCH_MAX = 10_000
 

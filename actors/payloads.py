@@ -181,8 +181,7 @@ class Scheduled(Body):
 
 
 class ScheduleFired(Body):
-    """timer_fired, and what a cron-made instance sees as `event.schedule`. `missed`: how many
-    firings before this one were left out."""
+    """timer_fired. `missed`: how many firings before this one were left out."""
 
     cron: str
     scheduled_us: int

@@ -20,7 +20,7 @@ StepKey: TypeAlias = tuple[str, str, int]
 DO, SLEEP, WAIT = "do", "sleep", "wait_for_event"
 OPEN, VALUE, ERROR = 0, 1, 2
 
-YEAR_US = 365 * 86_400 * 1_000_000
+
 DAY_MS_MAX = 365 * 86_400 * 1_000
 CONFIG_BYTES_MAX = 16 * 1024
 RETRIES_MAX = 10_000

@@ -193,7 +193,7 @@ class Disturber:
             self.world.send_event(self.story.key, name, value)
 
     def evict(self) -> None:
-        for key in self.world.core.evictable():
+        for key in list(self.world.core.evictable()):
             self.world.core.evict(key)
 
     def time(self) -> None:
