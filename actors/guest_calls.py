@@ -12,6 +12,7 @@ from ..loaders import faults, wire
 from ..loaders.bundle import Granted
 from ..loaders.calls import TENANT_OPS, pack_answer, unpack_args
 from .codes import CodeSource
+from .core import TenantCore
 from .hosts import Host
 
 _logger = logging.getLogger("dynamic_workflows.tenant")
@@ -22,6 +23,7 @@ class Desk(Protocol):
     """The tenant, as its own code reaches it."""
 
     tenant_id: str
+    core: TenantCore
 
     async def call(self, op: str, args: dict[str, Any]) -> Any:
         """Carry out an operation."""
@@ -50,6 +52,7 @@ class GuestCalls:
             reply = wire.Reply(call.call, value=await self._value(host, call))
         except Exception as error:  # of a service too: it reaches the tenant as data
             reply = wire.Reply(call.call, error=faults.to_wire(error))
+        self._desk.core.note_reply(life)
         host.send([wire.pack(reply, life=life)])
 
     def _count(self, host: Host, life: int) -> None:
