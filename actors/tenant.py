@@ -215,6 +215,10 @@ class Tenant(TenantCalls):
             return self._erase_us if due_us is None else due_us
         return min(due_us, self._erase_us)
 
+    async def prepare(self) -> None:
+        """Get the newest code ready, for an instance that is likely to come; raises CodeError."""
+        await self._codes.prepare()
+
     def isolate_pids(self) -> list[int]:
         """The processes that run this tenant's code, for operators and tests."""
         pids = (host.isolate.pid for host in self._hosts if host.isolate is not None)
@@ -455,8 +459,13 @@ class Tenant(TenantCalls):
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if due_us is None else self._clock.call_at(due_us, self._on_due)
+        self._timer = None
         self._timer_us = due_us
+        if due_us is not None and due_us <= self._clock.now_us():
+            # A clock that stands still would not call back for what is due already.
+            asyncio.get_running_loop().call_soon(self._on_due)
+        elif due_us is not None:
+            self._timer = self._clock.call_at(due_us, self._on_due)
 
     def _on_due(self) -> None:
         self._timer = self._timer_us = None

@@ -54,6 +54,7 @@ def connect(
 ) -> TestPlatform:
     """A platform in this process, to be entered: `async with connect(load=load) as platform`."""
     from .actors.local import LocalPlatform
+    from .eventlog.ids import SeededIds
     from .eventlog.store_memory import MemoryStore
 
     settings = _settings("memory", load, app, config)
@@ -69,4 +70,4 @@ def connect(
             store=store,
         )
 
-    return TestPlatform(start, log=store, app=app, config=settings)
+    return TestPlatform(start, log=store, app=app, config=settings, ids=SeededIds(1))

@@ -1,0 +1,470 @@
+"""Command line: look into a log with no platform running, and steer tenants through one.
+
+Looking (`sql`, `verify`, `tenants`, `ls`, `status`, `history`) reads the log's files. Steering goes
+through a platform: the one at `--address`, or an embedded one that starts for the command and goes
+on with every open instance of the log while it lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .eventlog.errors import InvalidError, WorkflowsError
+
+cli = typer.Typer(
+    name="dynamic-workflows",
+    help="Durable, multi-tenant workflows whose code is loaded at run time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_LOG_VARIABLE = "DYNAMIC_WORKFLOWS_LOG"
+
+Log = Annotated[
+    str,
+    typer.Option("--log", envvar=_LOG_VARIABLE, help="Path or URI of the event log."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        envvar="DYNAMIC_WORKFLOWS_ADDRESS",
+        help='"auto", or the address of a Ray cluster; without it an embedded Ray is started.',
+    ),
+]
+Namespace = Annotated[str, typer.Option("--namespace", help="The platform's Ray namespace.")]
+Workflow = Annotated[str, typer.Option("--workflow", help="The workflow class.")]
+TenantArg = Annotated[str, typer.Argument(metavar="TENANT")]
+IdArg = Annotated[str, typer.Argument(metavar="ID")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+DEFAULT_LOG = "./data"
+DEFAULT_NAMESPACE = "dynamic-workflows"
+DEFAULT_WORKFLOW = "TenantWorkflow"
+
+
+@cli.callback()
+def common(
+    context: typer.Context,
+    log: Annotated[str | None, typer.Option("--log", help="As on each command.")] = None,
+) -> None:
+    """Durable, multi-tenant workflows whose code is loaded at run time."""
+    if log is not None:
+        before = os.environ.get(_LOG_VARIABLE)
+        os.environ[_LOG_VARIABLE] = log
+        context.call_on_close(lambda: _restore(before))
+
+
+def _restore(before: str | None) -> None:
+    if before is None:
+        os.environ.pop(_LOG_VARIABLE, None)
+    else:
+        os.environ[_LOG_VARIABLE] = before
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors go to stderr and make the exit status 1."""
+    try:
+        cli(arguments, standalone_mode=True)
+    except WorkflowsError as error:
+        typer.echo(f"error ({error.code}): {_plain(error.message)}", err=True)
+        sys.exit(1)
+    except TimeoutError:
+        typer.echo("error: the time is up", err=True)
+        sys.exit(1)
+
+
+def _plain(text: str) -> str:
+    """Text without what a terminal would take for commands: it may come from a tenant."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def _print(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=True))
+
+
+# --- looking -------------------------------------------------------------------------------------
+
+
+@cli.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="Over events, instances, steps, attempts, waits.")],
+    log: Log = DEFAULT_LOG,
+    tenant: Annotated[str | None, typer.Option(help="Show this tenant's rows alone.")] = None,
+    format: Annotated[str, typer.Option(help="table, csv, json or parquet.")] = "table",
+    output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+) -> None:
+    """Ask the log a question in SQL."""
+    from .eventlog.output import render
+
+    shown = render(_query(log, query, tenant=tenant), format)
+    if output is not None:
+        output.write_bytes(shown if isinstance(shown, bytes) else shown.encode())
+    elif isinstance(shown, bytes):
+        if sys.stdout.isatty():
+            raise InvalidError(f"{format} is no text for a terminal: give --output FILE")
+        sys.stdout.buffer.write(shown)
+    else:
+        typer.echo(shown)
+
+
+def _query(log: str, query: str, params: Any = None, *, tenant: str | None = None) -> Any:
+    from .eventlog.query import Reader
+
+    reader = Reader(log, tenant=tenant)
+    try:
+        return reader.query(query, params)
+    finally:
+        reader.close()
+
+
+@cli.command()
+def verify(log: Log = DEFAULT_LOG) -> None:
+    """Prove that the log is whole; the exit status is 1 when it is not."""
+    from .eventlog.verify import verify as verify_log
+
+    report = verify_log(log)
+    if asyncio.iscoroutine(report):
+        report = asyncio.run(report)
+    typer.echo(str(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@cli.command()
+def tenants(log: Log = DEFAULT_LOG) -> None:
+    """The tenants of the log, with how many instances each has."""
+    _table(
+        log,
+        "select tenant_id, count(*) as instances, "
+        "count(*) filter (where status not in ('complete', 'errored', 'terminated')) as open, "
+        "max(created_at) as newest from instances group by 1 order by 1",
+        [],
+    )
+
+
+@cli.command()
+def ls(
+    tenant: TenantArg,
+    log: Log = DEFAULT_LOG,
+    status: Annotated[str | None, typer.Option(help="Only instances of this status.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="Only this workflow class.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 25,
+) -> None:
+    """A tenant's instances, newest first."""
+    _table(
+        log,
+        "select instance_id, workflow, status, created_at, ended_at, steps from instances "
+        "where tenant_id = ? and (? is null or status = ?) and (? is null or workflow = ?) "
+        "order by created_at desc, instance_id limit ?",
+        [tenant, status, status, workflow, workflow, limit],
+    )
+
+
+def _table(log: str, query: str, params: list[Any]) -> None:
+    from .eventlog.output import render
+
+    typer.echo(render(_query(log, query, params), "table"))
+
+
+@cli.command()
+def status(
+    tenant: TenantArg, id: IdArg, log: Log = DEFAULT_LOG, workflow: Workflow = DEFAULT_WORKFLOW
+) -> None:
+    """An instance and its steps."""
+    found = _query(
+        log,
+        "select * from instances where tenant_id = ? and workflow = ? and instance_id = ?",
+        [tenant, workflow, id],
+    ).to_pylist()
+    if not found:
+        raise InvalidError(
+            f"tenant {tenant!r} has no instance {id!r} of {workflow}", code="instance.not_found"
+        )
+    steps = _query(
+        log,
+        "select kind, step, count, status, attempts, started_at, ended_at, output, error_name, "
+        "error_message from steps where tenant_id = ? and workflow = ? and instance_id = ? "
+        "order by started_at, step, count",
+        [tenant, workflow, id],
+    ).to_pylist()
+    _print({**found[0], "steps": steps})
+
+
+@cli.command()
+def history(
+    tenant: TenantArg,
+    id: IdArg,
+    log: Log = DEFAULT_LOG,
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    as_json: AsJson = False,
+) -> None:
+    """The events of an instance, every run of it."""
+    table = _query(
+        log,
+        "select seq, ts, run, type, step, count, attempt, payload from events "
+        "where tenant_id = ? and workflow = ? and instance_id = ? order by seq",
+        [tenant, workflow, id],
+    )
+    if as_json:
+        _print(table.to_pylist())
+        return
+    from .eventlog.output import render
+
+    typer.echo(render(table, "table"))
+
+
+# --- steering ------------------------------------------------------------------------------------
+
+
+def _steer(
+    log: str, address: str | None, namespace: str, work: Callable[[Any], Coroutine[Any, Any, Any]]
+) -> Any:
+    """Do some work with a platform on the log."""
+
+    async def run() -> Any:
+        from .platform import connect
+
+        async with connect(log, address=address, namespace=namespace) as platform:
+            return await work(platform)
+
+    return asyncio.run(run())
+
+
+def _value(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidError(f"{name} is not JSON: {error}") from None
+
+
+@cli.command()
+def create(
+    tenant: TenantArg,
+    id: Annotated[str | None, typer.Option("--id", help="The instance's id.")] = None,
+    params: Annotated[str, typer.Option(help="The params, as JSON.")] = "{}",
+    wait: Annotated[bool, typer.Option(help="Wait for the result and print it.")] = False,
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Create an instance of a tenant's (deployed) code."""
+    given = _value(params, "--params")
+
+    async def work(platform: Any) -> None:
+        binding = platform.tenant(tenant).workflow(workflow)
+        instance = await binding.create(id=id, params=given)
+        typer.echo(instance.id)
+        if wait:
+            _print(await instance.result())
+
+    _steer(log, address, namespace, work)
+
+
+@cli.command()
+def result(
+    tenant: TenantArg,
+    id: IdArg,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Wait for an instance and print its output."""
+
+    async def work(platform: Any) -> None:
+        instance = await platform.tenant(tenant).workflow(workflow).get(id)
+        _print(await instance.result(timeout))
+
+    _steer(log, address, namespace, work)
+
+
+@cli.command()
+def why(
+    tenant: TenantArg,
+    id: IdArg,
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Why an instance is where it is."""
+
+    async def work(platform: Any) -> None:
+        found = await platform.why(tenant, id, workflow)
+        typer.echo(f"{found.code}: {_plain(found.text)}")
+
+    _steer(log, address, namespace, work)
+
+
+@cli.command()
+def deploy(
+    tenant: TenantArg,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
+    main_module: Annotated[str, typer.Option("--main", help="The main module.")] = "index.py",
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Put the files of a folder in place as a tenant's code."""
+    code = _code_in(folder, main_module)
+
+    async def work(platform: Any) -> None:
+        typer.echo(await platform.tenant(tenant).deploy(code))
+
+    _steer(log, address, namespace, work)
+
+
+def _code_in(folder: Path, main_module: str) -> Any:
+    from .loaders.bundle import WorkerCode
+
+    modules: dict[str, str | bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        is_hidden = any(part.startswith((".", "__pycache__")) for part in name.split("/"))
+        if path.is_file() and not is_hidden:
+            data = path.read_bytes()
+            modules[name] = data.decode() if name.endswith((".py", ".txt", ".md")) else data
+    return WorkerCode(main_module=main_module, modules=modules)
+
+
+@cli.command()
+def reload(
+    tenant: TenantArg,
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Forget what was deployed; the platform's own callback says the code again."""
+    _steer(log, address, namespace, lambda platform: platform.tenant(tenant).reload())
+
+
+def _command(
+    tenant: str,
+    id: str,
+    workflow: str,
+    log: str,
+    address: str | None,
+    namespace: str,
+    command: Callable[[Any], Coroutine[Any, Any, Any]],
+) -> None:
+    async def work(platform: Any) -> None:
+        instance = await platform.tenant(tenant).workflow(workflow).get(id)
+        await command(instance)
+
+    _steer(log, address, namespace, work)
+
+
+@cli.command()
+def pause(
+    tenant: TenantArg,
+    id: IdArg,
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Pause an instance."""
+    _command(tenant, id, workflow, log, address, namespace, lambda one: one.pause())
+
+
+@cli.command()
+def resume(
+    tenant: TenantArg,
+    id: IdArg,
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Let a paused or parked instance go on."""
+    _command(tenant, id, workflow, log, address, namespace, lambda one: one.resume())
+
+
+@cli.command()
+def terminate(
+    tenant: TenantArg,
+    id: IdArg,
+    rollback: Annotated[bool, typer.Option(help="Undo finished steps first.")] = False,
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """End an instance for good."""
+    _command(
+        tenant, id, workflow, log, address, namespace, lambda one: one.terminate(rollback=rollback)
+    )
+
+
+@cli.command()
+def restart(
+    tenant: TenantArg,
+    id: IdArg,
+    from_step: Annotated[str | None, typer.Option(help="Begin at this step.")] = None,
+    from_count: Annotated[int, typer.Option(help="Its occurrence.")] = 1,
+    from_type: Annotated[str, typer.Option(help="do, sleep or wait_for_event.")] = "do",
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Run an instance again, from the top or from a step."""
+    target = None
+    if from_step is not None:
+        target = {"name": from_step, "count": from_count, "type": from_type}
+    _command(tenant, id, workflow, log, address, namespace, lambda one: one.restart(from_=target))
+
+
+@cli.command("send-event")
+def send_event(
+    tenant: TenantArg,
+    id: IdArg,
+    type: Annotated[str, typer.Option("--type", help="The event's type.")],
+    payload: Annotated[str, typer.Option(help="The payload, as JSON.")] = "null",
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Send an event to an instance."""
+    value = _value(payload, "--payload")
+    _command(tenant, id, workflow, log, address, namespace, lambda one: one.send_event(type, value))
+
+
+@cli.command()
+def delete(
+    tenant: TenantArg,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...")],
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    log: Log = DEFAULT_LOG,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Delete instances and everything of them."""
+
+    async def work(platform: Any) -> Any:
+        return await platform.tenant(tenant).workflow(workflow).delete_batch(ids)
+
+    outcome = _steer(log, address, namespace, work)
+    for name in outcome.deleted:
+        typer.echo(f"deleted {name}")
+    for error in outcome.errors:
+        typer.echo(f"{error.id}: {error.code}: {_plain(error.message)}", err=True)
+    if outcome.errors:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()
