@@ -62,8 +62,8 @@ class Decision:
     """The effects wait for the disk, not only for the write."""
     answer: Any = None
     secrets: list[tuple[Row, bytes]] = field(default_factory=list)
-    """Rows whose payload hides a sensitive value, with the payload as it really is: the shell stores
-    that in a blob with a random name and names it in the row's `blob` before it appends."""
+    """Rows whose payload hides a sensitive value, with the payload as it really is: the shell
+    stores that in a blob with a random name and names it in the row's `blob` before it appends."""
 
 
 @dataclass(frozen=True, slots=True)

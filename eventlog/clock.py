@@ -33,7 +33,7 @@ class Clock(Protocol):
         ...
 
     def call_at(self, due_us: int, callback: Callable[[], None]) -> TimerHandle:
-        """Call back in the running event loop at `due_us`, or as soon as possible if that is past."""
+        """Call back in the running event loop at `due_us`, or as soon as possible if it is past."""
         ...
 
 

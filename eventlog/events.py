@@ -18,17 +18,18 @@ every public view hold unfolded rows only; the WAL and the fold take both forms.
 Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name", "message",
 "module"?, "args"?, "fatal"?}. Times are integers in microseconds (`_us`), durations milliseconds.
 
-    workflow_queued      params, trigger ("create" | "cron" | "restart"), pin?, retention? {success_us?,
-                         error_us?}, schedule?, token?, workflow_name?; in a restart's: from?, created_us
-                         (of the first run) ; metadata column: the dispatcher's metadata
+    workflow_queued      params, trigger ("create" | "cron" | "restart"), pin?, retention?
+                         {success_us?, error_us?}, schedule?, token?, workflow_name?; in a
+                         restart's: from?, created_us (of the first run); metadata column: the
+                         dispatcher's metadata
     workflow_started     -
     workflow_running     -
     workflow_waiting     -
     workflow_paused      -
     workflow_waiting_for_pause  -
     workflow_resumed     shift_us (0: a pending pause was cancelled)
-    workflow_restarted   from? {name, count, type}, kept? [[kind, name, count], ...]   (last row of the
-                         old run; workflow_queued of the new run follows in the same append)
+    workflow_restarted   from? {name, count, type}, kept? [[kind, name, count], ...]   (last row of
+                         the old run; workflow_queued of the new run follows in the same append)
     workflow_completed   output
     workflow_errored     error, rollback? {outcome, error?}
     workflow_terminated  rollback? {outcome, error?}
@@ -38,8 +39,8 @@ Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name"
                          rollback_config?
     attempt_started      -
     attempt_completed    -
-    attempt_errored      error, retry_delay_ms?, retry_at_us?, lost? (true: cut off by the platform, no
-                         retry used), exempt? (true: lost in a test that crashes on purpose)
+    attempt_errored      error, retry_delay_ms?, retry_at_us?, lost? (true: cut off by the platform,
+                         no retry used), exempt? (true: lost in a test that crashes on purpose)
     step_completed       output, sensitive? (true: output is "[REDACTED]" and lies in the blob)
     step_errored         error
     sleep_started        until_us, duration_ms, at?
@@ -103,7 +104,7 @@ INSTANCE_TYPES = frozenset(
 
 
 class Row(msgspec.Struct, array_like=True, kw_only=True, gc=False):
-    """One row of a tenant's log. The log sets `seq` and `epoch`; whoever writes the row sets the rest."""
+    """One row of a tenant's log. The log sets `seq` and `epoch`; whoever writes it sets the rest."""
 
     type: str
     workflow: str

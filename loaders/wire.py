@@ -100,11 +100,11 @@ class Go(msgspec.Struct, array_like=True, gc=False):
     token: int
     attempt: int
     config: bytes | None = None
-    """JSON of the step's config as first recorded (it wins over what the code says now), or None."""
+    """JSON of the step's config as first recorded (it wins over what the code says now)."""
 
 
 class Answer(msgspec.Struct, array_like=True, gc=False):
-    """The final outcome of a step that the guest cannot know by itself; unfinished: neither is set."""
+    """The final outcome of a step that the guest cannot know by itself; neither: unfinished."""
 
     token: int
     value: bytes | None = None
@@ -112,7 +112,7 @@ class Answer(msgspec.Struct, array_like=True, gc=False):
 
 
 class Cancel(msgspec.Struct, array_like=True, gc=False):
-    """This attempt is over (timed out): cancel the callback; nothing more about it will be heard."""
+    """This attempt is over (timed out): cancel the callback; nothing more of it will be heard."""
 
     token: int
     attempt: int
@@ -179,7 +179,8 @@ class Step(msgspec.Struct, array_like=True, gc=False):
     token: int
     name: str
     count: int
-    config: bytes  # JSON, normalised: {"retries": {"limit", "delay_ms" | null, "backoff"}, "timeout_ms", ...}
+    config: bytes
+    """JSON, normalised: {"retries": {"limit", "delay_ms" | null, "backoff"}, "timeout_ms", ...}."""
     at: str | None = None
     has_rollback: bool = False
     rollback_config: bytes | None = None
@@ -234,7 +235,7 @@ class End(msgspec.Struct, array_like=True, gc=False):
 
 
 class Idle(msgspec.Struct, array_like=True, gc=False):
-    """Everything in this lifetime waits for an Answer or a Go, after `seen` messages received for it."""
+    """Everything in this lifetime waits for an Answer or a Go, after `seen` messages for it."""
 
     seen: int
 
