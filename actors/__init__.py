@@ -1,1 +1,1 @@
-"""Movement: the state machine of a tenant, and the loader, tenants and timer that are Ray actors."""
+"""Movement: the state machine of a tenant, and the loader, tenants and timer that Ray runs."""

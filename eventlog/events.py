@@ -104,7 +104,7 @@ INSTANCE_TYPES = frozenset(
 
 
 class Row(msgspec.Struct, array_like=True, kw_only=True, gc=False):
-    """One row of a tenant's log. The log sets `seq` and `epoch`; whoever writes it sets the rest."""
+    """One row of a tenant's log. The log sets `seq` and `epoch`; the writer sets the rest."""
 
     type: str
     workflow: str
