@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from .events import Row
 from .manifest import Manifest, manifest_prefix, tenant_stream
@@ -36,7 +35,7 @@ class StreamState:
     mark_since_s: float
     """When this mark was first seen, and when the files were read, on the monotonic clock."""
     read_s: float
-    wal_path: Path | None = None
+    wal_path: str | None = None
     is_settled: bool = True
     """False while rows of a superseded owner may still vanish."""
 
@@ -81,15 +80,16 @@ class LogFiles:
                 names = os.listdir(directory)
             except FileNotFoundError:
                 names = []
+        root = str(directory.parent)
         streams = [f"tenants/{name}" for name in names if name.startswith("tenant=")]
-        return {stream: self._local_mark(directory.parent / stream, stream) for stream in streams}
+        return {stream: self._local_mark(f"{root}/{stream}", stream) for stream in streams}
 
-    def _local_mark(self, directory: Path, stream: str) -> Mark:
+    def _local_mark(self, directory: str, stream: str) -> Mark:
         known = self.states.get(stream)
         path = known.wal_path if known is not None else None
         return (
-            _changed_ns(directory / "manifest"),
-            _changed_ns(directory / "wal"),
+            _changed_ns(f"{directory}/manifest"),
+            _changed_ns(f"{directory}/wal"),
             _size_and_time(path) if path is not None else None,
         )
 
@@ -158,24 +158,24 @@ class LogFiles:
             is_settled,
         )
 
-    def _newest_wal(self, stream: str) -> Path | None:
+    def _newest_wal(self, stream: str) -> str | None:
         directory = self._store.local_path(f"{stream}/wal")
         if directory is None:
             return None
         try:
-            return directory / max(os.listdir(directory), default="none")
+            return f"{directory}/{max(os.listdir(directory), default='none')}"
         except FileNotFoundError:
             return None
 
 
-def _changed_ns(path: Path) -> int:
+def _changed_ns(path: str) -> int:
     try:
         return os.stat(path).st_mtime_ns
     except FileNotFoundError:
         return 0
 
 
-def _size_and_time(path: Path) -> tuple[int, int] | None:
+def _size_and_time(path: str) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
     except FileNotFoundError:

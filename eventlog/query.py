@@ -125,6 +125,8 @@ class LogViews:
         self.files = LogFiles(self._store, tenant=self._tenant)
         self._segments: dict[str, int] = {}
         self._has_dead = False
+        self._with_tail: set[str] = set()
+        self._with_dead: set[str] = set()
         self._is_locked = False
         self.connection = _connect(self._memory_limit, self._threads, self._tenant)
         # Its own connection, so that a transaction of the user's is neither seen nor disturbed.
@@ -175,9 +177,12 @@ class LogViews:
             try:
                 return self._refresh(again=again)
             except (duckdb.IOException, NotFound):
+                self._start_over()
                 if not tries_left:
                     raise
-            again = True
+            except BaseException:
+                self._start_over()
+                raise
 
     def _refresh(self, *, again: bool) -> None:
         updates, gone = self.files.look(again=again)
@@ -195,14 +200,22 @@ class LogViews:
         try:
             for state in gone:
                 self._forget(state.manifest.tenant_id)
+                self._forget_tombstones(state.manifest.tenant_id)
             for update in updates:
                 self._take(update)
             self._define(segments)
             self._writer.commit()
         except BaseException:
             self._writer.rollback()
-            self.files.states.clear()
             raise
+
+    def _start_over(self) -> None:
+        """After a failure: know nothing, so that the next look takes in everything again."""
+        self.files.states.clear()
+        self._writer.execute(f"DELETE FROM {TAIL}")
+        self._writer.execute(f"DELETE FROM {DEAD}")
+        self._with_tail.clear()
+        self._with_dead.clear()
 
     def _sealed_files(self) -> dict[str, int]:
         """Key and size of every segment."""
@@ -213,26 +226,35 @@ class LogViews:
             if info.rows
         }
 
-    def _forget(self, tenant_id: str) -> None:
-        self._writer.execute(f"DELETE FROM {TAIL} WHERE tenant_id = ?", [tenant_id])
-        self._writer.execute(f"DELETE FROM {DEAD} WHERE tenant_id = ?", [tenant_id])
+    def _forget(self, tenant_id: str, *, upto_seq: int | None = None) -> None:
+        """Let go of a tenant's unsealed rows, up to a number or all of them."""
+        # Most tenants sleep and have none: a statement for each would make the first look slow.
+        if tenant_id not in self._with_tail:
+            return
+        if upto_seq is None:
+            self._with_tail.discard(tenant_id)
+            self._writer.execute(f"DELETE FROM {TAIL} WHERE tenant_id = ?", [tenant_id])
+        else:
+            self._writer.execute(
+                f"DELETE FROM {TAIL} WHERE tenant_id = ? AND seq <= ?", [tenant_id, upto_seq]
+            )
+
+    def _forget_tombstones(self, tenant_id: str) -> None:
+        if tenant_id in self._with_dead:
+            self._with_dead.discard(tenant_id)
+            self._writer.execute(f"DELETE FROM {DEAD} WHERE tenant_id = ?", [tenant_id])
 
     def _take(self, update: Update) -> None:
         from . import segment
 
         manifest = update.state.manifest
         tenant_id = manifest.tenant_id
-        if update.is_whole:
-            self._forget(tenant_id)
-        elif update.is_new_manifest:
-            self._writer.execute(
-                f"DELETE FROM {TAIL} WHERE tenant_id = ? AND seq <= ?",
-                [tenant_id, manifest.sealed_seq],
-            )
+        self._forget(tenant_id, upto_seq=None if update.is_whole else manifest.sealed_seq)
         if update.rows:
             table = segment.to_table(tenant_id, update.rows)
             columns = ", ".join(f'"{name}"' for name in STORED)
             self._insert(f"INSERT INTO {TAIL} SELECT {columns} FROM incoming", table)
+            self._with_tail.add(tenant_id)
         self._take_tombstones(update)
 
     def _take_tombstones(self, update: Update) -> None:
@@ -240,21 +262,28 @@ class LogViews:
 
         manifest = update.state.manifest
         tenant_id = manifest.tenant_id
-        after = update.rows[0].seq if update.rows else manifest.sealed_seq
+        found = []
         if update.is_new_manifest or update.is_whole:
+            self._forget_tombstones(tenant_id)
+            found += [
+                segment.tombstones(self._store.get_blocking(info.key))
+                for info in manifest.segments
+                if info.tombstones
+            ]
+        if not update.is_whole and update.is_new_manifest and tenant_id in self._with_tail:
             after = 0
-            self._writer.execute(f"DELETE FROM {DEAD} WHERE tenant_id = ?", [tenant_id])
-            for info in manifest.segments:
-                if info.tombstones:
-                    self._insert(
-                        f"INSERT INTO {DEAD} FROM incoming",
-                        segment.tombstones(self._store.get_blocking(info.key)),
-                    )
-        self._writer.execute(
-            f"INSERT INTO {DEAD} SELECT tenant_id, workflow, instance_id, seq FROM {TAIL} "
-            "WHERE tenant_id = ? AND seq >= ? AND type = ?",
-            [tenant_id, after, segment.TOMBSTONE],
-        )
+        else:
+            after = update.rows[0].seq if update.rows else manifest.sealed_seq + 1
+        if after == 0 or any(row.type == segment.TOMBSTONE for row in update.rows):
+            self._with_dead.add(tenant_id)
+            self._writer.execute(
+                f"INSERT INTO {DEAD} SELECT tenant_id, workflow, instance_id, seq FROM {TAIL} "
+                "WHERE tenant_id = ? AND seq >= ? AND type = ?",
+                [tenant_id, after, segment.TOMBSTONE],
+            )
+        for table in found:
+            self._with_dead.add(tenant_id)
+            self._insert(f"INSERT INTO {DEAD} FROM incoming", table)
 
     def _insert(self, sql: str, table: pa.Table) -> None:
         self._writer.register("incoming", table)

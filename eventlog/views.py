@@ -7,7 +7,7 @@ kept belong to the run that kept them. Texts in payloads are a tenant's: nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Columns of a stored row, with the field ids of segment.SCHEMA (a test compares them).
 STORED = {
@@ -50,12 +50,34 @@ def quoted(text: str) -> str:
 
 def files_relation(paths: Iterable[str]) -> str:
     """A relation over Parquet files, by field id: columns that a file does not have are null."""
+    readable: list[str] = []
+    hashed: list[str] = []
+    for path in paths:
+        (hashed if _HASHED in path else readable).append(path)
+    parts = []
+    if readable:
+        # A filter on the tenant then picks files by their names, without opening the others.
+        parts.append(
+            f"SELECT * REPLACE (url_decode(regexp_extract(filename, '{_TENANT}', 1)) AS tenant_id) "
+            f"FROM {_read_parquet(readable)}"
+        )
+    if hashed:
+        parts.append(f"FROM {_read_parquet(hashed)}")
+    return f"({' UNION ALL '.join(parts)})"
+
+
+_HASHED = "%%"
+_TENANT = "^.*/tenant=([^/]*)/events/"
+
+
+def _read_parquet(paths: Sequence[str]) -> str:
     names = ", ".join(quoted(path) for path in paths)
     fields = ", ".join(
         f"{number}: {{name: '{name}', type: '{kind}', default_value: NULL}}"
         for name, (number, kind) in STORED.items()
     )
-    return f"read_parquet([{names}], schema = MAP {{{fields}}}, hive_partitioning = false)"
+    options = "hive_partitioning = false, filename = true"
+    return f"read_parquet([{names}], schema = MAP {{{fields}}}, {options})"
 
 
 def events_sql(sealed: str | None, *, has_dead: bool) -> str:
