@@ -18,6 +18,7 @@ from . import durations, faults, wire
 from .annotations import Reviver
 from .config import DEFAULT, Settled
 from .entrypoints import NonRetryableDelayError
+from .replay import label
 from .views import View
 
 if TYPE_CHECKING:
@@ -30,13 +31,19 @@ DELAY_FUNCTION_S = 5.0
 class Attempt:
     """One try: its number, and whether it has been taken back."""
 
-    __slots__ = ("is_over", "name", "number", "task")
+    __slots__ = ("count", "is_over", "name", "number", "task")
 
-    def __init__(self, name: str, number: int) -> None:
+    def __init__(self, name: str, count: int, number: int) -> None:
         self.name = name
+        self.count = count
         self.number = number
         self.is_over = False
         self.task: asyncio.Task[Any] | None = None
+
+    @property
+    def label(self) -> str:
+        """Its step, as the places of nested steps name it."""
+        return label(self.name, self.count)
 
 
 ATTEMPT: ContextVar[Attempt | None] = ContextVar("current_attempt", default=None)
@@ -100,7 +107,7 @@ class Work:
     def begin_attempt(self, number: int) -> None:
         """Run the function, in the next turn of the loop."""
         life = self.life
-        attempt = self.attempt = Attempt(self.name, number)
+        attempt = self.attempt = Attempt(self.name, self.count, number)
         life.running += 1
         # What an attempt leaves in its context is not for the next one.
         context = self.context if number == 1 else self.context.copy()
@@ -189,6 +196,8 @@ class Work:
         """Report that the function raised."""
         life = self.life
         self.finish(attempt)
+        if life.is_mismatched:
+            return
         life.guest.logs.error(error)
         life.send(
             wire.Failed(
@@ -235,8 +244,8 @@ class Performing(Work):
     """A step that history did not answer: live, or retried."""
 
     __slots__ = (
-        "at", "callback", "future", "is_coroutine", "is_resumed", "is_unanswered", "keywords",
-        "kind", "reviver", "takes_ctx",
+        "at", "callback", "future", "is_coroutine", "is_finished", "is_resumed",
+        "is_unanswered", "keywords", "kind", "reviver", "takes_ctx",
     )  # fmt: skip
 
     def __init__(
@@ -256,6 +265,7 @@ class Performing(Work):
         self.is_coroutine = False
         self.is_resumed = False
         """History knows it as unfinished."""
+        self.is_finished = False
         self.is_unanswered = False
         self.keywords: dict[str, Any] | None = None
         self.reviver: Reviver | None = None
@@ -305,6 +315,7 @@ class Performing(Work):
             self.life.unanswered -= 1
 
     def _wake(self, outcome: tuple[bytes | None, wire.Error | None]) -> None:
+        self.is_finished = True
         if self.future is not None and not self.future.done():
             self.future.set_result(outcome)
 

@@ -88,6 +88,7 @@ class Lifetime(Scope):
         self.is_dirty = False
         self.is_ended = False
         self.is_mismatched = False
+        self._end_when_settled: wire.End | None = None
         self.running = 0
         """Callbacks and handlers that run."""
         self.unanswered = 0
@@ -118,8 +119,14 @@ class Lifetime(Scope):
                 return
             self._log_failure(error)
             end = wire.End(error=self.guest.to_wire(error))
-        if not self.is_dropped and not self.is_ended:
-            self._end(wire.End() if self.is_rollback else end)
+        if self.is_rollback:
+            end = wire.End()
+        if self.replay.is_incomplete and not self.is_rollback:
+            # Steps that nobody awaits may still ask; if none does, the code has changed.
+            self._end_when_settled = end
+            self.touch()
+        elif not self.is_ended:
+            self._end(end)
 
     def _entrypoint(self) -> Any:
         run = self.run
@@ -188,18 +195,22 @@ class Lifetime(Scope):
             self._end(wire.End())
         elif self.is_ended:
             return
-        elif self.replay.is_incomplete:
-            self._settle()
+        elif self.replay.is_incomplete and self._settle():
+            return
+        elif self._end_when_settled is not None:
+            self._end(self._end_when_settled)
         elif self.unanswered and self.guest.idle_grace_s:
             self.guest.idle_later(self)
         else:
             self.send_idle()
 
-    def _settle(self) -> None:
+    def _settle(self) -> bool:
+        """Whether the replay can go no further: it does not fit, or it has just gone on."""
         mismatch = self.replay.settle()
         if mismatch is not None:
             self.send(mismatch)
             self.is_mismatched = True
+        return mismatch is not None or self.is_dirty
 
     def send_idle(self) -> None:
         """Tell that everything waits, and how much was heard when that was so."""

@@ -84,28 +84,29 @@ class Pulse:
         timed: set[Any] | frozenset[Any] = _NONE
         if self._loop._scheduled:
             timed = _carried(self._loop._scheduled)
+        kept = []
         for life in dirty:
             if life in busy or life in timed:
-                self._dirty.append(life)
+                kept.append(life)
             else:
                 life.is_dirty = False
                 life.on_quiet()
-        if self._dirty:
-            if any(life in busy for life in self._dirty):
+        if kept:
+            self._dirty += kept
+            if any(life in busy for life in kept):
                 self._again()
             else:
-                self._wait_for_timers()
+                self._wait_for_timers(kept)
 
-    def _wait_for_timers(self) -> None:
+    def _wait_for_timers(self, kept: list[Beating]) -> None:
         """Look again after the next of the timers that keep lifetimes from being quiet."""
-        dirty = set(self._dirty)
         due = min(
             handle.when()
             for handle in self._loop._scheduled
-            if not handle.cancelled() and handle._context.get(CURRENT) in dirty
+            if not handle.cancelled() and handle._context.get(CURRENT) in kept
         )
         if self._timer is not None:
-            if not self._timer.cancelled() and self._loop.time() < self._timer.when() <= due:
+            if self._loop.time() < self._timer.when() <= due:
                 return
             self._timer.cancel()
         self._timer = self._loop.call_at(due, self._on_timer, context=self._context)

@@ -5,11 +5,13 @@ it waits for nothing but what is held back here. If finished steps are left by t
 changed under the instance, and it is parked instead of going on silently.
 
 A step that ran inside another step's callback need not be asked for again: the outer step answers
-from history without its callback.
+from history without its callback. Its occurrence stays taken, so that those which are asked for
+keep theirs; a callback that runs again finds the nested steps that it left.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
@@ -20,6 +22,8 @@ StepKey: TypeAlias = tuple[str, str, int]
 
 NESTED = " in step "
 """In a recorded place, what sets the place apart from the step whose callback asked."""
+
+LABEL_CHARACTERS_MAX = 60
 
 DO, SLEEP, WAIT = "do", "sleep", "wait_for_event"
 
@@ -33,6 +37,7 @@ class Asked(Protocol):
     at: str | None
     is_resumed: bool
     """History knows it as unfinished."""
+    is_finished: bool
 
 
 class Replay:
@@ -43,6 +48,30 @@ class Replay:
         """What has not been asked for yet."""
         self._rest = sum(1 for known in history if _must_be_asked(known))
         self._held: list[tuple[Asked, Callable[[], None]]] = []
+        self._rerun: list[Asked] = []
+        self._counts: dict[str, dict[str, int]] = {DO: {}, SLEEP: {}, WAIT: {}}
+        self._nested: dict[StepKey, str] = {}
+        self._left: dict[tuple[str, str, str], list[int]] = {}
+        for known in history:
+            if known.at is not None and NESTED in known.at:
+                outer = known.at.rpartition(NESTED)[2]
+                self._nested[known.kind, known.name, known.count] = outer
+                self._left.setdefault((known.kind, known.name, outer), []).append(known.count)
+
+    def occurrence(self, kind: str, name: str, outer: str | None) -> int:
+        """The number of a step that is asked for now; `outer` labels the step it is nested in."""
+        counts = self._counts[kind]
+        if self._nested:
+            left = self._left.get((kind, name, outer)) if outer is not None else None
+            if left:
+                return left.pop(0)
+            count = counts.get(name, 0) + 1
+            while (kind, name, count) in self._nested:
+                count += 1
+        else:
+            count = counts.get(name, 0) + 1
+        counts[name] = count
+        return count
 
     def take(self, key: StepKey) -> Known | None:
         """What history holds of a step that the code asks for now."""
@@ -76,8 +105,10 @@ class Replay:
         resumed = [held for held in self._held if held[0].is_resumed and held[0].kind == DO]
         if resumed:
             self._held = [held for held in self._held if held not in resumed]
-            for _, send in resumed:
+            for asked, send in resumed:
+                self._rerun.append(asked)
                 send()
+        if any(not asked.is_finished for asked in self._rerun):
             return None
         return self._mismatch()
 
@@ -99,6 +130,13 @@ class Replay:
             asked.count if asked else 0,
             asked.at if asked else None,
         )
+
+
+def label(name: str, count: int) -> str:
+    """A step as the place of another names it; short, and different for different steps."""
+    if len(name) > LABEL_CHARACTERS_MAX:
+        name = f"{name[:LABEL_CHARACTERS_MAX]}… {zlib.crc32(name.encode()):08x}"
+    return f"{name!r} {count}"
 
 
 def _must_be_asked(known: Known) -> bool:

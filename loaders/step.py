@@ -75,7 +75,6 @@ class Step:
 
     def __init__(self, life: Lifetime) -> None:
         self._life = life
-        self._counts: dict[str, dict[str, int]] = {DO: {}, SLEEP: {}, WAIT: {}}
         self._declared: dict[str, Declared] = {}
 
     def __reduce__(self) -> Any:
@@ -137,8 +136,8 @@ class Step:
         if not (type(name) is str and len(name) <= 256 and name.isascii() and name.isprintable()):
             _check_name(name)
         settled = DEFAULT if config is None else settle(config)
-        counts = self._counts[DO]
-        count = counts[name] = counts.get(name, 0) + 1
+        attempt = ATTEMPT.get()
+        count = life.replay.occurrence(DO, name, None if attempt is None else attempt.label)
         call = Call(name, count, callback, settled, reviver_of(callback), undo, declared)
         if undo is not None:
             life.handlers[name, count] = Handler(
@@ -330,9 +329,8 @@ class Step:
         _check_name(name)
 
     def _take(self, kind: str, name: str) -> int:
-        counts = self._counts[kind]
-        count = counts[name] = counts.get(name, 0) + 1
-        return count
+        attempt = ATTEMPT.get()
+        return self._life.replay.occurrence(kind, name, None if attempt is None else attempt.label)
 
     def declare(self, name: str, declared: Declared) -> None:
         """A later step may name this one as a dependency."""
@@ -348,8 +346,8 @@ class Step:
         at = place(sys._getframe(2)) if declared is None else place(declared.code)
         attempt = ATTEMPT.get()
         if attempt is not None:
-            at = f"{at or '?'}{NESTED}{attempt.name!r}"
-        return at if at is None or len(at) <= _AT_CHARACTERS_MAX else at[:_AT_CHARACTERS_MAX]
+            return f"{(at or '?')[:_AT_CHARACTERS_MAX]}{NESTED}{attempt.label}"
+        return at and at[:_AT_CHARACTERS_MAX]
 
 
 _EPOCH_MS_MAX = 253_402_300_799_000

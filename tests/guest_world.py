@@ -98,21 +98,23 @@ class World:
     def drop(self) -> None:
         self.send(wire.Drop(), self.life)
 
-    def finish(self, name: str, value: Any = None, *, error: BaseException | None = None) -> None:
-        """A sleep or wait is over."""
-        key = next(key for key in self.open if key[1] == name)
+    def finish(
+        self, what: str | Key, value: Any = None, *, error: BaseException | None = None
+    ) -> None:
+        """A sleep or wait is over, told by name or by key."""
+        key = next(key for key in self.open if what in (key, key[1]))
         token = self.open.pop(key).token
         if error is not None:
             wired = self.guest.to_wire(error)
-            self.history[key] = Known(*key, 2, None, wired)
+            self.history[key] = Known(*key, 2, None, wired, self.history[key].at)
             self.send(wire.Answer(token, None, wired), self.life)
         else:
             text = codec.encode(value)
-            self.history[key] = Known(*key, 1, text)
+            self.history[key] = Known(*key, 1, text, None, self.history[key].at)
             self.send(wire.Answer(token, text), self.life)
 
-    def deliver(self, name: str, payload: Any, type: str = "t") -> None:
-        self.finish(name, {"payload": payload, "timestamp_us": 1_000_000, "type": type})
+    def deliver(self, what: str | Key, payload: Any, type: str = "t") -> None:
+        self.finish(what, {"payload": payload, "timestamp_us": 1_000_000, "type": type})
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -148,6 +150,11 @@ class World:
         return [
             message for number, message in self.log if type(message) is kind and number == wanted
         ]
+
+    @property
+    def guest_life(self) -> Any:
+        """The guest's own object of the present life."""
+        return self.guest._lives[self.life]
 
     @property
     def printed(self) -> list[str]:

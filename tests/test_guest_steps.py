@@ -588,7 +588,7 @@ async def test_nested_steps_are_steps_and_say_where_they_stand(world: World) -> 
     return await step.do("outer", outer)
     """)
     assert await world.run(code) == 2
-    assert [m.at for m in world.of(wire.Step)] == ["index.py:13", "index.py:12 in step 'outer'"]
+    assert [m.at for m in world.of(wire.Step)] == ["index.py:13", "index.py:12 in step 'outer' 1"]
     world_again = await world.again()
     assert world_again == 2
     assert world.of(wire.Step) == []
