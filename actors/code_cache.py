@@ -75,6 +75,11 @@ class CodeCache:
         self._held[self._key(binding, metadata)] = resolved
         return resolved
 
+    async def prepare(self) -> None:
+        """Begin to load the code that new instances get; raises CodeError."""
+        resolved = await self.current(None, None)
+        self._hosts.get((resolved.code_hash, None, ()))
+
     def _key(self, binding: str | None, metadata: bytes | None) -> tuple[Any, Any]:
         return (binding, metadata) if self._codes.is_app else (None, None)
 

@@ -70,8 +70,9 @@ class LoaderStats(msgspec.Struct):
 class _Place:
     """Where one tenant lives, or is about to."""
 
-    def __init__(self, tenant_id: str) -> None:
+    def __init__(self, tenant_id: str, *, is_wanted: bool) -> None:
         self.tenant_id = tenant_id
+        self.is_wanted = is_wanted
         self.peer: Peer | None = None
         self.opening: asyncio.Future[Peer] | None = None
         self.released = asyncio.Event()
@@ -133,15 +134,15 @@ class Loader:
         place = self._places.get(tenant_id)
         if place is None:
             self._prefetch(tenant_id)
-            place = self._new_place(tenant_id)
+            place = self._new_place(tenant_id, is_wanted=True)
         elif gone is not None and place.peer is not None and place.peer.name == gone:
             if place.opening is None or place.opening.done():
                 place.opening = self._begin(place, self._reopen(place, place.peer))
         assert place.opening is not None
         return await asyncio.shield(place.opening)
 
-    def _new_place(self, tenant_id: str) -> _Place:
-        place = self._places[tenant_id] = _Place(tenant_id)
+    def _new_place(self, tenant_id: str, *, is_wanted: bool) -> _Place:
+        place = self._places[tenant_id] = _Place(tenant_id, is_wanted=is_wanted)
         place.opening = self._begin(place, self._open(place))
         return place
 
@@ -242,7 +243,7 @@ class Loader:
         waited_s = 0.0
         while True:
             try:
-                await peer.call("adopt", place.tenant_id)
+                await peer.call("adopt", place.tenant_id, place.is_wanted)
                 return
             except Lost as error:
                 # A slot that died is restarted in its place, under the same name.
@@ -287,7 +288,7 @@ class Loader:
         async with self._wakes:
             if self._is_closed:
                 return False
-            place = self._places.get(tenant_id) or self._new_place(tenant_id)
+            place = self._places.get(tenant_id) or self._new_place(tenant_id, is_wanted=False)
             assert place.opening is not None
             try:
                 await asyncio.shield(place.opening)
@@ -341,7 +342,7 @@ class Loader:
             # If it had a tenant before it died: that one is opened again as it is listed as open.
             self._pool.append(peer)
         elif tenant_id is not None and tenant_id not in self._places:
-            place = self._places[tenant_id] = _Place(tenant_id)
+            place = self._places[tenant_id] = _Place(tenant_id, is_wanted=False)
             place.peer = peer
             await self._room.acquire()
             place.opening = asyncio.get_running_loop().create_future()

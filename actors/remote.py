@@ -70,11 +70,21 @@ class RemoteCodes:
         self._bundles = Bundles(store)
         self._calls = calls
         self._pickle = pickle
+        self._ahead: dict[str, asyncio.Task[Resolved]] = {}
+
+    def fetch_ahead(self, tenant_id: str) -> None:
+        """Begin to ask for what the next `current` of a tenant will want to know."""
+        self._ahead[tenant_id] = asyncio.ensure_future(
+            self._loader.call("code_current", tenant_id, None, None)
+        )
 
     async def current(
         self, tenant_id: str, *, binding: str | None = None, metadata: bytes | None = None
     ) -> Resolved:
         """The code for new instances, stored."""
+        ahead = self._ahead.pop(tenant_id, None) if metadata is None else None
+        if ahead is not None:
+            return await ahead
         resolved: Resolved = await self._loader.call("code_current", tenant_id, binding, metadata)
         return resolved
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import tempfile
 from collections.abc import Callable
 
 from ..eventlog.clock import SystemClock
-from ..eventlog.errors import Fenced, InstanceError, Unavailable
+from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
 from ..eventlog.ids import SystemIds
 from ..eventlog.store import Store, open_store, probe
+from ..loaders.bundle import WorkerCode
 from ..loaders.isolate import Isolation, Limits
 from ..loaders.process import ProcessIsolates
+from .codes import Codes, CodeSource
 from .config import PlatformConfig
 from .house import Clients, Find, Setup, tell
 from .peers import Lost, Peer
@@ -20,7 +23,22 @@ from .remote import Persistent, RemoteCodes
 from .slot import Slot
 from .tenant import Tenant, open_tenant
 
+_log = logging.getLogger("dynamic_workflows.resident")
+
 _FENCED_TRIES_MAX = 20
+_REHEARSAL_S = 10.0
+_SCRIPT = WorkerCode(
+    main_module="rehearsal.py",
+    modules={
+        "rehearsal.py": """
+from dynamic_workflows import WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        return await step.do("rehearse", lambda: True)
+"""
+    },
+)
 
 
 class SlotHouse:
@@ -70,36 +88,58 @@ class SlotHouse:
         self._telling = asyncio.ensure_future(tell(self._loader, "slot_started", self._name))
 
     async def _rehearse(self) -> None:
-        """Open a tenant that does not exist, so that nothing is done for the first time later."""
+        """Be a tenant that does not exist, so that nothing is done for the first time later.
+
+        Only speed is at stake: what goes wrong here will go wrong, and be told, with a tenant.
+        """
         with tempfile.TemporaryDirectory(prefix="dw-") as folder:
             store = open_store(folder)
-            nobody = await self._open_on("nobody", store)
-            await nobody.call("list", {"workflow": "TenantWorkflow", "status": None, "limit": 1})
+            codes = Codes(store, clock=self._clock, ttl_s=60, load=lambda tenant_id: _SCRIPT)
             try:
-                await nobody.call("get", {"workflow": "TenantWorkflow", "id": "nothing"})
-            except InstanceError:
-                pass
-            await nobody.close(seal=False)
+                await asyncio.wait_for(self._perform(store, codes), _REHEARSAL_S)
+            except (TimeoutError, WorkflowsError) as error:
+                _log.info("the rehearsal of %s failed: %s", self._name, error)
             await store.close()
         # What is here by now stays: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
 
-    async def _open_on(self, tenant_id: str, store: Store) -> Tenant:
+    async def _perform(self, store: Store, codes: Codes) -> None:
+        nobody = await self._open_on("nobody", store, codes)
+        try:
+            item = {"id": "rehearsal", "params": b"{}"}
+            which = {"workflow": "TenantWorkflow"}
+            await nobody.call(
+                "create_batch", which | {"items": [item], "strict": True, "token": "rehearsal"}
+            )
+            await nobody.call("result", which | {"id": "rehearsal", "timeout_s": _REHEARSAL_S})
+        finally:
+            await nobody.close(seal=False)
+
+    async def _open_on(self, tenant_id: str, store: Store, codes: CodeSource) -> Tenant:
         return await open_tenant(
             tenant_id,
             store=store,
             isolates=self._isolates,
-            codes=self._codes,
+            codes=codes,
             clock=self._clock,
             ids=self._ids,
             config=self._setup.config,
         )
 
-    async def _open_tenant(self, tenant_id: str) -> Tenant:
+    async def _open_tenant(self, tenant_id: str, is_wanted: bool) -> Tenant:
+        is_wanted = is_wanted and not self._codes.is_app
+        if is_wanted:
+            self._codes.fetch_ahead(tenant_id)
+        tenant = await self._open_unfenced(tenant_id)
+        if is_wanted:
+            self._preparing = asyncio.ensure_future(_prepare(tenant))
+        return tenant
+
+    async def _open_unfenced(self, tenant_id: str) -> Tenant:
         for tries_left in range(_FENCED_TRIES_MAX, 0, -1):
             try:
-                return await self._open_on(tenant_id, self._store)
+                return await self._open_on(tenant_id, self._store, self._codes)
             except Fenced as error:
                 # Another process opened it at the same moment, most likely one that is dying.
                 if tries_left == 1:
@@ -115,6 +155,13 @@ class SlotHouse:
         except Unavailable as error:
             raise Lost(str(error)) from error
         return peer
+
+
+async def _prepare(tenant: Tenant) -> None:
+    try:
+        await tenant.prepare()
+    except WorkflowsError:
+        pass  # whoever creates will be told
 
 
 def isolates_of(config: PlatformConfig) -> ProcessIsolates:

@@ -63,8 +63,8 @@ class Resident(Protocol):
         ...
 
 
-OpenTenant: TypeAlias = Callable[[str], Awaitable[Resident]]
-"""Tenant id -> the tenant, its log replayed and owned."""
+OpenTenant: TypeAlias = Callable[[str, bool], Awaitable[Resident]]
+"""(tenant id, whether a client wants it) -> the tenant, its log replayed and owned."""
 
 
 class SlotStats(msgspec.Struct):
@@ -111,9 +111,10 @@ class Slot:
 
     # --- what the loader calls
 
-    async def adopt(self, tenant_id: str) -> None:
+    async def adopt(self, tenant_id: str, is_wanted: bool = False) -> None:
         """Be this tenant: open its log and go on with its instances. Harmless to repeat.
 
+        `is_wanted`: a client asked for it, and is likely to create something next.
         Raises what opening raised (Corrupt, Unavailable, …) and stays blank then; Moved when this
         slot is another tenant's or is closing.
         """
@@ -122,7 +123,7 @@ class Slot:
         if self._opening is None:
             self._tenant_id = tenant_id
             self._on_adopted(tenant_id)
-            self._opening = asyncio.ensure_future(self._open_tenant(tenant_id))
+            self._opening = asyncio.ensure_future(self._open_tenant(tenant_id, is_wanted))
         try:
             self._resident = await asyncio.shield(self._opening)
         except Exception:

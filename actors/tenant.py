@@ -431,7 +431,7 @@ class Tenant(TenantCalls):
             elif type(effect) is DropLife:
                 host = self._lives.pop(effect.life, None)
                 if host is not None:
-                    host.lives.discard(effect.life)
+                    host.end(effect.life)
                     frame = wire.pack(wire.Drop(), life=effect.life)
                     frames.setdefault(host, []).append(frame)
             else:

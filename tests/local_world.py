@@ -230,7 +230,7 @@ class World:
         if self.slots.pop(name, None) is not None:
             self.killed.append(name)
 
-    async def open_tenant(self, tenant_id: str) -> Till:
+    async def open_tenant(self, tenant_id: str, is_wanted: bool) -> Till:
         if tenant_id in self.corrupt:
             raise Corrupt("damaged", path="x", offset=0)
         self.opened.append(tenant_id)
