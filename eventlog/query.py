@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import InvalidError, QueryError
+from .errors import Corrupt, InvalidError, QueryError
 from .files import LogFiles, Update
 from .guard import check_select
 from .store import NotFound, Store, open_store
@@ -176,10 +176,13 @@ class LogViews:
         for tries_left in reversed(range(_TRIES_MAX)):
             try:
                 return self._refresh(again=again)
-            except (duckdb.IOException, NotFound):
+            except (duckdb.IOException, NotFound) as error:
                 self._start_over()
                 if not tries_left:
-                    raise
+                    raise Corrupt(
+                        f"a segment that a manifest names cannot be read: {error}. "
+                        "`dynamic-workflows verify` shows what is affected"
+                    ) from None
             except BaseException:
                 self._start_over()
                 raise
@@ -216,6 +219,8 @@ class LogViews:
         self._writer.execute(f"DELETE FROM {DEAD}")
         self._with_tail.clear()
         self._with_dead.clear()
+        # No list of segments is like this one, so the views are defined again.
+        self._segments = {"": 0}
 
     def _sealed_files(self) -> dict[str, int]:
         """Key and size of every segment."""
