@@ -48,22 +48,16 @@ class GuestCalls:
         try:
             # What the code did before it called is safe before the call takes effect.
             await self._desk.caught_up()
-            self._count(host, life)
+            if not host.count_subrequest(life):
+                raise LimitExceededError(
+                    f"the code may call its bindings {host.limits['subrequests']} times",
+                    limit="subrequests",
+                )
             reply = wire.Reply(call.call, value=await self._value(host, call))
         except Exception as error:  # of a service too: it reaches the tenant as data
             reply = wire.Reply(call.call, error=faults.to_wire(error))
         self._desk.core.note_reply(life)
         host.send([wire.pack(reply, life=life)])
-
-    def _count(self, host: Host, life: int) -> None:
-        most = host.limits.get("subrequests")
-        if most is None:
-            return
-        host.subrequests[life] = used = host.subrequests.get(life, 0) + 1
-        if used > most:
-            raise LimitExceededError(
-                f"the code may call its bindings {most} times", limit="subrequests"
-            )
 
     async def _value(self, host: Host, call: wire.Call) -> bytes:
         assert host.bundle is not None, "it has sent a frame"

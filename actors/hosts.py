@@ -114,10 +114,28 @@ class Host:
             reply = await future
         finally:
             self._invokes.pop(number, None)
+            if not self._invokes:
+                self.subrequests.pop(0, None)
             self.used_us = self._hosts.clock.now_us()
         if reply.error is not None:
             raise GuestError(reply.error)
         return reply.value or b"null"
+
+    def count_subrequest(self, life: int) -> bool:
+        """Count one more call of a lifetime, or of an invocation; whether it may have it.
+
+        Invocations carry no number on the wire: those in flight share what they may have together.
+        """
+        most = self.limits.get("subrequests")
+        if most is None:
+            return True
+        used = self.subrequests[life] = self.subrequests.get(life, 0) + 1
+        return used <= (most if life else most * max(1, len(self._invokes)))
+
+    def end(self, life: int) -> None:
+        """The lifetime is over."""
+        self.lives.discard(life)
+        self.subrequests.pop(life, None)
 
     def is_unused(self) -> bool:
         """Whether nothing of the tenant's lives in it."""

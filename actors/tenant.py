@@ -409,9 +409,9 @@ class Tenant(TenantCalls):
 
     def _evict(self) -> None:
         """Forget what has rested longest, once there is much of it."""
-        resting = list(islice(self.core.evictable(), _RESTING_MAX))
-        if len(resting) == _RESTING_MAX and self._pump.written():
-            for key in resting[: _RESTING_MAX // 2]:
+        resting = list(self.core.evictable())
+        if len(resting) > _RESTING_MAX and self._pump.written():
+            for key in resting[: len(resting) - _RESTING_MAX // 2]:
                 self.core.evict(key)
 
     # --- effects and timers
