@@ -8,6 +8,7 @@ error poisons the log: nothing more is acknowledged, and only opening it again s
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -38,7 +39,7 @@ from .recovery import (
     newest_version,
     walk_async,
 )
-from .segment import read_instance, read_rows
+from .segment import read_instances, read_rows
 from .store import AlreadyExists, NotFound, Store, create_once, probe
 from .store_local import LocalStore
 from .sync_thread import Runner
@@ -87,6 +88,10 @@ class EventLog:
         self.failed: WorkflowsError | None = None
         self.torn: TornTail | None = None
         """What a crash of the owner before had left unfinished, if anything."""
+        self.has_dead_blobs = False
+        """Whether blobs may be left that no row names any more; for upkeep."""
+        self.is_swept = False
+        """Whether this owner has removed what crashes before it left; for upkeep."""
         self.blobs = Blobs(store, stream, ids=ids)
         self._loop = asyncio.get_running_loop()
         self._newest = fresh(stream, tenant_id)
@@ -100,7 +105,7 @@ class EventLog:
         self._publishing = asyncio.Lock()
         self._sealing = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
-        self._wanted: dict[tuple[str, str], asyncio.Future[list[Row]]] = {}
+        self._wanted: dict[tuple[str, str], list[asyncio.Future[list[Row]]]] = {}
         self._answering: asyncio.Task[None] | None = None
         self._wal: LocalWal | ObjectWal
 
@@ -353,27 +358,27 @@ class EventLog:
         It has all that was appended before this call. Calls that come while one is answered are
         answered together by the next reading, so a thousand cost little more than one.
         """
-        key = (workflow, instance_id)
-        future = self._wanted.get(key)
-        if future is None:
-            future = self._wanted[key] = self._loop.create_future()
+        future: asyncio.Future[list[Row]] = self._loop.create_future()
+        self._wanted.setdefault((workflow, instance_id), []).append(future)
         if self._answering is None:
             self._answering = self._loop.create_task(self._answer())
-        return list(await asyncio.shield(future))
+        return await future
 
     async def _answer(self) -> None:
-        wanted: dict[tuple[str, str], asyncio.Future[list[Row]]] = {}
+        wanted: dict[tuple[str, str], list[asyncio.Future[list[Row]]]] = {}
         try:
             while self._wanted:
                 wanted, self._wanted = self._wanted, {}
                 found = await self._histories(set(wanted))
-                for key, future in wanted.items():
-                    future.set_result(_since_deletion(found[key]))
+                for key, futures in wanted.items():
+                    rows = _since_deletion(found[key])
+                    for future in futures:
+                        if not future.done():
+                            future.set_result(list(rows))
         except Exception as error:
-            for future in [*wanted.values(), *self._wanted.values()]:
+            for future in itertools.chain(*wanted.values(), *self._wanted.values()):
                 if not future.done():
                     future.set_exception(error)
-                    future.exception()
             self._wanted = {}
         finally:
             self._answering = None
@@ -385,9 +390,9 @@ class EventLog:
             while self.tail.wants_index():
                 await asyncio.to_thread(self.tail.index_some)
             found = await asyncio.to_thread(self.tail.histories, keys)
-        for key in keys:
-            if manifest.rows:
-                found[key][:0] = await read_instance(self.store, manifest.segments, *key)
+        if manifest.rows:
+            sealed = await read_instances(self.store, manifest.segments, keys)
+            return {key: sealed[key] + found[key] for key in keys}
         return found
 
     async def _written(self) -> None:
@@ -505,9 +510,14 @@ class EventLog:
             await upkeep.maintain(self)
 
     async def close(self, *, seal: bool = False) -> None:
-        """Acknowledge what was appended, and give up ownership; `seal`: leave no tail behind."""
+        """Acknowledge what was appended, and give up ownership.
+
+        `seal`: the log is about to sleep, so leave no tail, no deleted rows and no garbage behind.
+        """
         if seal and self.failed is None:
-            await self.seal()
+            async with self._sealing:
+                await self._written()
+                await upkeep.settle_down(self)
         if self._background is not None:
             await asyncio.wait([self._background])
         await self._wal.close()

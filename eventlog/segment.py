@@ -7,9 +7,11 @@ columns are found by name or field id, so a reader need not know the writer's ve
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -338,6 +340,50 @@ async def read_instance(
             rows += from_table(find_instance(source, workflow, instance_id))
     rows.sort(key=lambda row: row.seq)
     return rows
+
+
+async def read_instances(
+    store: Store, segments: Iterable[SegmentInfo], keys: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], list[Row]]:
+    """The sealed rows of many instances (workflow, instance_id), each in order of seq.
+
+    Each segment is read once for all of them, in a thread.
+    """
+    found: dict[tuple[str, str], list[Row]] = {key: [] for key in keys}
+    ids = sorted({instance_id for _, instance_id in keys})
+    for info in segments:
+        if not info.rows or not _overlaps(ids, info.instance_min, info.instance_max):
+            continue
+        source = await _source(store, info)
+        for row in await asyncio.to_thread(_find_instances, source, ids):
+            rows = found.get((row.workflow, row.instance_id))
+            if rows is not None:
+                rows.append(row)
+    for rows in found.values():
+        rows.sort(key=lambda row: row.seq)
+    return found
+
+
+def _find_instances(source: Any, ids: list[str]) -> list[Row]:
+    """The rows of these instances (sorted ids), whatever their workflow, pruned by row group."""
+    wanted = pa.array(ids, pa.string())
+    rows: list[Row] = []
+    with pq.ParquetFile(source) as file:
+        place = file.schema_arrow.get_field_index("instance_id")
+        for group in range(file.metadata.num_row_groups):
+            statistics = file.metadata.row_group(group).column(place).statistics
+            has_range = statistics is not None and statistics.has_min_max
+            if has_range and not _overlaps(ids, statistics.min, statistics.max):
+                continue
+            table = conform(file.read_row_group(group, use_threads=False))
+            mask = pc.is_in(table.column("instance_id"), value_set=wanted)
+            rows += from_table(table.filter(mask))
+    return rows
+
+
+def _overlaps(ids: list[str], least: str, greatest: str) -> bool:
+    place = bisect_left(ids, least)
+    return place < len(ids) and ids[place] <= greatest
 
 
 async def _source(store: Store, info: SegmentInfo) -> Any:

@@ -64,7 +64,10 @@ async def seal(log: EventLog) -> None:
 
     await log.publish(update)
     await log.drop_tail(seq_max)
-    log.blobs.settle(row.blob for row in rows if row.blob)
+    blobs = [row.blob for row in rows if row.blob]
+    log.blobs.settle(blobs)
+    # Sealing leaves out rows of deleted instances: their blobs may be nobody's now.
+    log.has_dead_blobs = log.has_dead_blobs or bool(blobs)
     await _remove_wal(log)
 
 
@@ -87,15 +90,31 @@ async def maintain(log: EventLog) -> None:
     """Seal if the tail is large or old, then merge and erase what is due, then remove garbage."""
     if _is_seal_due(log):
         await seal(log)
+    await _compact(log)
+    await _tidy(log)
+    if not log.is_swept:
+        await _sweep(log)
+        log.is_swept = True
+
+
+async def settle_down(log: EventLog) -> None:
+    """Before a log sleeps: seal, erase what was deleted, remove garbage. Nobody will later."""
+    await seal(log)
+    await _compact(log, erase_now=True)
+    await _tidy(log, all_now=True)
+
+
+async def _compact(log: EventLog, *, erase_now: bool = False) -> None:
     config = log.config.compaction
-    while (
-        plan := compaction.plan(log.manifest, now_us=log.clock.now_us(), config=config)
-    ) is not None:
-        change = await compaction.compact(
-            log.store, log.manifest, plan, ids=log.ids, now_us=log.clock.now_us()
-        )
+    while True:
+        now_us = log.clock.now_us()
+        plan = compaction.plan(log.manifest, now_us=now_us, config=config, erase_now=erase_now)
+        if plan is None or (erase_now and not plan.erase):
+            return
+        change = await compaction.compact(log.store, log.manifest, plan, ids=log.ids, now_us=now_us)
         await log.publish(partial(compaction.apply, change=change, now_us=log.clock.now_us()))
-    await tidy(log)
+        if plan.erase and any(info.blobs for info in change.removed):
+            log.has_dead_blobs = True
 
 
 def _is_seal_due(log: EventLog) -> bool:
@@ -105,9 +124,11 @@ def _is_seal_due(log: EventLog) -> bool:
     return oldest_us is not None and log.clock.now_us() - oldest_us >= log.config.seal_age_s * US
 
 
-async def tidy(log: EventLog) -> None:
-    """Remove garbage whose grace is over, orphans, and old manifests."""
-    keys = compaction.expired(log.manifest, now_us=log.clock.now_us(), config=log.config.compaction)
+async def _tidy(log: EventLog, *, all_now: bool = False) -> None:
+    """Remove garbage whose grace is over, and blobs that no row names any more."""
+    keys = compaction.expired(
+        log.manifest, now_us=log.clock.now_us(), config=log.config.compaction, all_now=all_now
+    )
     if keys:
         changed = await compaction.remove_garbage(log.store, log.manifest, keys)
         await log.publish(
@@ -115,17 +136,32 @@ async def tidy(log: EventLog) -> None:
                 manifest, garbage=changed.garbage, garbage_us=changed.garbage_us
             )
         )
+    if log.has_dead_blobs:
+        await _collect_blobs(log)
+        log.has_dead_blobs = False
 
 
-async def sweep(log: EventLog) -> None:
-    """Remove what crashes left: segments and blobs that nothing names, and old manifests."""
+async def _collect_blobs(log: EventLog) -> None:
+    """Remove blobs that neither a sealed row nor a row of the tail names."""
+    live = await compaction.live_blobs(log.store, log.manifest)
+    for start in range(0, len(blocks := log.tail.blocks()), BLOCKS_AT_ONCE):
+        rows = await asyncio.to_thread(log.decode, blocks[start : start + BLOCKS_AT_ONCE])
+        live.update(row.blob for row in rows if row.blob)
+    await log.blobs.collect(live, is_owner=partial(_is_owner, log))
 
-    async def is_owner() -> bool:
-        newest = await newest_manifest(log.store, log.stream)
-        return newest is not None and newest.manifest.token == log.token
 
-    await compaction.sweep(log.store, log.manifest, is_owner=is_owner)
-    kept = log.manifest.version - MANIFESTS_KEPT
+async def _is_owner(log: EventLog) -> bool:
+    newest = await newest_manifest(log.store, log.stream)
+    return newest is not None and newest.manifest.token == log.token
+
+
+async def _sweep(log: EventLog) -> None:
+    """Remove what crashes of owners before left: files that nothing names, and old manifests."""
+    await compaction.sweep(log.store, log.manifest, is_owner=partial(_is_owner, log))
+    await _collect_blobs(log)
+    await _remove_wal(log)
+    first = log.manifest.version - MANIFESTS_KEPT
     for entry in await log.store.list(manifest_prefix(log.stream)):
-        if (version_of(entry.key) or kept) < kept:
+        version = version_of(entry.key)
+        if version is not None and version <= first:
             await log.store.delete(entry.key)
