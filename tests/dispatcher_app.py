@@ -61,13 +61,13 @@ def load_tenant(env, tenant_id):  # type: ignore[no-untyped-def]
     return env.LOADER.get(tenant_id, code)
 
 async def load_runner(*, metadata, env):  # type: ignore[no-untyped-def]
-    return load_tenant(env, metadata["tenant_id"]).get_entrypoint("TenantWorkflow")
+    return load_tenant(env, metadata["tenant_id"]).get_entrypoint("TenantWorkflow")  # type: ignore[no-untyped-call]
 
 DynamicWorkflow = dw.create_dynamic_workflow_entrypoint(load_runner)
 
 class Dispatcher(dw.WorkerEntrypoint):
     async def fetch(self, request):  # type: ignore[no-untyped-def]
-        return await load_tenant(self.env, request.headers["x-tenant-id"]).get_entrypoint().fetch(request)  # noqa: E501
+        return await load_tenant(self.env, request.headers["x-tenant-id"]).get_entrypoint().fetch(request)  # type: ignore[no-untyped-call]  # noqa: E501
 
 app = dw.App(Dispatcher, workflows={"WORKFLOWS": DynamicWorkflow})   # dw.connect("./data", app=app)
 

@@ -203,9 +203,9 @@ async def test_a_workflow_session_covers_every_instance_created_in_it() -> None:
             assert [one.id for one in await seen.get()] == ["a", "b"]
             assert [await one.result() for one in made] == [[10, 2, 4, "timed out"]] * 2
         later = await workflows.create(id="later")
-        for one in (before, later):
-            await one.send_event("go", "real")
-            assert await one.result() == [1, 2, 4, "real"]
+        for instance in (before, later):
+            await instance.send_event("go", "real")
+            assert await instance.result() == [1, 2, 4, "real"]
 
 
 async def test_introspection_needs_the_testing_platform() -> None:
