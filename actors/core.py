@@ -23,6 +23,8 @@ from .summary import NOT_QUEUED, WOKEN, Summary
 
 _DUE_MAX = 2_000
 """Timers fired by one `due`; the shell comes back at once for the rest."""
+_SLEEPERS_LOADED_MAX = 20_000
+"""Rests that a replay keeps in full; of later ones it keeps the wake time."""
 
 
 class TenantCore(Schedules):
@@ -47,11 +49,22 @@ class TenantCore(Schedules):
         self._take_in(summary, row, body, None)
         if summary.status == NONE:
             self._forget(summary)
-        elif summary.instance is not None:
-            if summary.status in ENDED:
-                summary.instance = None
-            elif row.blob is not None:
-                summary.instance.is_partial = True
+        elif summary.instance is None:
+            summary.set("wake_us", None)  # It has moved on, unseen: `recover` will wake it.
+        elif summary.status in ENDED:
+            summary.instance = None
+        elif row.blob is not None:
+            summary.instance.is_partial = True
+        elif row.type == "workflow_waiting":
+            self._rested_in_replay(summary)
+
+    def _rested_in_replay(self, summary: Summary) -> None:
+        """Keep the memory of an opening bounded: of many sleepers only the wake time stays."""
+        self._replayed_sleepers += 1
+        if self._replayed_sleepers > _SLEEPERS_LOADED_MAX:
+            wake_us = self._wake_us(summary)
+            summary.instance = None
+            summary.set("wake_us", wake_us)
 
     def recover(self, now_us: int) -> Decision:
         """After the replay: close attempts that were in flight, and give everything open its wake
@@ -142,18 +155,21 @@ class TenantCore(Schedules):
         """Whether the full state is in memory."""
         return self._find(key).instance is not None
 
-    def load(self, key: Key, rows: builtins.list[Row]) -> None:
-        """Take in the whole history of an instance, blobs resolved; it was not loaded."""
+    def load(self, key: Key, rows: builtins.list[Row]) -> bool:
+        """Take in the whole history of an instance, blobs resolved. False, and nothing is loaded,
+        when the instance has moved on since the history was read: read it again."""
         summary = self._find(key)
         assert summary.instance is None
         copy = Summary(key)
         for row in rows:
             fold(copy, row, decode(row))
-        assert copy.status == summary.status, f"{key}: history says {copy.status}"
-        assert copy.run == summary.run, f"{key}: history says run {copy.run}"
+        said = (copy.status, copy.run, copy.created_us)
+        if said != (summary.status, summary.run, summary.created_us):
+            return False
         summary.instance = copy.instance
         if summary.lifetime is None and summary.queue == NOT_QUEUED:
             self._resting[key] = summary
+        return True
 
     def evictable(self) -> Iterator[Key]:
         """Loaded instances that nothing will happen to soon, the longest at rest first. Take what

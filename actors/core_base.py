@@ -45,6 +45,7 @@ class CoreBase:
         self._last_life = 0
         self._busy = 0
         """Lifetimes that take a slot."""
+        self._replayed_sleepers = 0
         self._timers = Timers()
         self._queues = Queues()
         self._bucket = Bucket(config.creates_per_second_max)
@@ -206,8 +207,10 @@ class CoreBase:
 
     def _wake_us(self, summary: Summary) -> int:
         """When an open instance that is not paused has something to do; 0: now."""
-        if summary.instance is None or summary.rolling_back or summary.status == RUNNING:
+        if summary.rolling_back or summary.status == RUNNING:
             return 0
+        if summary.instance is None:
+            return summary.get("wake_us") or 0
         assert summary.status == WAITING
         earliest: int | None = None
         for step in summary.instance.open.values():

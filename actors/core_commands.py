@@ -59,9 +59,7 @@ class Commands(Rollbacks):
             check_new_id(item.instance_id)
             key = (item.workflow, item.instance_id)
             known = self._directory.get(key)
-            is_again = (
-                known is not None and item.token is not None and known.get("token") == item.token
-            )
+            is_again = known is not None and item.token is not None and known.token == item.token
             if key in seen or (known is not None and not is_again):
                 if strict:
                     raise _already_exists(key)
@@ -255,7 +253,7 @@ class Commands(Rollbacks):
             summary.get("pin") or "hash",
             summary.get("retention"),
             raw(instance.schedule),
-            summary.get("token"),
+            summary.token,
             summary.get("workflow_name"),
             summary.created_us,
             target,

@@ -89,11 +89,16 @@ class Running(CoreBase):
         else:
             kind = ""
         if kind:
-            self._emit(d, summary, kind, now_us=now_us, code_hash=summary.code_hash)
+            self._emit(d, summary, kind, now_us=now_us, code_hash=self._news_of_code(summary))
         life = self._begin_life(summary, "rollback" if summary.rolling_back else "run")
         self._send(d, life, self._run_message(summary, summary.instance, life))
         d.answer = life.number
         return d
+
+    def _news_of_code(self, summary: Summary) -> str | None:
+        """The code hash, where the log may not know it: an instance that follows the newest
+        code."""
+        return summary.code_hash if summary.get("pin") == "latest" else None
 
     def _run_message(self, summary: Summary, instance: Instance, life: Lifetime) -> Run:
         workflow, instance_id = summary.key
@@ -618,7 +623,7 @@ class Running(CoreBase):
         self._busy += 1
         self._cancel_timer(summary)
         if summary.status == WAITING:
-            self._emit(d, summary, "workflow_running", now_us=now_us, code_hash=summary.code_hash)
+            self._emit(d, summary, "workflow_running", now_us=now_us)
         return True
 
     # --- rest ------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def _queued(summary: Summary, row: Row, body: Body | None) -> None:
         summary.set("workflow_name", body.workflow_name)
         summary.set("pin", body.pin if body.pin != "hash" else None)
         summary.set("retention", body.retention)
-        summary.set("token", body.token)
+        summary.token = body.token
         summary.instance = Instance()
     elif is_restart and body.from_ is None:
         summary.instance = Instance()

@@ -36,6 +36,7 @@ class Summary:
         "started_us",
         "status",
         "timer",
+        "token",
     )
 
     def __init__(self, key: Key) -> None:
@@ -50,8 +51,10 @@ class Summary:
         self.paused_us = 0
         self.code_hash: str | None = None
         self.rolling_back = False
+        self.token: str | None = None
+        """Of the create that made it."""
         self.extra: dict[str, Any] | None = None
-        """Rare facts: pin, retention, token, workflow_name, reason (code, message)."""
+        """Rare facts: pin, retention, workflow_name, reason (code, message), wake_us."""
         self.instance: Instance | None = None
         """Everything else, while it is loaded."""
         self.lifetime: Lifetime | None = None

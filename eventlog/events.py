@@ -57,8 +57,8 @@ Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name"
     code_deployed, code_pinned_back, timer_fired, schema_…
                          tenant-level rows (instance_id ""), never in `history()` of an instance
 
-The `code_hash` column is set on workflow_queued, workflow_started and workflow_running rows, and it
-holds for the rows after them.
+The `code_hash` column is set on workflow_queued rows, and on the workflow_started and
+workflow_running rows of instances that follow the newest code; it holds for the rows after them.
 
 A value too large for a row (over 64 KiB encoded), or a sensitive output, lies in a blob: the row's
 `blob` column names it, and the payload has null (or "[REDACTED]") in the value's place. The blob

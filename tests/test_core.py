@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.core_world import StepApi, World
+from core_world import StepApi, World
 
 
 async def whole(step: StepApi, params: Any) -> Any:

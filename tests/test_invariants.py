@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dynamic_workflows.actors.core import TenantCore
 from dynamic_workflows.actors.decisions import Key
 from dynamic_workflows.eventlog.events import TERMINAL_TYPES, Row, unfold
-from tests.core_world import Fatal, StepApi, StepFailed, World, config, gather, payload
+from core_world import Fatal, StepApi, StepFailed, World, config, gather, payload
 
 Op = tuple[Any, ...]
 
