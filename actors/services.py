@@ -45,7 +45,9 @@ class Services:
                 "this code has no network: the platform has to grant a global_outbound"
             )
         positional, _ = _arguments(args, kwargs)
-        request = http.request_from_plain(positional[0])
+        request = positional[0] if positional else None
+        if not isinstance(request, http.Request):
+            raise InvalidError("fetch takes one Request")
         answer = public_method(gateway, "fetch")(request)
         if inspect.isawaitable(answer):
             answer = await answer
@@ -77,4 +79,4 @@ def _arguments(args: bytes, kwargs: bytes) -> tuple[list[Any], dict[str, Any]]:
         raise InvalidError("a call carries a list of arguments and a dict of named ones")
     if not all(isinstance(name, str) for name in named):
         raise InvalidError("the names of arguments are text")
-    return list(positional), named
+    return [http.from_plain(value) for value in positional], named

@@ -71,8 +71,8 @@ class EntrypointStub:
 
     async def fetch(self, request: Any) -> http.Response:
         """Answer an HTTP request."""
-        plain = http.request_to_plain(request)
-        return http.response_from_plain(await self._invoke("fetch", [plain], {}))
+        answer = await self._invoke("fetch", [http.request_to_plain(request)], {})
+        return answer if isinstance(answer, http.Response) else http.Response(answer)
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         if method.startswith("_"):
@@ -95,7 +95,7 @@ class EntrypointStub:
                 "limits": self._limits,
             }
         )
-        return codec.decode(answer)
+        return http.from_plain(codec.decode(answer))
 
 
 class WorkerStub:
