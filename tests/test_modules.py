@@ -1,0 +1,224 @@
+"""A bundle's modules: found by plain names, apart from everything else in the process."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dynamic_workflows.loaders.modules import BadModule, Modules
+from dynamic_workflows.loaders.wire import Module
+
+numbers = itertools.count()
+Load = Callable[..., Any]
+
+
+@pytest.fixture
+def load() -> Iterator[Load]:
+    made: list[Modules] = []
+
+    def make(files: dict[str, str | bytes], *, main: str = "index.py", **options: Any) -> Any:
+        modules = Modules(
+            [_module(path, data) for path, data in files.items()],
+            prefix=f"tenant_test_{next(numbers)}",
+            **{"is_alone": False, **options},
+        )
+        made.append(modules)
+        return modules.load(main)
+
+    before = set(sys.modules)
+    yield make
+    for modules in made:
+        modules.close()
+    left = {name for name in set(sys.modules) - before if name.startswith("tenant_test_")}
+    assert not left
+
+
+def _module(path: str, data: str | bytes) -> Module:
+    kind = {"py": "py", "json": "json", "txt": "text"}.get(path.rpartition(".")[2], "data")
+    return Module(path, kind, data.encode() if isinstance(data, str) else data)
+
+
+def test_modules_import_each_other_by_plain_and_relative_names(load: Load) -> None:
+    main = load(
+        {
+            "index.py": (
+                "import helper\nfrom helper import value as v\nimport package.inner as inner\n"
+                "import package.deep.leaf\nfrom package import inner as again, top\n"
+                "from . import helper as relative\nfrom .package.deep import leaf\n"
+            ),
+            "helper.py": "value = 1\n",
+            "package/__init__.py": "from .inner import number\ntop = number\n",
+            "package/inner.py": "from ..helper import value\nnumber = value + 1\n",
+            "package/deep/leaf.py": "from helper import value\nfrom ..inner import number\n",
+        }
+    )
+    assert (main.v, main.top, main.inner.number, main.leaf.number) == (1, 2, 2, 2)
+    assert main.helper is main.relative
+    assert main.again is main.inner
+    assert main.package.deep.leaf is main.leaf
+
+
+def test_a_bundle_goes_before_the_standard_library_and_only_for_itself(load: Load) -> None:
+    import json
+
+    main = load(
+        {"index.py": "import json, string\nfrom random import roll", "json.py": "mine = True\n",
+         "random.py": "def roll(): return 4\n"}
+    )  # fmt: skip
+    assert main.json.mine
+    assert main.roll() == 4
+    assert main.string.digits
+    assert sys.modules["json"] is json
+    assert not hasattr(json, "mine")
+
+
+def test_two_bundles_with_the_same_names_do_not_meet(load: Load) -> None:
+    first, second = (
+        load(
+            {
+                "index.py": (
+                    "from state import values\nimport dataclasses\n"
+                    "@dataclasses.dataclass\nclass D:\n    x: 'int'\n"
+                ),
+                "state.py": f"values = [{n}]\n",
+            }
+        )
+        for n in (1, 2)
+    )
+    first.values.append(5)
+    assert (first.values, second.values) == ([1, 5], [2])
+    assert first.D is not second.D
+
+
+def test_other_packages_are_refused_unless_granted(load: Load) -> None:
+    for name in ("duckdb", "dynamic_workflows.loaders.guest", "hypothesis"):
+        with pytest.raises(ModuleNotFoundError, match="grants"):
+            load({"index.py": f"import {name}"})
+    assert load({"index.py": "import hypothesis.errors as e"}, packages=["hypothesis"]).e
+    assert load({"index.py": "from dynamic_workflows import WorkflowEntrypoint as w"}).w
+
+
+def test_what_a_granted_package_imports_is_its_own_affair(load: Load) -> None:
+    granted = load({"index.py": "import pydantic"}, packages=["pydantic"])
+    assert granted.pydantic.BaseModel
+    with pytest.raises(ModuleNotFoundError, match="annotated_types"):
+        load({"index.py": "import annotated_types"}, packages=["pydantic"])
+
+
+def test_models_find_the_types_that_their_text_annotations_name(load: Load) -> None:
+    main = load(
+        {
+            "index.py": (
+                "from __future__ import annotations\nimport pydantic\n"
+                "class Line(pydantic.BaseModel):\n    sku: str\n"
+                "class Order(pydantic.BaseModel):\n    lines: list[Line]\n"
+                "order = Order(lines=[{'sku': 'tea'}])\n"
+            )
+        },
+        packages=["pydantic"],
+    )
+    assert main.order.lines[0].sku == "tea"
+
+
+def test_text_bytes_and_json_are_imported_and_read(load: Load) -> None:
+    main = load(
+        {
+            "index.py": (
+                "import pkgutil\nimport prompts.welcome\nfrom settings import default as settings\n"
+                "import logo\ntext = prompts.welcome.default\nimage = logo.default\n"
+                "raw = pkgutil.get_data(__package__, 'prompts/welcome.txt')\n"
+            ),
+            "prompts/welcome.txt": "Grüezi",
+            "settings.json": '{"a": [1]}',
+            "logo.bin": b"\x00\xff",
+        }
+    )
+    assert (main.text, main.settings, main.image) == ("Grüezi", {"a": [1]}, b"\x00\xff")
+    assert main.raw == "Grüezi".encode()
+
+
+@pytest.mark.parametrize(
+    ("files", "place"),
+    [
+        ({"index.py": "x = (\n"}, "index.py:1"),
+        ({"index.py": "", "b.py": "ok = 1\ndef :\n"}, "b.py:2"),
+        ({"index.py": b"\xff\xfe"}, "index.py"),
+        ({"index.py": "x = '\x00'"}, "index.py"),
+        ({"index.py": "", "c.json": "{"}, "c.json"),
+        ({"other.py": ""}, "index.py"),
+        ({"index.txt": "text"}, "index.py"),
+    ],
+)
+def test_what_cannot_be_parsed_is_told_with_its_place(
+    load: Load, files: dict[str, str | bytes], place: str
+) -> None:
+    with pytest.raises(BadModule, match=place):
+        load(files)
+
+
+def test_code_that_nests_too_deeply_is_bad_and_not_deadly(load: Load) -> None:
+    with pytest.raises(BadModule):
+        load({"index.py": "x = " + "(" * 5_000 + ")" * 5_000})
+
+
+def test_what_an_import_raises_comes_through(load: Load) -> None:
+    with pytest.raises(ZeroDivisionError):
+        load({"index.py": "import b", "b.py": "1 / 0"})
+    with pytest.raises(ImportError):
+        load({"index.py": "from b import missing", "b.py": ""})
+
+
+def test_print_goes_where_it_was_told_to(load: Load) -> None:
+    lines: list[Any] = []
+    load(
+        {"index.py": "print(1, 2)\nimport b", "b.py": "print(3)"}, print=lambda *v: lines.append(v)
+    )
+    assert lines == [(1, 2), (3,)]
+
+
+def test_plain_names_are_found_from_anywhere_where_the_bundle_is_alone(load: Load) -> None:
+    main = load(
+        {
+            "index.py": (
+                "import importlib, b_only_here\n"
+                "same = importlib.import_module('b_only_here') is b_only_here\n"
+            ),
+            "b_only_here.py": "x = 1",
+        },
+        is_alone=True,
+    )
+    assert main.same
+    sys.modules.pop("b_only_here")
+
+
+def test_tracebacks_show_the_tenants_lines(load: Load) -> None:
+    import traceback
+
+    main = load({"index.py": "def fail():\n    raise ValueError('no')  # the very line\n"})
+    with pytest.raises(ValueError, match="no") as caught:
+        main.fail()
+    text = "".join(traceback.format_exception(caught.value))
+    assert "# the very line" in text
+
+
+def test_a_class_is_found_by_the_plain_name_of_its_module(load: Load) -> None:
+    modules = Modules(
+        [
+            Module("index.py", "py", b"import a.b"),
+            Module("a/b.py", "py", b"class X:\n  class Y: pass"),
+        ],
+        prefix="tenant_find",
+        is_alone=False,
+    )
+    main = modules.load("index.py")
+    kind = main.a.b.X.Y
+    assert modules.module_of(kind) == "a.b"
+    assert modules.find_class("a.b", "X.Y") is kind
+    assert modules.find_class("a.b", "X.Z") is None
+    assert modules.find_class("json", "JSONDecodeError") is None
+    modules.close()
+    assert modules.find_class("a.b", "X.Y") is None
