@@ -1,0 +1,176 @@
+"""Values of annotated steps come back as themselves, live and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from guest_world import World, flow
+
+from dynamic_workflows.loaders import wire
+
+TYPES = """
+import dataclasses, enum, typing, datetime, decimal
+from typing import Optional, NamedTuple
+import pydantic
+
+class Colour(enum.Enum):
+    RED = "r"
+    BOTH = (1, 2)
+
+class Line(pydantic.BaseModel):
+    sku: str = pydantic.Field(alias="SKU")
+    colour: Colour
+    when: datetime.datetime
+    @pydantic.computed_field
+    @property
+    def label(self) -> str: return self.sku + "!"
+
+@dataclasses.dataclass
+class Order:
+    lines: list[Line]
+    parent: "Optional[Order]" = None
+
+class Point(NamedTuple):
+    x: int
+    y: Colour
+
+class Name(str): pass
+class Bag(list): pass
+
+moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)
+line = Line(SKU="tea", colour=Colour.BOTH, when=moment)
+order = Order([line], Order([]))
+"""
+
+CASES = {
+    "a model": ("Line", "line"),
+    "a dataclass with models inside": ("Order", "order"),
+    "a text annotation": ('"Order"', "order"),
+    "an optional one": ("Optional[Order]", "order"),
+    "an optional one that is not there": ("Order | None", "None"),
+    "a list": ("list[Line]", "[line, line]"),
+    "a dict": ("dict[str, Colour]", '{"a": Colour.RED}'),
+    "a tuple": ("tuple[Line, int]", "(line, 5)"),
+    "an enum": ("Colour", "Colour.BOTH"),
+    "a named tuple": ("Point", "Point(1, Colour.RED)"),
+    "a subclass of text": ("Name", 'Name("x")'),
+    "a list of a subclass": ("list[Name]", '[Name("x")]'),
+    "a subclass of list": ("Bag", "Bag([1])"),
+    "a bytearray": ("bytearray", 'bytearray(b"\\xff")'),
+    "a union": ("typing.Union[Line, Order]", "order"),
+    "decimals and dates": ("dict[str, decimal.Decimal]", '{"a": decimal.Decimal("1.50")}'),
+}
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(("annotation", "value"), CASES.values(), ids=CASES.keys())
+async def test_an_annotated_value_comes_back_as_itself(
+    world: World, annotation: str, value: str
+) -> None:
+    code = flow(
+        f"""
+    async def work() -> {annotation}:
+        return {value}
+    got = await step.do("s", work)
+    @step.do("declared")
+    def declared() -> {annotation}:
+        return {value}
+    again = await declared()
+    @step.do("user")
+    def user(declared): return declared == {value} and type(declared) is type({value})
+    return [got == {value}, type(got) is type({value}), again == got, await user()]
+    """,
+        before=TYPES,
+    )
+    assert await world.run(code) == [True] * 4
+    assert await world.again() == [True] * 4
+    assert world.of(wire.Step) == []
+
+
+async def test_without_an_annotation_models_are_dicts(world: World) -> None:
+    code = flow(
+        """
+    got = await step.do("s", lambda: Order([]))
+    return [type(got).__name__, got]
+    """,
+        before=TYPES,
+    )
+    assert await world.run(code) == ["dict", {"lines": [], "parent": None}]
+
+
+async def test_without_an_annotation_an_enum_is_refused_with_a_hint(world: World) -> None:
+    code = flow(
+        """
+    try:
+        await step.do("s", lambda: Colour.RED)
+    except UnserialisableValueError as error:
+        return str(error)
+    """,
+        before=TYPES,
+    )
+    text = await world.run(code)
+    assert "Colour" in text
+    assert "annotate" in text
+
+
+async def test_classes_defined_inside_run_are_found(world: World) -> None:
+    code = "from __future__ import annotations\n" + flow(
+        """
+    @dataclasses.dataclass
+    class Local:
+        n: int
+    async def work() -> Local:
+        return Local(3)
+    got = await step.do("s", work)
+    return [type(got) is Local, got.n]
+    """,
+        before="import dataclasses",
+    )
+    assert await world.run(code) == [True, 3]
+    assert await world.again() == [True, 3]
+
+
+async def test_what_does_not_fit_its_annotation_stays_plain(world: World) -> None:
+    code = flow(
+        """
+    async def work() -> Line:
+        return {"not": "a line"}
+    return await step.do("s", work)
+    """,
+        before=TYPES,
+    )
+    assert await world.run(code) == {"not": "a line"}
+    assert await world.again() == {"not": "a line"}
+
+
+async def test_an_annotation_that_names_nothing_does_no_harm(world: World) -> None:
+    code = flow("""
+    def work() -> "Nowhere.To[be, found": return 1
+    return await step.do("s", work)
+    """)
+    assert await world.run(code) == 1
+
+
+async def test_a_rollback_gets_the_annotated_output(world: World) -> None:
+    code = flow(
+        """
+    async def work() -> Order: return order
+    def undo(args): print(type(args.output).__name__, args.output == order)
+    await step.do("s", work, rollback=undo)
+    """,
+        before=TYPES,
+    )
+    await world.run(code)
+    output = world.history["do", "s", 1].value
+    world.tokens[-1] = ("do", "s", 1)
+    error = wire.Error("ValueError", "why")
+    world.send(wire.Undo(-1, "s", 1, 1, 1, error, output), world.life)
+    await world.until(lambda: bool(world.printed))
+    assert world.printed == ["Order True"]
