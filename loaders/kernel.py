@@ -34,6 +34,10 @@ _COMMON_NUMBERS = {
 }
 
 
+_CAPABILITY_HEADER = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+_NO_CAPABILITIES = (ctypes.c_uint32 * 6)()
+
+
 def syscall(name: str, *arguments: object) -> int:
     """Make a system call by name, or raise OSError."""
     number = _COMMON_NUMBERS.get(name) or _NUMBERS[MACHINE][name]
@@ -103,8 +107,7 @@ def bound_capabilities() -> None:
 
 def drop_capabilities() -> None:
     """Give up every capability of this process."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
-    syscall("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
+    syscall("capset", _CAPABILITY_HEADER, _NO_CAPABILITIES)
 
 
 def move_up(fd: int) -> int:

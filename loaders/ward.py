@@ -17,7 +17,7 @@ from ..eventlog.errors import SandboxUnavailable, Unavailable
 from . import kernel
 from .channel import Channel
 from .heartbeat import HeartbeatReader
-from .inside import CALL_KIND, FAILURE, HELLO, REPLY_KIND, CallHead
+from .inside import CALL_KIND, FAILURE, HELLO, REPLY_KIND, decode_head
 from .isolate import Exit, Limits, OnExit, OnFrames
 from .logpipe import LogPipe
 from .spawner import Child, Spawner
@@ -39,7 +39,6 @@ _FAULTS = (
     signal.SIGXCPU,
 )
 _KINDS = frozenset(FROM_GUEST)
-_decode_head = msgspec.msgpack.Decoder(CallHead).decode
 
 
 class ProcessIsolate:
@@ -140,7 +139,7 @@ class ProcessIsolate:
         if self._calls:
             for frame in frames:
                 if frame[0] == REPLY_KIND:
-                    self._calls_bytes -= self._calls.pop(_decode_head(frame[2]).call, 0)
+                    self._calls_bytes -= self._calls.pop(decode_head(frame[2]).call, 0)
         self._channel.send(frames)
         if self._channel.unsent_bytes > self._limits.bytes_in_flight_max:
             self._break(f"leaves more than {self._limits.bytes_in_flight_max} bytes unread")
@@ -178,7 +177,7 @@ class ProcessIsolate:
     def _count(self, frames: list[Frame]) -> bool:
         try:
             for body in (body for kind, _, body in frames if kind == CALL_KIND):
-                call = _decode_head(body).call
+                call = decode_head(body).call
                 if call in self._calls:
                     raise ProtocolViolation(f"call {call} is already in flight")
                 self._calls[call] = len(body)

@@ -13,7 +13,6 @@ import gc
 import importlib
 import importlib.util
 import os
-import random
 import select
 import socket
 import sys
@@ -109,6 +108,7 @@ PRELOADED = """
     tempfile textwrap threading time tokenize traceback types typing urllib.parse uuid weakref
     xml.etree.ElementTree zoneinfo concurrent.futures.thread importlib.metadata
     importlib.resources multiprocessing.connection tzdata annotated_types typing_extensions
+    pydantic pydantic.dataclasses pydantic.type_adapter
 """.split()
 
 
@@ -126,6 +126,8 @@ def main(fd: int, stdlib: list[str]) -> NoReturn:
     except SandboxUnavailable as error:
         control.send(_encode(Refused(error.message)))
         os._exit(1)
+    os.environ.clear()
+    inside.rehearse()
     # From here on the pages of these objects are shared by all isolates; the collector keeps off.
     gc.collect()
     gc.freeze()
@@ -216,8 +218,6 @@ def _be_isolate(spawn: Spawn, fds: list[int], walls: Walls, guest: Any) -> NoRet
     try:
         os.setsid()
         _arrange(fds, keep=walls.kept_fds)
-        os.environ.clear()
-        random.seed()
         kernel.name_process("dw-isolate")
         walls.apply(
             memory_bytes=spawn.memory_bytes, files_max=spawn.files_max, tmp_bytes=spawn.tmp_bytes
