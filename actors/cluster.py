@@ -154,9 +154,12 @@ class _Closing:
 class TenantActor(_Actor):
     """A slot, as an actor."""
 
-    def __init__(self, setup: Setup, name: str) -> None:
+    def __init__(self, setup: Setup, name: str, is_spare: bool) -> None:
         self._setup = setup
         self._name = name
+        # Restarted after a crash, a tenant waits for it, however it began.
+        context = ray.get_runtime_context()
+        self._is_spare = is_spare and not context.was_current_actor_reconstructed
         super().__init__()
 
     async def _open(self) -> Any:
@@ -166,6 +169,8 @@ class TenantActor(_Actor):
         loader, timer = _finder(setup, "loader"), _finder(setup, "timer-0")
         house = SlotHouse(setup, self._name, loader, timer, self._adopted, lambda: os._exit(0))
         await house.open()
+        if self._is_spare:
+            await house.rehearse()
         return house.target
 
     def _adopted(self, tenant_id: str) -> None:
@@ -235,7 +240,7 @@ class RayLauncher:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
 
-    async def start(self, name: str) -> Peer:
+    async def start(self, name: str, *, is_spare: bool) -> Peer:
         """A new slot; Ray spreads them over the nodes."""
         resources = dict(self._setup.config.resources)
         # Registering an actor asks Ray's control service and waits: not in the loop.
@@ -245,6 +250,7 @@ class RayLauncher:
             self._setup.name(name),
             self._setup,
             self._setup.name(name),
+            is_spare,
             memory=TENANT_MEMORY,
             scheduling_strategy="SPREAD",
             **({"resources": resources} if resources else {}),

@@ -38,8 +38,11 @@ REFILL_AFTER_S = 0.05
 class Launcher(Protocol):
     """Starts and finds the processes of slots."""
 
-    async def start(self, name: str) -> Peer:
-        """A new slot; its first call waits until it is ready."""
+    async def start(self, name: str, *, is_spare: bool) -> Peer:
+        """A new slot; its first call waits until it is ready.
+
+        A spare one has time to get ready for any tenant; else a tenant is waiting for it.
+        """
         ...
 
     async def names(self) -> list[str]:
@@ -303,7 +306,7 @@ class Loader:
             peer = self._pool.popleft()
             self._stats.from_pool += 1
         else:
-            peer = await self._launcher.start(self._new_name())
+            peer = await self._launcher.start(self._new_name(), is_spare=False)
         if self._pool_size:
             asyncio.get_running_loop().call_later(REFILL_AFTER_S, self._refill)
         return peer
@@ -318,7 +321,7 @@ class Loader:
             task.add_done_callback(self._starting.discard)
 
     async def _start_one(self) -> None:
-        peer = await self._launcher.start(self._new_name())
+        peer = await self._launcher.start(self._new_name(), is_spare=True)
         self._blank.add(peer.name)
         try:
             await peer.call("who")

@@ -74,7 +74,6 @@ class SlotHouse:
         )
         self._isolates = isolates_of(self._setup.config)
         await probe(self._store, self._ids)
-        await self._rehearse()
         self.target = Slot(
             self._name,
             open_tenant=self._open_tenant,
@@ -87,7 +86,7 @@ class SlotHouse:
         )
         self._telling = asyncio.ensure_future(tell(self._loader, "slot_started", self._name))
 
-    async def _rehearse(self) -> None:
+    async def rehearse(self) -> None:
         """Be a tenant that does not exist, so that nothing is done for the first time later.
 
         Only speed is at stake: what goes wrong here will go wrong, and be told, with a tenant.

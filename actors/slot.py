@@ -171,8 +171,9 @@ class Slot:
     ) -> list[tuple[int, bool, Any]]:
         """Start these calls and answer with the outcomes that are ready, of earlier ones too.
 
-        With calls: as soon as every quick one has its outcome, or after a short grace. Without: a
-        long poll, as soon as there is an outcome, at the latest after `wait_s`. An outcome is
+        With calls: as soon as every quick one has its outcome (where none is quick: as soon as any
+        has one), or after a short grace. Without: a long poll, as soon as there is an outcome, at
+        the latest after `wait_s`. An outcome is
         (number, whether it succeeded, value or error), and is told once. Raises Moved.
         """
         resident = self._resident
@@ -189,7 +190,8 @@ class Slot:
         self._stats.calls += len(calls)
         session.forget(forgotten)
         session.start(resident, calls)
-        await session.wait(GRACE_S if calls else wait_s, is_poll=not calls)
+        is_poll = all(op in LONG_OPS for _, op, _ in calls)
+        await session.wait(GRACE_S if calls else wait_s, is_poll=is_poll)
         session.used_us = self._clock.now_us()
         if (self._closing is not None or session.is_broken) and not session.outcomes:
             raise Moved(f"{self._name} does not serve {tenant_id!r} any more")

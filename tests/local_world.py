@@ -216,7 +216,7 @@ class World:
             idle_s=self.idle_s,
         )
 
-    async def start_slot(self, name: str) -> Peer:
+    async def start_slot(self, name: str, *, is_spare: bool = True) -> Peer:
         peer = self.slots[name] = self._peer(name, self._slot(name))
         return peer
 
