@@ -277,6 +277,16 @@ async def test_restart_shows_the_new_run_alone(show: Any) -> None:
     assert instance["created_at"] == to_datetime(start) < instance["started_at"]
 
 
+async def test_outcome_of_an_earlier_run_is_not_that_of_the_newest(show: Any) -> None:
+    one = Writer(VirtualClock())
+    rows = [*one.life(output="old"), one.row("workflow_restarted")]
+    one.run = 2
+    rows += [*one.begin(), one.row("workflow_terminated")]
+    (instance,) = await show(rows, "from instances")
+    assert (instance["status"], instance["output"], instance["steps"]) == ("terminated", None, 0)
+    assert instance["ended_at"] == to_datetime(rows[-1].ts)
+
+
 async def test_steps_kept_by_restarts_belong_to_the_newest_run_with_their_first_times(
     store: Store, reader: Reader
 ) -> None:
