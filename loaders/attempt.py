@@ -105,7 +105,7 @@ class Work:
         )
 
     def begin_attempt(self, number: int) -> None:
-        """Run the function, in the next turn of the loop."""
+        """Run a plain function here and now, any other in a task of its own."""
         life = self.life
         attempt = self.attempt = Attempt(self.name, self.count, number)
         life.running += 1
@@ -117,12 +117,10 @@ class Work:
                 self._perform(attempt), loop=life.guest.loop, context=context
             )
         else:
-            life.guest.loop.call_soon(self._perform_sync, attempt, context=context)
+            context.run(self._perform_sync, attempt)
 
     def _perform_sync(self, attempt: Attempt) -> None:
-        """Call a plain function here and now; go on as a task if it has more to do."""
-        if attempt.is_over:
-            return
+        """Call a plain function; go on as a task if it has more to do."""
         self.life.guest.on_resume(self.life.number)
         try:
             value = self.call(attempt)

@@ -19,7 +19,7 @@ from . import wire
 from .attempt import ATTEMPT, Handler, Performing, Undoing
 from .entrypoints import WorkflowFatalError, build
 from .pulse import CURRENT
-from .replay import Replay
+from .replay import DO, Replay
 from .step import Step
 from .views import Event, View
 
@@ -171,6 +171,13 @@ class Lifetime(Scope):
         """Say something to the supervisor, unless nobody listens any more."""
         if not self.is_dropped and not self.is_mismatched:
             self.guest.send(message, self.number, self)
+
+    def ask(self, work: Performing, message: Any) -> None:
+        """Ask for a step that history does not answer."""
+        if work.kind == DO and not work.is_resumed:
+            work.is_unanswered = True
+            self.unanswered += 1
+        self.send(message)
 
     def touch(self) -> None:
         """Something happened: look whether it is quiet when the loop has nothing else to do."""

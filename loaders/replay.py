@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from .wire import Known, Mismatch
 
@@ -40,6 +40,13 @@ class Asked(Protocol):
     is_finished: bool
 
 
+A = TypeVar("A", bound=Asked)
+
+
+def _nowhere(asked: Any, message: Any) -> None:
+    raise AssertionError("nothing is held")
+
+
 class Replay:
     """The history of one lifetime, and what waits until it has been gone through."""
 
@@ -47,7 +54,8 @@ class Replay:
         self.known: dict[StepKey, Known] = {(k.kind, k.name, k.count): k for k in history}
         """What has not been asked for yet."""
         self._rest = sum(1 for known in history if _must_be_asked(known))
-        self._held: list[tuple[Asked, Callable[[], None]]] = []
+        self._held: list[tuple[Asked, Any]] = []
+        self._send: Callable[[Any, Any], None] = _nowhere
         self._rerun: list[Asked] = []
         self._counts: dict[str, dict[str, int]] = {DO: {}, SLEEP: {}, WAIT: {}}
         self._nested: dict[StepKey, str] = {}
@@ -82,12 +90,13 @@ class Replay:
                 self._release()
         return known
 
-    def ask(self, asked: Asked, send: Callable[[], None]) -> None:
-        """Send it, now or when the replay has settled."""
+    def ask(self, asked: A, message: Any, send: Callable[[A, Any], None]) -> None:
+        """Send the message that asks, now or when the replay has settled."""
         if self._rest:
-            self._held.append((asked, send))
+            self._held.append((asked, message))
+            self._send = send
         else:
-            send()
+            send(asked, message)
 
     @property
     def is_holding(self) -> bool:
@@ -105,17 +114,17 @@ class Replay:
         resumed = [held for held in self._held if held[0].is_resumed and held[0].kind == DO]
         if resumed:
             self._held = [held for held in self._held if held not in resumed]
-            for asked, send in resumed:
+            for asked, message in resumed:
                 self._rerun.append(asked)
-                send()
+                self._send(asked, message)
         if any(not asked.is_finished for asked in self._rerun):
             return None
         return self._mismatch()
 
     def _release(self) -> None:
         held, self._held = self._held, []
-        for _, send in held:
-            send()
+        for asked, message in held:
+            self._send(asked, message)
 
     def _mismatch(self) -> Mismatch:
         missing = next(known for known in self.known.values() if _must_be_asked(known))

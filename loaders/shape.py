@@ -26,6 +26,8 @@ class Shape(NamedTuple):
 
 _NO_ARGUMENTS = {False: Shape(False, (), ()), True: Shape(True, (), ())}
 
+_ONLY_CTX = {False: Shape(False, ("ctx",), ()), True: Shape(True, ("ctx",), ())}
+
 
 def shape_of(callback: Callable[..., Any]) -> Shape:
     """The shape of any callable; one whose signature cannot be had counts as taking nothing."""
@@ -34,6 +36,9 @@ def shape_of(callback: Callable[..., Any]) -> Shape:
         if not code.co_argcount and not code.co_kwonlyargcount:
             if "__wrapped__" not in callback.__dict__:
                 return _NO_ARGUMENTS[bool(code.co_flags & _COROUTINE)]
+        elif code.co_varnames[0] == "ctx" and code.co_argcount + code.co_kwonlyargcount == 1:
+            if not callback.__defaults__ and "__wrapped__" not in callback.__dict__:
+                return _ONLY_CTX[bool(code.co_flags & _COROUTINE)]
         return _shape_of_function(callback)
     return _shape_of_any(callback)
 

@@ -184,36 +184,29 @@ class Step:
         if life.is_dropped or life.is_ended or life.is_mismatched:
             life.refuse()
         undo = call.undo
-
-        def send() -> None:
-            if not work.is_resumed:
-                work.is_unanswered = True
-                life.unanswered += 1
-            undo_text = None if undo is None or undo is DEFAULT else undo.text
-            life.send(
-                wire.Step(
-                    work.token,
-                    work.name,
-                    work.count,
-                    work.settled.text,
-                    work.at,
-                    undo is not None,
-                    undo_text,
-                )
-            )
-
-        text = await self._outcome(work, send)
+        work.token = life.next_token()
+        message = wire.Step(
+            work.token,
+            work.name,
+            work.count,
+            work.settled.text,
+            work.at,
+            undo is not None,
+            None if undo is None or undo is DEFAULT else undo.text,
+        )
+        text = await self._outcome(work, message)
         if call.declared is not None:
             call.declared.remember(text, call.reviver)
         return call.read(text)
 
-    async def _outcome(self, work: Performing, send: Callable[[], None]) -> bytes | None:
+    async def _outcome(
+        self, work: Performing, message: wire.Step | wire.Sleep | wire.Wait
+    ) -> bytes | None:
         """Ask the supervisor, and wait for what becomes of it."""
         life = work.life
-        work.token = life.next_token()
         work.future = life.guest.loop.create_future()
         life.performing[work.token] = work
-        life.replay.ask(work, send)
+        life.replay.ask(work, message, life.ask)
         life.touch()
         value, error = await work.future
         life.guest.on_resume(life.number)
@@ -268,11 +261,9 @@ class Step:
 
         async def perform() -> None:
             life.refuse()
+            token = work.token = life.next_token()
             await self._outcome(
-                work,
-                lambda: life.send(
-                    wire.Sleep(work.token, name, count, duration_ms, until_us, work.at)
-                ),
+                work, wire.Sleep(token, name, count, duration_ms, until_us, work.at)
             )
 
         return perform()
@@ -311,13 +302,9 @@ class Step:
 
         async def perform() -> Any:
             life.refuse()
+            token = work.token = life.next_token()
             return _event(
-                await self._outcome(
-                    work,
-                    lambda: life.send(
-                        wire.Wait(work.token, name, count, type, timeout_ms, work.at)
-                    ),
-                )
+                await self._outcome(work, wire.Wait(token, name, count, type, timeout_ms, work.at))
             )
 
         return perform()
