@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -385,3 +386,19 @@ async def test_no_payload_breaks_a_view(store: Store, reader: Reader, is_sealed:
         good = reader.query("from instances where instance_id = 'good'").to_pylist()
         assert good[0]["output"] == "1"
         assert reader.query("from instances").num_rows == len(HOSTILE) + 1
+
+
+async def test_questions_of_the_documents_have_answers(store: Store, reader: Reader) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "analytics.md").read_text()
+    (block,) = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    questions = [one for one in block.split(";") if one.strip()]
+    async with opened(store) as log:
+        await log.append(Writer(VirtualClock()).life(output={"total": "12.50"}))
+        answers = [reader.query(one).to_pylist() for one in questions]
+        assert len(answers) == 4
+        assert [str(value) for value in answers[-1][0].values()] == ["12.50"]
+        listed = re.findall(r"^\| `(\w+)` \| ((?:`\w+`[^|]*)+) \|$", text, re.MULTILINE)
+        assert len(listed) == 5
+        for view, columns in listed:
+            said = ["tenant_id", "workflow", "instance_id", "run", *re.findall(r"`(\w+)`", columns)]
+            assert reader.query(f"from {view}").column_names == said, view
