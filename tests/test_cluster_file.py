@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +66,68 @@ def test_the_head_starts_the_platform_after_ray(cluster: dict[str, Any]) -> None
 
 def test_what_the_nodes_do_not_need_is_not_sent(cluster: dict[str, Any]) -> None:
     assert {".venv", ".git", "data"} <= set(cluster["rsync_exclude"])
+
+
+def test_no_node_joins_without_the_token(cluster: dict[str, Any]) -> None:
+    assert "~/.ray/auth_token" in cluster["file_mounts"]
+    commands = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in line for line in commands)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """The head's home: `~` of the commands, with the project where they look for it."""
+    # Ray's sockets lie below, and their paths must stay short.
+    with tempfile.TemporaryDirectory(prefix="h-", dir="/tmp") as name:
+        home = Path(name)
+        (home / "venv").symlink_to(Path(sys.executable).parent.parent)
+        (home / "dynamic-workflows").symlink_to(ROOT)
+        yield home
+
+
+@pytest.mark.ray
+def test_the_heads_commands_start_ray_and_then_the_platform(
+    cluster: dict[str, Any], home: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "HOME": str(home),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(home / "ray"),
+        # The head finds its own Ray by itself; here other Rays may run beside it.
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+    }
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=90
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    _stop, start, platform = cluster["head_start_ray_commands"]
+    # There is no cloud to scale here, and the ports may be in use by others.
+    start = start.replace("--port=6379", f"--port={port}").replace("--object-manager-port=8076", "")
+    start = re.sub(r"--autoscaling-config=\S+", "--include-dashboard=false --block", start)
+    platform = platform.replace("s3://your-bucket/dynamic-workflows", str(home / "log"))
+    run("~/venv/bin/ray get-auth-token --generate")
+    with subprocess.Popen(
+        ["bash", "-c", start],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as head:
+        try:
+            assert head.stdout is not None
+            assert any("Ray runtime started" in line for line in head.stdout)
+            for _ in range(2):  # the second time the actors are there already
+                assert f"running on {home}/log, 0 tenants" in run(platform)
+        finally:
+            # A polite end would wait half a minute for the actors, which never end by themselves.
+            os.killpg(head.pid, signal.SIGKILL)
+            head.communicate(timeout=60)
