@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import selectors
 import socket
 import sys
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable
+from typing import NoReturn, Protocol
 
 import msgspec
 
 from .channel import Channel, encode
 from .heartbeat import HeartbeatSelector, HeartbeatWriter
-from .wire import Call, Frame, Load, ProtocolViolation, Reply, Run, pack, unpack_to_guest
+from .wire import Call, Frame, ProtocolViolation, Reply, pack
 
 CHANNEL_FD, HEARTBEAT_FD = 3, 4
 HELLO, FAILURE = -1, -2
@@ -178,53 +177,6 @@ class _Flusher:
         if timeout != 0 or self._turns >= _TURNS_MAX or queued >= _MESSAGES_MAX:
             self._turns = 0
             self._channel.flush()
-
-
-_REHEARSED = """
-import asyncio
-
-class Rehearsal:
-    async def run(self, event, step):
-        async def one():
-            return {"ok": True}
-        return await step(one)
-"""
-
-
-def rehearse() -> None:
-    """Do once in the zygote what every isolate does at its start, without its guest.
-
-    What Python makes ready on first use (specialised code, caches) then lies in pages that all
-    isolates share, instead of being made again in each.
-    """
-    names: dict[str, Any] = {}
-    exec(compile(_REHEARSED, "rehearsal.py", "exec"), names)
-
-    async def step(callback: Callable[[], Awaitable[object]]) -> object:
-        return await asyncio.get_running_loop().create_task(callback())  # type: ignore[arg-type]
-
-    loop = asyncio.SelectorEventLoop(selectors.EpollSelector())
-    ours, theirs = socket.socketpair()
-    heard: list[Frame] = []
-    one, other = (
-        Channel(sock, loop=loop, on_frames=heard.extend, on_end=_ignore, message_bytes_max=1 << 40)
-        for sock in (ours, theirs)
-    )
-    one.send(
-        [pack(Load("index.py", [], [])), pack(Run("Rehearsal", "one", b"null", 0, []), life=1)]
-    )
-    loop.run_until_complete(names["Rehearsal"]().run(None, step))
-    while not heard:
-        loop.run_until_complete(asyncio.sleep(0))
-    for kind, _, body in heard:
-        unpack_to_guest(kind, body)
-    for channel in (one, other):
-        channel.close()
-    loop.close()
-
-
-def _ignore(violation: ProtocolViolation | None) -> None:
-    return None
 
 
 def report_failure(error: BaseException) -> None:

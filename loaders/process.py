@@ -18,11 +18,9 @@ from .isolate import Exit, Isolation, Limits, OnExit, OnFrames
 from .spawner import Spawner
 from .walls import WallsPlan
 from .ward import ProcessIsolate
-from .zygote import Ready
+from .zygote import GUEST, Ready
 
 _log = logging.getLogger("dynamic_workflows.isolates")
-
-GUEST = "dynamic_workflows.loaders.guest:Guest"
 
 _ZYGOTE_ATTEMPTS = 5
 _BACK_OFF_FIRST_S, _BACK_OFF_MAX_S = 0.05, 5.0
@@ -94,7 +92,7 @@ class ProcessIsolates:
         Raises SandboxUnavailable where the walls cannot be built, Unavailable where no process can
         be started for now, PlatformClosed after `close`.
         """
-        isolate = self._take_blank(limits) or await self._make(limits)
+        isolate = self._take_blank(limits) or await self._make(limits, is_blank=False)
         isolate.adopt(on_frames, on_exit)
         self.counts["started"] += 1
         self._moved_s = time.monotonic()
@@ -115,7 +113,7 @@ class ProcessIsolates:
                 return blank
         return None
 
-    async def _make(self, limits: Limits) -> ProcessIsolate:
+    async def _make(self, limits: Limits, *, is_blank: bool) -> ProcessIsolate:
         for attempts_left in range(_ZYGOTE_ATTEMPTS - 1, -1, -1):
             spawner, ready = await self._zygote()
             isolate = ProcessIsolate(
@@ -123,7 +121,7 @@ class ProcessIsolates:
             )
             self._isolates.add(isolate)
             try:
-                await isolate.spawn(spawner)
+                await isolate.spawn(spawner, is_blank=is_blank)
             except Unavailable:
                 if not attempts_left:
                     raise
@@ -207,7 +205,7 @@ class ProcessIsolates:
             await self._zygote()
         while len(self._blanks) < self._isolation.warm and not self._is_closed:
             limits = self._blank_limits
-            blank = await self._make(limits)
+            blank = await self._make(limits, is_blank=True)
             if limits == self._blank_limits and not blank.has_ended:
                 self._blanks.append(blank)
             else:

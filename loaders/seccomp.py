@@ -96,7 +96,7 @@ def program(*, machine: str = kernel.MACHINE, threads: bool, tmp: bool) -> bytes
         (_LOAD, 0, 0, _NUMBER_AT),
         *_when(_AT_LEAST, _X32_BIT, _kill()),
         *_when(_AT_LEAST, max(numbers.values()) + 1, _fail(errno.ENOSYS)),
-        *_tree(sorted(bodies.items())),
+        *_tree(_intervals(bodies)),
     ]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
@@ -182,12 +182,24 @@ def _refuse_bits(argument: int, bits: int) -> Code:
     return [_load(argument), *_when(_ANY_BIT, bits, _refuse()), *_allow()]
 
 
-def _tree(items: list[tuple[int, Code]]) -> Code:
-    """A binary search for the loaded number; EPERM for what is not there."""
-    if len(items) <= 3:
-        tests = [step for number, body in items for step in _when(_EQUAL, number, body)]
-        return [*tests, *_refuse()]
-    middle = len(items) // 2
-    below, above = _tree(items[:middle]), _tree(items[middle:])
+def _intervals(bodies: dict[int, Code]) -> list[tuple[int, Code]]:
+    """Where the answer changes, from number 0 on; EPERM for what is not listed."""
+    changes: list[tuple[int, Code]] = []
+    for number in range(max(bodies) + 2):
+        body = bodies.get(number, _refuse())
+        if not changes or changes[-1][1] != body:
+            changes.append((number, body))
+    return changes
+
+
+def _tree(intervals: list[tuple[int, Code]]) -> Code:
+    """A binary search for the interval of the loaded number."""
+    if len(intervals) == 1:
+        return intervals[0][1]
+    middle = len(intervals) // 2
+    below, above = _tree(intervals[:middle]), _tree(intervals[middle:])
+    first = intervals[middle][0]
+    if len(below) <= 255:
+        return [(_AT_LEAST, len(below), 0, first), *below, *above]
     # The conditional jump reaches 255 instructions, the plain one any number.
-    return [(_AT_LEAST, 0, 1, items[middle][0]), (_JUMP, 0, 0, len(below)), *below, *above]
+    return [(_AT_LEAST, 0, 1, first), (_JUMP, 0, 0, len(below)), *below, *above]

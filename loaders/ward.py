@@ -91,7 +91,7 @@ class ProcessIsolate:
         """The lifetime that was resumed last, as far as the isolate tells."""
         return 0 if self.ended.done() else self._page.life
 
-    async def spawn(self, spawner: Spawner) -> None:
+    async def spawn(self, spawner: Spawner, *, is_blank: bool) -> None:
         """Have the process forked, and wait until its walls stand.
 
         Raises Unavailable when the fork fails, SandboxUnavailable when the walls do not hold.
@@ -103,6 +103,7 @@ class ProcessIsolate:
             tmp_bytes=self._limits.tmp_mb << 20,
             calls_in_flight_max=self._limits.calls_in_flight_max,
             bytes_in_flight_max=self._limits.bytes_in_flight_max,
+            is_blank=is_blank,
         )
         fds = [self._theirs.fileno(), self._page.fd, self._logs.write_fd]
         try:
