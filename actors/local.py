@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from ..eventlog.clock import VirtualClock, from_datetime, to_datetime
-from ..eventlog.errors import PlatformClosed
+from ..eventlog.errors import Fenced, PlatformClosed, Unavailable
 from ..eventlog.ids import SeededIds
 from ..eventlog.store_memory import MemoryStore
 from ..loaders import durations
@@ -208,13 +208,19 @@ class LocalCalls(Calls):
 
     async def call(self, op: str, args: dict[str, Any]) -> Any:
         """Carry out one operation; raises WorkflowsError, TimeoutError."""
-        tenant = await self.platform.tenant(self.tenant_id)
-        if op in ("result", "events"):
-            # Nobody is in between who could lose a long poll.
-            args = args | {"wait_s": None} if op == "events" else args
-            with self.platform.waits():
-                return await tenant.call(op, args)
-        return await tenant.call(op, args)
+        if op not in ("result", "events"):
+            return await (await self.platform.tenant(self.tenant_id)).call(op, args)
+        # Nobody is in between who could lose a long poll.
+        args = args | {"wait_s": None} if op == "events" else args
+        with self.platform.waits():
+            while True:
+                tenant = await self.platform.tenant(self.tenant_id)
+                try:
+                    return await tenant.call(op, args)
+                except (PlatformClosed, Fenced, Unavailable):
+                    # As a client on Ray does: the tenant died, so ask where it lives now.
+                    if self.platform.is_closed or not tenant.is_over:
+                        raise
 
 
 class TestClock:

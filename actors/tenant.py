@@ -206,6 +206,11 @@ class Tenant(TenantCalls):
             and all(host.is_unused() or host.error is not None for host in self._hosts)
         )
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it was closed, or stopped by itself."""
+        return self._is_closed or self.failed is not None
+
     def next_wake_us(self) -> int | None:
         """The earliest time at which the tenant has to be awake, or None."""
         if self._is_closed:

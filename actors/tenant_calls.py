@@ -279,8 +279,11 @@ class TenantCalls:
         wait_s = operations.seconds(args, "wait_s")
         now_us = self._clock.now_us()
         deadline_us = None if wait_s is None else now_us + round(wait_s * US)
-        if self._feeds.of(key) is None and not self.core.exists(key):
-            raise not_found(self.tenant_id, key[1])
+        if not self.core.exists(key):
+            # Whoever followed it may still hear that it was deleted; nobody else.
+            held = self._feeds.of(key)
+            if held is None or not held.after(cursor):
+                raise not_found(self.tenant_id, key[1])
         feed = self._feeds.open(key, last_seq=self.core.last_seq, now_us=now_us)
         try:
             while True:
