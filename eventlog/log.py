@@ -30,23 +30,17 @@ from .manifest import (
     tenant_stream,
     version_of,
 )
-from .recovery import (
-    Newest,
-    Walk,
-    fresh,
-    missing,
-    newest_manifest,
-    newest_version,
-    walk_async,
-)
+from .recovery import Newest, fresh, newest_manifest, newest_version, survey_steps
 from .segment import read_instances, read_rows
 from .store import AlreadyExists, NotFound, Store, create_once, probe
 from .store_local import LocalStore
 from .sync_thread import Runner
 from .tail import Tail, TailBlock
-from .wal import HEAD_BYTES, TornTail, WalHeader, stamp, wal_key
+from .wal import HEAD_BYTES, Block, TornTail, WalHeader, stamp, wal_key
 from .wal_local import LocalWal
 from .wal_object import ObjectWal
+from .walk import Walk
+from .wishes import grant
 
 __all__ = ["EventLog", "LogConfig", "tenant_stream"]
 
@@ -136,7 +130,7 @@ class EventLog:
         try:
             await log._take_over()
         except BaseException:
-            log._wal.abandon()
+            await log._wal.abandon()
             raise
         return log
 
@@ -165,12 +159,9 @@ class EventLog:
         """
         is_fence_up = False
         for _ in range(OPEN_TRIES_MAX):
-            newest = await self._newest_manifest()
+            newest, walk = await self._survey()
             if is_fence_up and newest.manifest.epoch > self.epoch:
                 raise self._was_overtaken()
-            walk = await self._walk(newest)
-            if walk is None:
-                continue
             if not is_fence_up:
                 self.epoch = walk.epoch + 1
                 try:
@@ -195,56 +186,42 @@ class EventLog:
             return
         raise Unavailable(f"{self.stream} is opened by too many at once: try again")
 
-    async def _newest_manifest(self) -> Newest:
-        newest = await newest_manifest(self.store, self.stream) or self._newest
-        manifest = newest.manifest
+    async def _survey(self) -> tuple[Newest, Walk]:
+        """Read the log, its unsealed blocks into the tail. Raises Corrupt."""
+        or_fresh = fresh(self.stream, self.tenant_id)
+        tails: list[Tail] = []
+
+        def begin() -> Callable[[Block], None]:
+            tails.append(Tail(self._read_body))
+            return self._take_into(tails[-1])
+
+        survey = await grant(
+            self.store, survey_steps(self.stream, begin, or_fresh=or_fresh, has_segments=True)
+        )
+        assert survey is not None
+        manifest = survey.newest.manifest
         if (manifest.tenant_id, manifest.stream) != (self.tenant_id, self.stream):
             raise InvalidError(
                 f"{self.stream} belongs to {manifest.tenant_id!r}, not to {self.tenant_id!r}"
             )
-        return newest
+        self.tail = tails[-1]
+        self.oldest_us = self.clock.now_us() if len(self.tail) else None
+        return survey.newest, survey.walk
 
-    async def _walk(self, newest: Newest) -> Walk | None:
-        """Read the WAL into the tail; None when the manifest changed under it."""
-        walk = Walk(self.stream, newest.manifest)
-        tail = Tail(self._read_body)
-        is_local = isinstance(self._wal, LocalWal)
-        try:
-            async for block in walk_async(self.store, walk):
-                tail.add(
-                    TailBlock(
-                        block.first_seq,
-                        block.last_seq,
-                        version_of(block.key) or 0,
-                        block.offset + HEAD_BYTES,
-                        len(block.body),
-                        None if is_local else block.body,
-                    )
+    def _take_into(self, tail: Tail) -> Callable[[Block], None]:
+        def take(block: Block) -> None:
+            tail.add(
+                TailBlock(
+                    block.first_seq,
+                    block.last_seq,
+                    version_of(block.key) or 0,
+                    block.offset + HEAD_BYTES,
+                    len(block.body),
+                    None if self.is_local else block.body,
                 )
-            await self._check_segments(newest.manifest)
-        except (Corrupt, NotFound) as error:
-            again = await newest_manifest(self.store, self.stream)
-            if again is not None and again.manifest.version != newest.manifest.version:
-                return None
-            raise missing(error) from None
-        self.tail = tail
-        self.oldest_us = self.clock.now_us() if len(tail) else None
-        return walk
+            )
 
-    async def _check_segments(self, manifest: Manifest) -> None:
-        """Every segment is there and has its size; its content is checked when it is read."""
-        wanted = {info.key: info.bytes for info in manifest.segments if info.rows}
-        if not wanted:
-            return
-        found = {e.key: e.size for e in await self.store.list(f"{self.stream}/events/")}
-        for key, size in wanted.items():
-            if found.get(key) != size:
-                what = f"has {found[key]} bytes instead of {size}" if key in found else "is missing"
-                raise Corrupt(
-                    f"{key} {what}. Nothing was changed: restore the file from a copy",
-                    path=key,
-                    offset=min(size, found.get(key, 0)),
-                )
+        return take
 
     def _was_overtaken(self) -> Fenced:
         return Fenced(f"another owner opened {self.stream} at the same moment: it is theirs now")
@@ -329,7 +306,7 @@ class EventLog:
             except NotFound as error:
                 # A seal or a merge moved the rows while we read: go on where they are now.
                 if self.manifest.version == version:
-                    raise missing(error) from None
+                    raise Corrupt(f"{error.message}, though the log needs it", offset=0) from None
                 continue
             if self.manifest.version == version:
                 return
@@ -456,9 +433,8 @@ class EventLog:
         await create_once(self.store, key, data)
         # The number may have been free because a newer owner's manifest had been there and was
         # removed as old. The newest manifest is never removed, so then a higher one is there.
-        if newest_version(
-            self.stream, await self.store.list(manifest_prefix(self.stream), after=key)
-        ):
+        above = await self.store.list(manifest_prefix(self.stream), after=key)
+        if newest_version(above):
             raise self._was_overtaken()
         self._newest = Newest(manifest, hash_of(data))
         if manifest.version > upkeep.MANIFESTS_KEPT:

@@ -27,6 +27,9 @@ _temporaries = itertools.count()
 class LocalStore:
     """Files under a directory, which is made when first written to."""
 
+    reads_at_once = True
+    """Whether a reading of many parts may be done in one go; the schedule explorer says no."""
+
     def __init__(self, path: Path, *, disk: Disk | None = None) -> None:
         self.path = path.absolute()
         self.root = str(self.path)
@@ -46,15 +49,15 @@ class LocalStore:
 
     async def get(self, key: str) -> bytes:
         """All of it."""
-        return await self._hop(lambda: self.get_blocking(key))
+        return await self.in_thread(lambda: self.get_blocking(key))
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         """A part of it."""
-        return await self._hop(lambda: self.get_range_blocking(key, start, length))
+        return await self.in_thread(lambda: self.get_range_blocking(key, start, length))
 
     async def list(self, prefix: str, *, after: str | None = None) -> Entries:
         """What has this prefix."""
-        return await self._hop(lambda: self.list_blocking(prefix, after=after))
+        return await self.in_thread(lambda: self.list_blocking(prefix, after=after))
 
     async def delete(self, key: str) -> None:
         """Unlink it; the directory is not synced, since a name that comes back does no harm."""
@@ -112,9 +115,10 @@ class LocalStore:
             except OSError as error:
                 raise explain(error, str(path)) from None
 
-        return await self._hop(guarded)
+        return await self.in_thread(guarded)
 
-    async def _hop(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do blocking work in one of the store's threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 

@@ -9,7 +9,7 @@ something a crash may leave (files that nothing names, a torn tail) which upkeep
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import Corrupt, WorkflowsError
-from .events import Row, span
+from .events import span
 from .manifest import Manifest, SegmentInfo, decode_manifest, hash_of, version_of
-from .recovery import Newest, Walk, fresh, missing, newest_manifest_blocking, walk_blocking
+from .recovery import Newest, fresh, newest_manifest_blocking
 from .store import Entry, NotFound, Store, open_store
-from .wal import decode_rows, wal_key
+from .wal import Block, decode_rows, wal_key
+from .walk import Walk
+from .wishes import grant_blocking
 
 HASH_DIGITS = 64
 TRIES_MAX = 5
@@ -265,13 +267,14 @@ class _StreamCheck:
     # -- WAL ---------------------------------------------------------------------------------
 
     def _check_wal(self) -> None:
-        walk = Walk(self.stream, self.manifest)
+        walk = Walk(self.stream, self.manifest, self._check_block)
         try:
-            for block in walk_blocking(self.store, walk):
-                self._check_rows(decode_rows(block), block.first_seq, block.last_seq, block.key)
+            grant_blocking(self.store, walk.steps())
             self.last_seq = walk.last.last_seq
-        except (Corrupt, NotFound) as error:
-            self._damage(missing(error))
+        except Corrupt as error:
+            self._damage(error)
+        except NotFound as error:
+            self._problem(self.stream, error.message)
         self.wal_files = len(walk.files)
         if walk.torn is not None:
             self.remarks.append(
@@ -279,18 +282,19 @@ class _StreamCheck:
                 f"{walk.torn.offset}: never acknowledged, passed over by the next owner"
             )
 
-    def _check_rows(self, rows: Sequence[Row], first: int, last: int, key: str) -> None:
-        expected = first
-        for row in rows:
+    def _check_block(self, block: Block) -> None:
+        expected = block.first_seq
+        for row in decode_rows(block):
             if row.seq != expected:
-                self._problem(key, f"row {row.seq} stands where {expected} belongs")
+                self._problem(block.key, f"row {row.seq} stands where {expected} belongs")
                 return
             expected += span(row)
             if row.blob:
                 self._refs.add(row.blob)
-        self.rows += expected - first
-        if expected != last + 1:
-            self._problem(key, f"a block of rows ends at {expected - 1}, its head says {last}")
+        self.rows += expected - block.first_seq
+        if expected != block.last_seq + 1:
+            what = f"a block of rows ends at {expected - 1}, its head says {block.last_seq}"
+            self._problem(block.key, what)
 
     # -- blobs and what nothing names --------------------------------------------------------
 

@@ -20,12 +20,12 @@ from typing import TypeVar
 from .disk import Disk, explain, open_unnamed, write_all
 from .errors import Fenced, PlatformClosed, WorkflowsError
 from .events import Row
-from .recovery import CHUNK_BYTES, Walk
 from .store import NotFound
 from .store_local import LocalStore
 from .sync_thread import Runner, Steps, SyncThread
 from .tail import TailBlock
 from .wal import HEAD_BYTES, BlockEncoder, FileParser, WalCut, WalHeader, wal_key
+from .walk import CHUNK_BYTES, Walk
 
 TURN_ROWS_MAX = 4096
 """So many rows are written at once, even within one turn, to bound the size of a block."""
@@ -365,17 +365,17 @@ class LocalWal:
             self.append([], next_seq=self._next_seq, future=future, durable=True)
             with contextlib.suppress(WorkflowsError):
                 await future
-        self.abandon()
+        await self.abandon()
 
-    def abandon(self) -> None:
+    async def abandon(self) -> None:
         """Give the file back without a last sync."""
         if self._lazy is not None:
             self._lazy.cancel()
             self._lazy = None
+        self.fail(PlatformClosed(f"the log {self._stream} was closed: open it again"))
         file, self._file = self._file, None
         if file is not None:
-            self._runner.submit(self._close_steps(file), lambda _result, _error: None)
-        self.fail(PlatformClosed(f"the log {self._stream} was closed: open it again"))
+            await self._run(self._close_steps(file))
         self._runner.close()
 
     # -- work for the thread -----------------------------------------------------------------

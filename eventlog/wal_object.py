@@ -211,9 +211,9 @@ class ObjectWal:
         """Commit what was appended, then take no more."""
         while self._task is not None:
             await asyncio.wait([self._task])
-        self.abandon()
+        await self.abandon()
 
-    def abandon(self) -> None:
+    async def abandon(self) -> None:
         """Take no more; what is on its way may or may not arrive."""
         if self._task is not None:
             self._task.cancel()

@@ -191,7 +191,7 @@ class SteppedLocalStore(SimStore):
         super().__init__(medium)
         self._process = process
 
-    async def _hop(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[[], T]) -> T:
         async def effect() -> T:
             return work()
 

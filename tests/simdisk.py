@@ -157,6 +157,8 @@ class SimDisk(Disk):
 class SimStore(LocalStore):
     """The local store, as one process has it, on a medium in memory."""
 
+    reads_at_once = False
+
     def __init__(self, medium: Medium) -> None:
         super().__init__(Path("/sim"), disk=SimDisk(medium))
         self.medium = medium
@@ -179,7 +181,7 @@ class SimStore(LocalStore):
             key=lambda entry: entry.key,
         )
 
-    async def _hop(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[[], T]) -> T:
         return work()
 
 

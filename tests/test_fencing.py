@@ -127,7 +127,11 @@ def read_lines(process: subprocess.Popen[bytes], count: int) -> list[str]:
 
 def rest_of(process: subprocess.Popen[bytes]) -> list[str]:
     """The acknowledgements that it gave until it ended, cut lines left out."""
-    return process.communicate(timeout=60)[0].decode().split("\n")[:-1]
+    assert process.stdout is not None
+    with process.stdout:
+        lines = process.stdout.read().decode().split("\n")[:-1]
+    process.wait(60)
+    return lines
 
 
 async def check(root: Path, acknowledged: list[str]) -> None:
