@@ -84,7 +84,10 @@ class Settled:
         """This config, or what was recorded for the step before: the first sight wins."""
         if text is None or text == self.text:
             return self
-        recorded = msgspec.json.decode(text, type=Recorded)
+        try:
+            recorded = msgspec.json.decode(text, type=Recorded)
+        except msgspec.MsgspecError:
+            return self
         shown = {
             "retries": {"limit": recorded.retries.limit, "backoff": recorded.retries.backoff},
             "timeout": recorded.timeout_ms,
@@ -101,6 +104,45 @@ def settle(config: Any) -> Settled:
     """Check a step's config and fill in what it leaves out, or raise WorkflowFatalError."""
     if config is None:
         return DEFAULT
+    key = _key(config)
+    if key is None:
+        return _settle(config)
+    settled = _settled.get(key)
+    if settled is None:
+        settled = _settle(config)
+        if len(_settled) < _SETTLED_MAX:
+            _settled[key] = settled
+    return settled
+
+
+_settled: dict[tuple[Any, ...], Settled] = {}
+_SETTLED_MAX = 256
+
+
+def _key(config: Any) -> tuple[Any, ...] | None:
+    """What tells apart the usual dicts of plain values; None for everything else."""
+    if type(config) is not dict or len(config) > 4:
+        return None
+    parts: list[Any] = []
+    for name, value in config.items():
+        kind = type(value)
+        if kind is dict and len(value) <= 4:
+            parts += (name, len(value))
+            for inner, fact in value.items():
+                if type(inner) is not str or type(fact) not in _PLAIN:
+                    return None
+                parts += (name, inner, type(fact), fact)
+        elif type(name) is str and kind in _PLAIN:
+            parts += (name, kind, value)
+        else:
+            return None
+    return tuple(parts)
+
+
+_PLAIN = frozenset({str, int, float})
+
+
+def _settle(config: Any) -> Settled:
     given = _as_dict(config, "config", StepConfig)
     retries = _as_dict(given.get("retries"), "config.retries", Retries)
     if "retries" in given and isinstance(given["retries"], Mapping):
@@ -165,4 +207,4 @@ def _bad(message: str) -> WorkflowFatalError:
     return WorkflowFatalError(message)
 
 
-DEFAULT = settle({})
+DEFAULT = _settle({})

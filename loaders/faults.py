@@ -40,6 +40,9 @@ def is_final(error: BaseException) -> bool:
         errors.UnserialisableValueError,
         errors.ValueTooLargeError,
     )
+    if isinstance(error, BaseExceptionGroup):
+        # What a TaskGroup raises stands for what its tasks raised.
+        return any(is_final(inner) for inner in error.exceptions)
     return isinstance(error, kinds)
 
 
@@ -57,8 +60,20 @@ def to_wire(error: BaseException, *, module_of: Callable[[type], str] | None = N
         module = _OURS
     elif module_of is not None:
         module = module_of(kind)
-    args = _args_of(error)
+    if kind is ExceptionGroup:
+        inner = [to_wire(one, module_of=module_of) for one in error.exceptions]  # type: ignore[attr-defined]
+        args = _group_args(error.message, inner)  # type: ignore[attr-defined]
+    else:
+        args = _args_of(error)
     return Error(_clip(kind.__qualname__), _message(error), module, args, is_final(error))
+
+
+def _group_args(message: str, inner: list[Error]) -> bytes | None:
+    try:
+        rows = [[one.name, one.message, one.module, one.args, one.fatal] for one in inner]
+        return codec.encode([message, rows], bytes_max=_ARGS_BYTES_MAX)
+    except WorkflowsError:
+        return None
 
 
 def _message(error: BaseException) -> str:
@@ -92,6 +107,8 @@ def from_wire(error: Error, find: FindClass | None = None) -> Exception:
     if kind is None:
         return StepError(error.message, error.name)
     args = _args(error)
+    if kind is ExceptionGroup:
+        return _group(args, find) or StepError(error.message, error.name)
     if issubclass(kind, WorkflowsError):
         return _workflows_error(kind, error, args)
     return _revived(kind, args, error) or StepError(error.message, error.name)
@@ -127,6 +144,14 @@ def _workflows_error(
         case (str(message), str(code), dict(details)):
             return kind(message, code=code, **{str(name): value for name, value in details.items()})
     return kind(error.message)
+
+
+def _group(args: tuple[Any, ...], find: FindClass | None) -> Exception | None:
+    try:
+        message, rows = args
+        return ExceptionGroup(message, [from_wire(Error(*row), find) for row in rows])
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def _revived(kind: type[Exception], args: tuple[Any, ...], error: Error) -> Exception | None:

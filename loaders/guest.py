@@ -76,7 +76,7 @@ class Guest:
         self._main: ModuleType | None = None
         self._env_entries: dict[str, wire.EnvEntry] = {}
         self._scope = Scope(self)
-        _adopt_tasks(loop)
+        _adopt_work(loop)
 
     # --- messages --------------------------------------------------------------------------------
 
@@ -218,15 +218,14 @@ class Guest:
         self._last_call += 1
         number = self._last_call
         future = self._calls[number] = self.loop.create_future()
-        scope.calls_out += 1
+        scope.leave()
         life = scope if isinstance(scope, Lifetime) else None
         self.send(wire.Call(number, target, method, args, kwargs), scope.number, life)
         try:
             reply = await future
         finally:
-            scope.calls_out -= 1
             del self._calls[number]
-            scope.touch()
+            scope.come_back()
         self.on_resume(scope.number)
         if reply.error is not None:
             raise self.from_wire(reply.error)
@@ -308,8 +307,8 @@ def _where() -> tuple[int, str | None, int]:
 _FACTORY = "_dynamic_workflows_tasks"
 
 
-def _adopt_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Let every task that tenant code makes belong to its lifetime; once per loop."""
+def _adopt_work(loop: Any) -> None:
+    """Let tasks and threads that tenant code starts belong to its lifetime; once per loop."""
     previous: Any = loop.get_task_factory()
     if getattr(previous, _FACTORY, False):
         return
@@ -330,5 +329,16 @@ def _adopt_tasks(loop: asyncio.AbstractEventLoop) -> None:
             scope.adopt(task)
         return task
 
+    in_executor = loop.run_in_executor
+
+    def run_in_executor(executor: Any, function: Any, *args: Any) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = in_executor(executor, function, *args)
+        scope = CURRENT.get()
+        if scope is not None:
+            scope.leave()
+            future.add_done_callback(scope.come_back)
+        return future
+
     setattr(make, _FACTORY, True)
-    loop.set_task_factory(make)  # type: ignore[arg-type]
+    loop.set_task_factory(make)
+    loop.run_in_executor = run_in_executor

@@ -64,6 +64,15 @@ class Scope:
     def touch(self) -> None:
         """Something happened for it."""
 
+    def leave(self) -> None:
+        """Something outside begins to work for it, which keeps it from being idle."""
+        self.calls_out += 1
+
+    def come_back(self, _: Any = None) -> None:
+        """What was outside has ended."""
+        self.calls_out -= 1
+        self.touch()
+
     def drop(self) -> None:
         """End it without a word."""
         self.is_dropped = True
@@ -206,6 +215,9 @@ class Lifetime(Scope):
             return
         elif self._end_when_settled is not None:
             self._end(self._end_when_settled)
+        elif not self.performing:
+            # It waits for something of its own that cannot be seen, and may go on at any time.
+            return
         elif self.unanswered and self.guest.idle_grace_s:
             self.guest.idle_later(self)
         else:

@@ -137,6 +137,34 @@ async def test_nothing_is_idle_while_a_timer_of_the_run_is_pending(world: World)
     assert kinds.index(wire.Log) < kinds.index(wire.Idle)
 
 
+async def test_nothing_is_idle_while_a_thread_works_for_the_run(world: World) -> None:
+    code = flow("""
+    import threading
+    gate = threading.Event()
+    async def outside(): return await asyncio.to_thread(gate.wait, 20)
+    async def inside(): return await asyncio.sleep(0)
+    async def opener():
+        await asyncio.sleep(0.005)
+        print("open")
+        gate.set()
+    return (await asyncio.gather(outside(), opener(), step.sleep("s", 1)))[0]
+    """)
+    await world.load(code)
+    world.start()
+    await world.until_idle()
+    assert "open" in world.printed
+    world.finish("s")
+    assert await world.until_ended() is True
+
+
+async def test_a_run_that_waits_for_nothing_of_ours_is_not_idle(world: World) -> None:
+    await world.load(flow("await asyncio.Event().wait()"))
+    world.start()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert world.of(wire.Idle) == []
+
+
 async def test_timers_of_others_keep_nobody_awake(world: World) -> None:
     handle = world.loop.call_later(1_000, print)
     await world.load(flow('await step.sleep("s", 1)'))

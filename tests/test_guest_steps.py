@@ -136,6 +136,7 @@ async def test_the_recorded_config_wins_over_the_code(world: World) -> None:
             'step.do("x", print, config={"retries": {"limit": 1, "delay": 1, "backoff": "no"}})',
             "backoff",
         ),
+        ('step.do("x", print, config={"retries": {}})', "'limit'"),
         ('step.do("x", print, config={"timeout": 0})', "timeout"),
         ('step.do("x", print, config={"timeout": "never"})', "timeout"),
         ('step.do("x", print, config={"sensitive": True})', "sensitive"),
@@ -312,6 +313,50 @@ class Odd(Exception):
          ["m: line 1 column 1 (char 0)"]],
     ]  # fmt: skip
     assert await world.again() == output
+
+
+async def test_a_group_of_errors_comes_back_as_a_group(world: World) -> None:
+    code = flow(
+        """
+    async def raiser(error): raise error
+    async def work():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(raiser(ValueError("v")))
+            group.create_task(raiser(Own("o", 2)))
+    caught = []
+    try:
+        await step.do("s", work, config={"retries": {"limit": 0, "delay": 0}})
+    except* ValueError as group:
+        caught.append([str(error) for error in group.exceptions])
+    except* Own as group:
+        caught.append([error.args for error in group.exceptions])
+    async def final():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(raiser(NonRetryableError("stop")))
+    try:
+        await step.do("final", final)
+    except* NonRetryableError:
+        caught.append("final")
+    return caught
+    """,
+        before="class Own(Exception): pass",
+    )
+    assert await world.run(code) == [["v"], [("o", 2)], "final"]
+    assert await world.again() == [["v"], [("o", 2)], "final"]
+    assert world.of(wire.Failed, 1)[-1].attempt == 1
+
+
+async def test_a_config_is_what_it_says_however_often_it_was_seen(world: World) -> None:
+    code = flow("""
+    config = {"retries": {"limit": 1, "delay": 1}}
+    async def work(ctx): return ctx.config.retries.limit
+    first = await step.do("s", work, config=config)
+    config["retries"]["limit"] = 2
+    async def spoil(ctx): ctx.config.retries["limit"] = 9
+    await step.do("spoil", spoil, config=config)
+    return [first, await step.do("s", work, config=config)]
+    """)
+    assert await world.run(code) == [1, 2]
 
 
 async def test_a_message_is_cut_and_a_broken_str_does_no_harm(world: World) -> None:
