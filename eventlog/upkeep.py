@@ -14,9 +14,11 @@ from msgspec import structs
 
 from . import compaction
 from .clock import US
+from .errors import Corrupt
 from .events import Row
-from .manifest import Manifest, manifest_prefix, version_of
+from .manifest import Manifest, decode_manifest, manifest_prefix, version_of
 from .recovery import newest_manifest
+from .store import NotFound
 from .wal import wal_key, wal_prefix
 
 if TYPE_CHECKING:
@@ -136,9 +138,24 @@ async def _tidy(log: EventLog, *, all_now: bool = False) -> None:
                 manifest, garbage=changed.garbage, garbage_us=changed.garbage_us
             )
         )
+        await _remove_manifests(log, set(keys))
     if log.has_dead_blobs:
         await _collect_blobs(log)
         log.has_dead_blobs = False
+
+
+async def _remove_manifests(log: EventLog, gone: set[str]) -> None:
+    """Remove manifests that name files that are gone: they also tell of instances in them."""
+    for entry in await log.store.list(manifest_prefix(log.stream)):
+        version = version_of(entry.key)
+        if version is None or version >= log.manifest.version:
+            continue
+        try:
+            old = decode_manifest(await log.store.get(entry.key), entry.key)
+        except (Corrupt, NotFound):
+            continue
+        if not gone.isdisjoint(info.key for info in old.segments):
+            await log.store.delete(entry.key)
 
 
 async def _collect_blobs(log: EventLog) -> None:
