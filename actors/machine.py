@@ -59,7 +59,7 @@ TABLE: tuple[Line, ...] = (
     _line("T5", {WAITING}, "wake", WAITING, guard="no slot: shown as queued, ahead of new ones"),
     _line(
         "T6",
-        {RUNNING, WAITING},
+        {RUNNING},
         "pause",
         PAUSING,
         "workflow_waiting_for_pause",

@@ -1,0 +1,112 @@
+"""Cron: schedules fire by the core's own timers, and a missed firing is caught up once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from core_world import START, S, StepApi, World, payload
+
+from dynamic_workflows.actors.cron import check_cron, missed, next_us
+from dynamic_workflows.eventlog import codec
+from dynamic_workflows.eventlog.errors import InvalidError
+from dynamic_workflows.loaders.wire import Run
+
+HOUR = 3_600 * S
+HOURLY = "0 * * * *"
+
+
+async def program(step: StepApi, params: Any) -> Any:
+    return params
+
+
+def scheduled(*crons: str) -> World:
+    world = World(program)
+    world.now += 60 * S
+    world.take(world.core.set_schedules("Job", list(crons), code_hash="h1", now_us=world.now))
+    return world
+
+
+def ids(world: World) -> list[str]:
+    return [item["id"] for item in reversed(world.core.list(None, None, 1_000, None)["items"])]
+
+
+@pytest.mark.behaviour(274)
+def test_a_schedule_creates_an_instance_at_each_firing_and_run_sees_when() -> None:
+    world = scheduled(HOURLY)
+    assert world.core.next_wake_us() == START + HOUR
+    world.advance(2 * 3_600)
+    assert ids(world) == [
+        f"{HOURLY}-{(START + HOUR) // 1000}",
+        f"{HOURLY}-{(START + 2 * HOUR) // 1000}",
+    ]
+    runs = [e.message for e in world.effects if isinstance(getattr(e, "message", None), Run)]
+    schedule = codec.decode(runs[0].schedule)  # type: ignore[attr-defined]
+    assert schedule["cron"] == HOURLY
+    assert schedule["scheduled_us"] == START + HOUR
+    assert schedule["scheduled_time"].isoformat() == "2026-01-01T01:00:00+00:00"
+    assert schedule["missed"] == 0
+    queued = next(row for row in world.rows if row.type == "workflow_queued")
+    assert payload(queued)["trigger"] == "cron"
+    assert world.status(("Job", ids(world)[0])) == "complete"
+    assert world.core.pin(("Job", ids(world)[0])) == "latest"
+
+
+def test_missed_firings_are_caught_up_once_and_it_says_how_many_were_left_out() -> None:
+    world = scheduled(HOURLY)
+    world.advance(3_600)
+    world.now += 5 * HOUR + 7 * S
+    world.crash()
+    world.pump()
+    assert len(ids(world)) == 2
+    queued = [row for row in world.rows if row.type == "workflow_queued"][1]
+    schedule = codec.decode(codec.encode(payload(queued)["schedule"]))
+    assert schedule["missed"] == 4
+    assert ids(world)[1] == f"{HOURLY}-{(START + 6 * HOUR) // 1000}"
+    world.crash()
+    world.pump()
+    assert len(ids(world)) == 2
+    world.advance(3_600)
+    assert len(ids(world)) == 3
+
+
+def test_a_schedule_that_is_deleted_and_fired_is_not_fired_again_after_a_crash() -> None:
+    world = scheduled(HOURLY)
+    world.advance(3_600)
+    world.command("delete", ("Job", ids(world)[0]))
+    world.crash()
+    world.pump()
+    assert ids(world) == []
+
+
+def test_setting_schedules_again_removes_and_keeps() -> None:
+    world = scheduled(HOURLY, "30 * * * *")
+    world.now += 10 * S
+    d = world.core.set_schedules("Job", [HOURLY, "*/5 * * * *"], code_hash="h1", now_us=world.now)
+    assert [row.type for row in d.rows] == ["schedule_removed", "schedule_set"]
+    world.take(d)
+    world.crash()
+    assert sorted(cron for _, cron, _ in world.core.schedules()) == ["*/5 * * * *", HOURLY]
+    world.take(world.core.set_schedules("Job", [], code_hash="h1", now_us=world.now))
+    assert world.core.next_due_us() is None
+    new = world.core.set_schedules("Job", [HOURLY], code_hash="h2", now_us=world.now)
+    assert [row.code_hash for row in new.rows] == ["h2"]
+
+
+@pytest.mark.parametrize("cron", ["", "x", "* * *", "0 0 31 2 *", "a" * 300, None, 5, "61 * * * *"])
+def test_what_is_no_schedule_is_refused_and_nothing_is_stored(cron: Any) -> None:
+    world = World(program)
+    with pytest.raises(InvalidError) as caught:
+        world.core.set_schedules("Job", [HOURLY, cron], code_hash="h", now_us=START)
+    assert caught.value.code == "schedule.invalid"
+    assert world.core.last_seq == 0
+
+
+def test_firings_are_computed_in_utc() -> None:
+    assert next_us("0 0 29 2 *", START) == 1_835_395_200 * S  # 2028 is the next leap year.
+    assert check_cron("*/10 * * * * *")
+    assert next_us("*/10 * * * * *", START) == START + 10 * S
+    due = START + HOUR
+    assert missed(HOURLY, due, due) == (due, 0)
+    assert missed(HOURLY, due, due + 3 * HOUR + 1) == (due + 3 * HOUR, 3)
+    assert missed("* * * * * *", START, START + 100_000 * S) == (START + 100_000 * S, 10_000)
