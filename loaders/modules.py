@@ -25,6 +25,8 @@ import msgspec
 from .wire import Module
 
 _FACE = "dynamic_workflows"
+# What annotated values are made with is always there, as the values themselves are.
+_ALWAYS = frozenset({"pydantic", "typing_extensions"})
 _FRAMES_MAX = 50
 
 
@@ -193,7 +195,12 @@ class Modules:
         if top in self._tops:
             leaf = __import__(self._dot + name, globals, locals, fromlist or (), 0)
             return leaf if fromlist else sys.modules[self._dot + top]
-        is_granted = top in sys.stdlib_module_names or top in self._packages or name == _FACE
+        is_granted = (
+            top in sys.stdlib_module_names
+            or top in _ALWAYS
+            or top in self._packages
+            or name == _FACE
+        )
         if not is_granted:
             raise ModuleNotFoundError(
                 f"No module named {name!r}: it is neither in the bundle nor among the packages"

@@ -72,7 +72,7 @@ class World:
         files = {"index.py": code} if isinstance(code, str) else code
         modules = [_module(path, data) for path, data in files.items()]
         entries = [_entry(name, value) for name, value in (env or {}).items()]
-        self.send(wire.Load("index.py", modules, entries, ["pydantic"], options))
+        self.send(wire.Load("index.py", modules, entries, [], options))
         await self.until(lambda: self.loaded is not None)
         assert self.loaded is not None
         return self.loaded
