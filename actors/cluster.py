@@ -344,19 +344,20 @@ class Cluster:
         session.use(setup.prefix)
         cluster = cls(setup, session)
         try:
-            await cluster._start_actors()
+            await cluster._start_actors(is_visitor=load is None and app is None)
         except BaseException:
             await session.end(setup.prefix)
             raise
         return cluster
 
-    async def _start_actors(self) -> None:
+    async def _start_actors(self, *, is_visitor: bool) -> None:
         setup = self._setup
         options = {"memory": SUPERVISOR_MEMORY}
         _start_actor(TimerActor, setup.name("timer-0"), setup, **options)
         loader = _start_actor(LoaderActor, setup.name("loader"), setup, **options)
         fingerprint = await self._loader.call("fingerprint")
-        if fingerprint != setup.fingerprint:
+        # A visitor brings no callbacks: it takes the loader as it is.
+        if fingerprint != setup.fingerprint and not is_visitor:
             # An earlier driver's loader has other callbacks. Slots outlive it and are found again.
             ray.kill(loader.handle, no_restart=True)
             while _find_actor(setup.name("loader"), setup.namespace) is not None:  # noqa: ASYNC110
@@ -502,23 +503,18 @@ class _EmbeddedRay:
             ray.init(address=self._address, **options)
             return
         folder = self._folder = tempfile.mkdtemp(prefix="dw-", dir=_short_temp())
-        mark = SystemIds().token()
         self._watch = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(reaper.__file__), mark, folder],
+            [sys.executable, "-I", "-S", str(reaper.__file__), folder, str(os.getpid())],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
-        os.environ[reaper.VARIABLE] = mark
-        try:
-            ray.init(
-                address="local",
-                include_dashboard=self._dashboard,
-                object_store_memory=OBJECT_STORE,
-                _temp_dir=folder,
-                **options,
-            )
-        finally:
-            os.environ.pop(reaper.VARIABLE, None)
+        ray.init(
+            address="local",
+            include_dashboard=self._dashboard,
+            object_store_memory=OBJECT_STORE,
+            _temp_dir=folder,
+            **options,
+        )
         _quieten()
 
     def _clear(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from ..eventlog.clock import VirtualClock, from_datetime, to_datetime
 from ..eventlog.errors import Fenced, PlatformClosed, Unavailable
 from ..eventlog.ids import SeededIds
+from ..eventlog.store import Store
 from ..eventlog.store_memory import MemoryStore
 from ..loaders import durations
 from ..loaders.calls import Calls
@@ -41,11 +42,11 @@ class LocalPlatform:
         config: PlatformConfig | None = None,
         auto_advance: bool = False,
         crash_at_every_step: bool = False,
-        store: MemoryStore | None = None,
+        store: Store | None = None,
         clock: VirtualClock | None = None,
     ) -> None:
         self.config = config or PlatformConfig()
-        self.store = store or MemoryStore()
+        self.store: Store = store or MemoryStore()
         self.virtual = clock or VirtualClock()
         self.ids = SeededIds(0)
         self.clock = TestClock(self)

@@ -104,9 +104,12 @@ def sql(
     output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
 ) -> None:
     """Ask the log a question in SQL."""
-    from .eventlog.output import render
+    from .eventlog.output import FORMATS, render
 
-    shown = render(_query(log, query, tenant=tenant), format)
+    chosen = next((one for one in FORMATS if one == format), None)
+    if chosen is None:
+        raise InvalidError(f"{format!r} is no output format: use {', '.join(FORMATS)}")
+    shown = render(_query(log, query, tenant=tenant), chosen)
     if output is not None:
         output.write_bytes(shown if isinstance(shown, bytes) else shown.encode())
     elif isinstance(shown, bytes):
@@ -114,12 +117,13 @@ def sql(
             raise InvalidError(f"{format} is no text for a terminal: give --output FILE")
         sys.stdout.buffer.write(shown)
     else:
-        typer.echo(shown)
+        typer.echo(shown, nl=False)
 
 
 def _query(log: str, query: str, params: Any = None, *, tenant: str | None = None) -> Any:
     from .eventlog.query import Reader
 
+    _check_exists(log)
     reader = Reader(log, tenant=tenant)
     try:
         return reader.query(query, params)
@@ -127,15 +131,24 @@ def _query(log: str, query: str, params: Any = None, *, tenant: str | None = Non
         reader.close()
 
 
+def _check_exists(log: str) -> None:
+    path = log.removeprefix("file://")
+    if "://" not in path and not Path(path).is_dir():
+        raise InvalidError(
+            f"{path} does not exist: say where the event log lies with --log PATH or the "
+            f"environment's {_LOG_VARIABLE}"
+        )
+
+
 @cli.command()
 def verify(log: Log = DEFAULT_LOG) -> None:
     """Prove that the log is whole; the exit status is 1 when it is not."""
     from .eventlog.verify import verify as verify_log
+    from .loaders.bundle import from_stored
 
-    report = verify_log(log)
-    if asyncio.iscoroutine(report):
-        report = asyncio.run(report)
-    typer.echo(str(report))
+    _check_exists(log)
+    report = verify_log(log, check_bundle=from_stored)
+    typer.echo("\n".join(report.lines))
     if not report.ok:
         raise typer.Exit(1)
 
@@ -173,7 +186,7 @@ def ls(
 def _table(log: str, query: str, params: list[Any]) -> None:
     from .eventlog.output import render
 
-    typer.echo(render(_query(log, query, params), "table"))
+    typer.echo(render(_query(log, query, params), "table"), nl=False)
 
 
 @cli.command()
@@ -220,7 +233,7 @@ def history(
         return
     from .eventlog.output import render
 
-    typer.echo(render(table, "table"))
+    typer.echo(render(table, "table"), nl=False)
 
 
 # --- steering ------------------------------------------------------------------------------------

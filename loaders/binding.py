@@ -17,12 +17,12 @@ from ..eventlog.ids import Ids
 from . import durations
 from .calls import Calls, StatusData
 from .records import (
+    DeleteError,
     DeleteResult,
     ErrorInfo,
     Event,
     Page,
     Reason,
-    Record,
     RollbackInfo,
     Status,
     Summary,
@@ -207,7 +207,7 @@ class WorkflowBinding:
         _check_size(len(ids))
         args = {"workflow": self._workflow, "ids": [_text(one) for one in ids]}
         answer = await self._calls.call("delete_batch", args)
-        errors = [Record(**error) for error in answer["errors"]]
+        errors = [DeleteError(**error) for error in answer["errors"]]
         return DeleteResult(deleted=list(answer["deleted"]), errors=errors)
 
     async def list(

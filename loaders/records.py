@@ -120,11 +120,19 @@ class Page:
         return f"Page({self.items!r}, cursor={self.cursor!r})"
 
 
+class DeleteError(Record):
+    """Why one instance of a batch was not deleted."""
+
+    id: str
+    code: str
+    message: str
+
+
 class DeleteResult(Record):
     """What `delete_batch` did: `deleted` ids, and `errors` with `id`, `code`, `message`."""
 
     deleted: list[str]
-    errors: list[Record]
+    errors: list[DeleteError]
 
 
 class Why(Record):
