@@ -38,6 +38,8 @@ T = TypeVar("T")
 # Below this many rows a thread costs more than the work.
 _INLINE_ROWS = 2_000
 
+DELETES_AT_ONCE = 32
+
 
 @dataclass(frozen=True, slots=True)
 class CompactionConfig:
@@ -346,8 +348,10 @@ async def remove_garbage(store: Store, manifest: Manifest, keys: Collection[str]
 
     Their names are random and in no segment list, so even a superseded owner may do this.
     """
-    for key in keys:
-        await store.delete(key)
+    names = list(keys)
+    for start in range(0, len(names), DELETES_AT_ONCE):
+        some = names[start : start + DELETES_AT_ONCE]
+        await asyncio.gather(*(store.delete(key) for key in some))
     rest = [
         (key, since_us)
         for key, since_us in zip(manifest.garbage, manifest.garbage_us, strict=True)

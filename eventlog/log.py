@@ -8,7 +8,6 @@ error poisons the log: nothing more is acknowledged, and only opening it again s
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from .clock import Clock
 from .compaction import CompactionConfig
 from .errors import Corrupt, Fenced, InvalidError, Unavailable, WorkflowsError
 from .events import Row, span
+from .histories import Histories
 from .ids import Ids
 from .manifest import (
     Manifest,
@@ -31,7 +31,7 @@ from .manifest import (
     version_of,
 )
 from .recovery import Newest, fresh, newest_manifest, newest_version, survey_steps
-from .segment import read_instances, read_rows
+from .segment import read_rows
 from .store import AlreadyExists, NotFound, Store, create_once, probe
 from .store_local import LocalStore
 from .sync_thread import Runner
@@ -99,8 +99,7 @@ class EventLog:
         self._publishing = asyncio.Lock()
         self._sealing = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
-        self._wanted: dict[tuple[str, str], list[asyncio.Future[list[Row]]]] = {}
-        self._answering: asyncio.Task[None] | None = None
+        self._histories = Histories(self)
         self._wal: LocalWal | ObjectWal
 
     # -- opening -----------------------------------------------------------------------------
@@ -295,7 +294,7 @@ class EventLog:
         In order of seq. Sealed rows are unfolded, rows of the tail may be folded; a folded row is
         given whole when its second number is above `after`.
         """
-        await self._written()
+        await self.written()
         upto, position = self.last_seq, after
         while position < upto:
             version = self.manifest.version
@@ -335,44 +334,9 @@ class EventLog:
         It has all that was appended before this call. Calls that come while one is answered are
         answered together by the next reading, so a thousand cost little more than one.
         """
-        future: asyncio.Future[list[Row]] = self._loop.create_future()
-        self._wanted.setdefault((workflow, instance_id), []).append(future)
-        if self._answering is None:
-            self._answering = self._loop.create_task(self._answer())
-        return await future
+        return await self._histories.of(workflow, instance_id)
 
-    async def _answer(self) -> None:
-        wanted: dict[tuple[str, str], list[asyncio.Future[list[Row]]]] = {}
-        try:
-            while self._wanted:
-                wanted, self._wanted = self._wanted, {}
-                found = await self._histories(set(wanted))
-                for key, futures in wanted.items():
-                    rows = _since_deletion(found[key])
-                    for future in futures:
-                        if not future.done():
-                            future.set_result(list(rows))
-        except Exception as error:
-            for future in itertools.chain(*wanted.values(), *self._wanted.values()):
-                if not future.done():
-                    future.set_exception(error)
-            self._wanted = {}
-        finally:
-            self._answering = None
-
-    async def _histories(self, keys: set[tuple[str, str]]) -> dict[tuple[str, str], list[Row]]:
-        await self._written()
-        async with self.tail_lock:
-            manifest = self.manifest
-            while self.tail.wants_index():
-                await asyncio.to_thread(self.tail.index_some)
-            found = await asyncio.to_thread(self.tail.histories, keys)
-        if manifest.rows:
-            sealed = await read_instances(self.store, manifest.segments, keys)
-            return {key: sealed[key] + found[key] for key in keys}
-        return found
-
-    async def _written(self) -> None:
+    async def written(self) -> None:
         """Return when everything appended so far can be read back."""
         if self.failed is not None:
             raise self.failed
@@ -477,7 +441,7 @@ class EventLog:
     async def seal(self) -> None:
         """Move everything appended so far into a segment. Appends go on meanwhile."""
         async with self._sealing:
-            await self._written()
+            await self.written()
             await upkeep.seal(self)
 
     async def maintain(self) -> None:
@@ -492,7 +456,7 @@ class EventLog:
         """
         if seal and self.failed is None:
             async with self._sealing:
-                await self._written()
+                await self.written()
                 await upkeep.settle_down(self)
         if self._background is not None:
             await asyncio.wait([self._background])
@@ -501,10 +465,3 @@ class EventLog:
 
 def _last_of(row: Row) -> int:
     return row.seq + span(row) - 1
-
-
-def _since_deletion(rows: list[Row]) -> list[Row]:
-    for place in range(len(rows) - 1, -1, -1):
-        if rows[place].type == "workflow_deleted":
-            return rows[place + 1 :]
-    return rows

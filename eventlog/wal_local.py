@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .disk import Disk, explain, open_unnamed, write_all
+from .disk import explain, open_unnamed
 from .errors import Fenced, PlatformClosed, WorkflowsError
 from .events import Row
 from .store import NotFound
@@ -25,65 +24,17 @@ from .store_local import LocalStore
 from .sync_thread import Runner, Steps, SyncThread
 from .tail import TailBlock
 from .wal import HEAD_BYTES, BlockEncoder, FileParser, WalCut, WalHeader, wal_key
+from .wal_file import WalFile
 from .walk import CHUNK_BYTES, Walk
 
 TURN_ROWS_MAX = 4096
 """So many rows are written at once, even within one turn, to bound the size of a block."""
-ALLOCATE_BYTES_MIN = 64 * 1024
-ALLOCATE_BYTES_MAX = 4 * 1024 * 1024
 LAZY_SYNC_SECONDS = 1.0
 """Rows that nobody waits to see synced are synced after this time at the latest."""
 
 T = TypeVar("T")
 OnBlock = Callable[[TailBlock], None]
 OnFailure = Callable[[WorkflowsError], None]
-
-
-class _File:
-    """One WAL file that is open for writing. Blocks are reserved ahead: syncs are cheaper then."""
-
-    def __init__(self, disk: Disk, directory: Path, number: int, handle: int) -> None:
-        self.disk = disk
-        self.number = number
-        self.path = str(directory / f"{number:020d}")
-        self.next_path = str(directory / f"{number + 1:020d}")
-        self.handle = handle
-        self.offset = 0
-        self.synced = 0
-        self.allocated = 0
-        self.hash = hashlib.sha256()
-        self.has_name = False
-
-    def write(self, data: bytes | bytearray) -> None:
-        """Append; raises OSError."""
-        end = self.offset + len(data)
-        if end > self.allocated >= 0:
-            more = min(max(self.offset, ALLOCATE_BYTES_MIN), ALLOCATE_BYTES_MAX)
-            length = max(more, end - self.allocated)
-            try:
-                self.disk.allocate(self.handle, self.allocated, length)
-                self.allocated += length
-            except OSError:
-                self.allocated = -1  # full, or a file system without it: go on without
-        write_all(self.disk, self.handle, data, self.offset)
-        self.hash.update(data)
-        self.offset = end
-
-    def is_fenced(self) -> bool:
-        """Whether a newer owner has come. The order of the two questions matters.
-
-        A newer owner creates the next name. It may later remove it, but only after this file's own
-        name. So a next name that is missing because it was removed shows in the second question.
-        """
-        return self.disk.exists(self.next_path) or not self.disk.has_name(self.handle)
-
-    def close(self) -> None:
-        """Give back the reserved blocks and the handle."""
-        with contextlib.suppress(OSError):
-            if self.allocated != 0:
-                self.disk.truncate(self.handle, self.offset)
-        with contextlib.suppress(OSError):
-            self.disk.close(self.handle)
 
 
 class LocalWal:
@@ -106,7 +57,7 @@ class LocalWal:
         self._loop = asyncio.get_running_loop()
         self._runner: Runner = runner or SyncThread("log-sync")
         self._encoder = BlockEncoder()
-        self._file: _File | None = None
+        self._file: WalFile | None = None
         self._number = 0
         self._rows: list[Row] = []
         self._first_seq = 0
@@ -209,10 +160,10 @@ class LocalWal:
         self._settle()
         if must_sync:
             self._start_sync()
-        elif self._written > self._synced and self._lazy is None:
-            self._lazy = self._loop.call_later(LAZY_SYNC_SECONDS, self._start_sync)
+        else:
+            self._sync_lazily()
 
-    def _write_rows(self, file: _File, rows: list[Row]) -> None:
+    def _write_rows(self, file: WalFile, rows: list[Row]) -> None:
         first_seq = self._first_seq
         span = self._next_seq - first_seq
         block = self._encoder.rows(rows, first_seq=first_seq, span=span, synced=file.synced)
@@ -250,7 +201,11 @@ class LocalWal:
 
         self._runner.submit(self._sync_steps(file), done)
 
-    def _sync_steps(self, file: _File) -> Steps[bool]:
+    def _sync_lazily(self) -> None:
+        if self._written > self._synced and self._lazy is None:
+            self._lazy = self._loop.call_later(LAZY_SYNC_SECONDS, self._start_sync)
+
+    def _sync_steps(self, file: WalFile) -> Steps[bool]:
         self._disk.datasync(file.handle)
         yield
         if self._disk.exists(file.next_path):
@@ -260,7 +215,7 @@ class LocalWal:
 
     def _end_sync(
         self,
-        file: _File,
+        file: WalFile,
         written: int,
         offset: int,
         is_fenced: bool | None,
@@ -282,6 +237,8 @@ class LocalWal:
             self._settle()
             if self._waiters:
                 self._start_sync()
+            else:
+                self._sync_lazily()
 
     def _settle(self) -> None:
         waiters, synced = self._waiters, self._synced
@@ -304,7 +261,7 @@ class LocalWal:
                 future.set_exception(error)
                 future.exception()  # whoever does not look at it finds `failed`
 
-    def _fenced(self, file: _File) -> Fenced:
+    def _fenced(self, file: WalFile) -> Fenced:
         return Fenced(
             f"a newer owner has opened {self._stream}: {file.path} was superseded. What was not "
             "acknowledged may or may not be in the log: reopen it to know",
@@ -396,9 +353,9 @@ class LocalWal:
         self._runner.submit(steps, done)
         return await finished
 
-    def _prepare_steps(self, number: int, header: bytes) -> Steps[_File]:
+    def _prepare_steps(self, number: int, header: bytes) -> Steps[WalFile]:
         handle = open_unnamed(self._disk, self._directory)
-        file = _File(self._disk, self._directory, number, handle)
+        file = WalFile(self._disk, self._directory, number, handle)
         try:
             yield
             file.write(header)
@@ -409,7 +366,7 @@ class LocalWal:
             raise
         return file
 
-    def _create_steps(self, number: int, header: bytes) -> Steps[_File]:
+    def _create_steps(self, number: int, header: bytes) -> Steps[WalFile]:
         file = yield from self._prepare_steps(number, header)
         yield
         try:
@@ -422,7 +379,7 @@ class LocalWal:
         file.has_name = True
         return file
 
-    def _link_steps(self, old: _File, new: _File) -> Steps[bool]:
+    def _link_steps(self, old: WalFile, new: WalFile) -> Steps[bool]:
         """Finish the old file, then name the new one."""
         self._disk.datasync(old.handle)
         yield
@@ -476,7 +433,7 @@ class LocalWal:
             position += len(data)
         return False
 
-    def _close_steps(self, file: _File) -> Steps[None]:
+    def _close_steps(self, file: WalFile) -> Steps[None]:
         file.close()
         return
         yield

@@ -39,7 +39,7 @@ HEADS_KEPT_BYTES_MAX = 32 * MIB
 
 
 @dataclass
-class WalFile:
+class FoundFile:
     """What is known of one WAL file from its first blocks."""
 
     number: int
@@ -60,8 +60,8 @@ class Walk:
     manifest: Manifest
     on_block: Callable[[Block], None]
     """Takes the unsealed blocks of rows, in order."""
-    files: list[WalFile] = field(default_factory=list)
-    chain: list[WalFile] = field(default_factory=list)
+    files: list[FoundFile] = field(default_factory=list)
+    chain: list[FoundFile] = field(default_factory=list)
     """The data files that count, in order."""
     last: WalCut = field(default=WalCut(number=0, end=0, sha256="", last_seq=0))
     """Where the next data file goes on from."""
@@ -148,7 +148,7 @@ class Walk:
                 # Its owner has just begun: it was a fence when we listed it, and may stay one.
                 parser = FileParser(entry.key)
             self.torn = parser.finish() or self.torn
-        self.files.append(WalFile(number, entry.key, entry.size, header, blocks[0].end, cut, head))
+        self.files.append(FoundFile(number, entry.key, entry.size, header, blocks[0].end, cut, head))
 
     def _find_chain(self) -> None:
         by_number = {file.number: file for file in self.files}
@@ -182,7 +182,7 @@ class Walk:
             file = before
         self.chain.reverse()
 
-    def _read_file(self, file: WalFile, next_cut: WalCut | None) -> Steps[None]:
+    def _read_file(self, file: FoundFile, next_cut: WalCut | None) -> Steps[None]:
         assert file.cut is not None
         seq = file.cut.last_seq
         stop = file.size if next_cut is None else next_cut.end

@@ -25,6 +25,7 @@ from dynamic_workflows.eventlog.manifest import tenant_stream
 from dynamic_workflows.eventlog.store import Store, open_store
 from dynamic_workflows.eventlog.store_local import LocalStore
 from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.wal_file import WalFile
 
 HERE = Path(__file__).parent
 STREAM = tenant_stream("t")
@@ -79,7 +80,7 @@ def _nothing(*_: object) -> None:
 MUTANTS = {
     "an owner that does not look for a newer one": (SimDisk, "exists", _never),
     "an owner that forgets that names can be removed": (SimDisk, "has_name", _always),
-    "written rows that are acknowledged without a look": (wal_local._File, "is_fenced", _never),
+    "written rows that are acknowledged without a look": (WalFile, "is_fenced", _never),
     "a takeover that trusts its first reading": (wal_local.LocalWal, "_has_block", _never),
     "a disk that does not sync": (SimDisk, "datasync", _nothing),
     "names that are not synced": (SimDisk, "sync_directory", _nothing),

@@ -19,6 +19,7 @@ from dynamic_workflows.eventlog.log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import tenant_stream
 from dynamic_workflows.eventlog.recovery import read_tail
 from dynamic_workflows.eventlog.store_local import LocalStore
+from dynamic_workflows.eventlog.wal_file import ALLOCATE_BYTES_MIN
 
 STREAM = tenant_stream("t")
 
@@ -230,6 +231,6 @@ async def test_a_closed_log_gives_reserved_blocks_back(tmp_path: Path) -> None:
     log = await opened(tmp_path, FaultDisk())
     await log.append([row()])
     [path] = (tmp_path / STREAM / "wal").iterdir()
-    assert path.stat().st_size >= wal_local.ALLOCATE_BYTES_MIN
+    assert path.stat().st_size >= ALLOCATE_BYTES_MIN
     await closed(log)
     assert path.stat().st_size < 1000
