@@ -148,7 +148,9 @@ class Walk:
                 # Its owner has just begun: it was a fence when we listed it, and may stay one.
                 parser = FileParser(entry.key)
             self.torn = parser.finish() or self.torn
-        self.files.append(FoundFile(number, entry.key, entry.size, header, blocks[0].end, cut, head))
+        self.files.append(
+            FoundFile(number, entry.key, entry.size, header, blocks[0].end, cut, head)
+        )
 
     def _find_chain(self) -> None:
         by_number = {file.number: file for file in self.files}
