@@ -16,13 +16,11 @@ import msgspec
 
 from dynamic_workflows.actors.core import TenantCore
 from dynamic_workflows.actors.decisions import (
-    Changed,
     CoreConfig,
     CreateItem,
     Decision,
     DropLife,
     Effect,
-    Finished,
     Key,
     Send,
 )
@@ -487,6 +485,11 @@ class World:
         rows = [row for row in self.history(key) if run is None or row.run == run]
         return [row.type for row in rows]
 
+    def sent(self, kind: type[msgspec.Struct]) -> list[Any]:
+        """Every message of this type that went to a lifetime."""
+        messages = [effect.message for effect in self.effects if isinstance(effect, Send)]
+        return [message for message in messages if isinstance(message, kind)]
+
     def life(self, key: Key) -> int | None:
         for life, guest in self.guests.items():
             known = self.core._lives.get(guest.life)
@@ -497,6 +500,3 @@ class World:
 
 def payload(row: Row) -> Any:
     return None if row.payload is None else json.loads(row.payload)
-
-
-__all__ = ["Changed", "Finished"]

@@ -89,22 +89,12 @@ def test_bad_tenant_ids_are_refused(name: Any) -> None:
 @pytest.mark.behaviour(9, 11, 12)
 def test_run_sees_the_params_and_the_time_of_creation_in_every_lifetime() -> None:
     world = World(sleepy)
-    key = world.create("a", {"n": 1}, workflow_name="Shown")
+    world.create("a", {"n": 1}, workflow_name="Shown")
     world.now += 5 * S
-    seen = []
-
-    def note() -> None:
-        decision = world.core.start(key, now_us=world.now)
-        seen.append([e.message for e in decision.effects if hasattr(e, "message")][0])  # type: ignore[union-attr]
-        world.take(decision)
-
-    note()
     world.pump()
-    world.now += 3_600 * S
-    world.take(world.core.due(world.now))
-    note()
-    for run in seen:
-        assert isinstance(run, Run)
+    world.advance(3_600)
+    assert len(world.sent(Run)) == 2
+    for run in world.sent(Run):
         assert json.loads(run.params) == {"n": 1}
         assert run.timestamp_us == START
         assert run.instance_id == "a"

@@ -40,8 +40,7 @@ def test_a_schedule_creates_an_instance_at_each_firing_and_run_sees_when() -> No
         f"{HOURLY}-{(START + HOUR) // 1000}",
         f"{HOURLY}-{(START + 2 * HOUR) // 1000}",
     ]
-    runs = [e.message for e in world.effects if isinstance(getattr(e, "message", None), Run)]
-    schedule = codec.decode(runs[0].schedule)  # type: ignore[attr-defined]
+    schedule = codec.decode(world.sent(Run)[0].schedule)
     assert schedule["cron"] == HOURLY
     assert schedule["scheduled_us"] == START + HOUR
     assert schedule["scheduled_time"].isoformat() == "2026-01-01T01:00:00+00:00"

@@ -16,13 +16,14 @@ KEY = ("Job", "i")
 
 async def program(step: StepApi, params: Any) -> Any:
     results: list[Any] = []
-    for call in (
-        lambda: step.do("work", lambda attempt: f"real {attempt}", config(limit=2, delay_ms=1_000)),
-        lambda: step.sleep("nap", 60_000),
-        lambda: step.wait("w", "go", 60_000),
+    retried = config(limit=2, delay_ms=1_000)
+    for kind, args in (
+        ("do", ("work", lambda attempt: f"real {attempt}", retried)),
+        ("sleep", ("nap", 60_000)),
+        ("wait", ("w", "go", 60_000)),
     ):
         try:
-            results.append(await call())
+            results.append(await getattr(step, kind)(*args))
         except StepFailed as failed:
             results.append(failed.error.name)
     return results

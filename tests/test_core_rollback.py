@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,18 +27,17 @@ class Trip:
 
     async def run(self, step: StepApi, params: Any) -> Any:
         for name in ("flight", "hotel", "car"):
-            await step.do(
-                name,
-                lambda attempt, name=name: f"{name}!",
-                undo=self.undo,
-                undo_config=self.undo_config,
-            )  # type: ignore[misc]
+            book = partial(self.book, name)
+            await step.do(name, book, undo=self.undo, undo_config=self.undo_config)
         await step.do("plain")
         if self.then == "wait":
             await step.wait("w", "go")
         elif self.then is not None:
             raise self.then
         return "done"
+
+    def book(self, name: str, attempt: int) -> str:
+        return f"{name}!"
 
     def undo(self, message: Undo) -> None:
         self.seen.append(message)
@@ -216,8 +216,7 @@ def test_terminate_with_rollback_registers_the_handlers_again_and_undoes(moment:
     data = world.core.status(KEY)
     assert data is not None
     assert (data.status, data.rollback_outcome) == ("terminated", "complete")
-    runs = [e.message for e in world.effects if isinstance(getattr(e, "message", None), Run)]
-    assert runs[-1].mode == "rollback"  # type: ignore[attr-defined]
+    assert world.sent(Run)[-1].mode == "rollback"
 
 
 @pytest.mark.behaviour(209)
@@ -305,7 +304,7 @@ def test_no_handler_runs_without_being_asked_for(command: str) -> None:
     trip = Trip()
     trip.then = "wait"
     trip.world.pump()
-    more = {"terminate": {"rollback": False}, "restart": {"from_": None}}.get(command, {})
+    more: Any = {"terminate": {"rollback": False}, "restart": {"from_": None}}.get(command, {})
     trip.world.command(command, KEY, **more)
     trip.world.pump()
     assert trip.undone == []

@@ -301,9 +301,9 @@ def test_the_config_of_the_first_sight_wins() -> None:
         world.crash()
         world.advance(1)
     assert world.output(key) == 3
-    goes = [e.message for e in world.effects if isinstance(getattr(e, "message", None), Go)]
-    assert goes[0].config is None  # type: ignore[attr-defined]
-    assert b'"limit": 5' in goes[1].config  # type: ignore[attr-defined]
+    goes = world.sent(Go)
+    assert goes[0].config is None
+    assert b'"limit": 5' in goes[1].config
 
 
 @pytest.mark.behaviour(239, 240)

@@ -2,21 +2,23 @@
 
 Each test draws a program and a seed; the seed chooses what happens next in a world of one tenant.
 After every input the core is audited (no silent stop), and at the end the log is read again.
+INVARIANT_EXAMPLES sets how many programs each test draws.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from typing import Any
 
+from core_world import Fatal, StepApi, StepFailed, World, config, gather, payload
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dynamic_workflows.actors.core import TenantCore
 from dynamic_workflows.actors.decisions import Key
 from dynamic_workflows.eventlog.events import TERMINAL_TYPES, Row, unfold
-from core_world import Fatal, StepApi, StepFailed, World, config, gather, payload
 
 Op = tuple[Any, ...]
 
@@ -281,7 +283,7 @@ def facts(world: World, core: TenantCore) -> Any:
 
 
 _quick = settings(
-    max_examples=120,
+    max_examples=int(os.environ.get("INVARIANT_EXAMPLES", "150")),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -344,3 +346,185 @@ def test_a_crash_at_each_single_point_changes_no_result() -> None:
         point += 1
     assert point > 30
     assert len(unfold(world.rows[0])) == 1
+
+
+class Saga:
+    """Branches of steps that can be undone, and an end that fails or waits for ever."""
+
+    def __init__(self, branches: list[int], fails: bool, broken: int | None) -> None:
+        self.branches = branches
+        self.fails = fails
+        self.broken = broken
+        """The handler of this step (counted over all) fails for good."""
+        self.world = World(self.run)
+        self.undone: list[str] = []
+        self.world.create()
+
+    async def run(self, step: StepApi, params: Any) -> Any:
+        await gather(*[self._branch(step, n, size) for n, size in enumerate(self.branches)])
+        if self.fails:
+            raise ValueError("the end")
+        await step.wait("for ever", "never", 365 * 86_400_000)
+
+    async def _branch(self, step: StepApi, n: int, size: int) -> None:
+        for m in range(size):
+            if m % 2:
+                await step.sleep(f"{n}-{m}", 1_000 * (n + 1))
+            name = f"{n}-{m}"
+            has_undo = (n + m) % 3 != 2
+            await step.do(name, lambda attempt: 1, undo=self._undo if has_undo else None)
+
+    def _undo(self, message: Any) -> None:
+        if self.broken is not None and message.name == f"{self.broken}-0":
+            raise Fatal("cannot be undone")
+        self.undone.append(message.name)
+
+
+@_quick
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    st.booleans(),
+    st.one_of(st.none(), st.integers(0, 3)),
+    st.integers(0, 2**32),
+)
+def test_a_rollback_runs_in_reverse_order_of_start_whatever_crashes(
+    branches: list[int], fails: bool, broken: int | None, seed: int
+) -> None:
+    saga = Saga(branches, fails, broken)
+    world, key = saga.world, ("Job", "i")
+    chance = random.Random(seed)
+    terminate_at = chance.randrange(60)
+    for turn in range(10_000):
+        if world.status(key) in ("errored", "terminated"):
+            break
+        if turn == terminate_at and not fails:
+            world.command("terminate", key, rollback=True)
+        elif turn < 60 and chance.random() < 0.15:
+            world.crash(unfolded=chance.random() < 0.5)
+        elif not (world.start_runnable() or world.deliver()):
+            if world.status(key) == "waiting" and turn > terminate_at and not fails:
+                world.command("terminate", key, rollback=True)
+            else:
+                assert world.advance_to_next()
+    rows = world.history(key)
+    started = [row.step for row in rows if row.type == "step_started"]
+    with_undo = [
+        row.step for row in rows if row.type == "step_started" and payload(row).get("rollback")
+    ]
+    wanted = with_undo[::-1]
+    if f"{broken}-0" in wanted:
+        wanted = wanted[: wanted.index(f"{broken}-0")]
+    assert [row.step for row in rows if row.type == "rollback_step_completed"] == wanted
+    assert set(saga.undone) == set(wanted)
+    assert len(started) == len(set(started))
+    data_is_failed = f"{broken}-0" in with_undo
+    ended = payload(rows[-1]) or {}
+    if with_undo:
+        outcome = "failed" if data_is_failed else "complete"
+        assert ended["rollback"]["outcome"] == outcome
+    else:
+        assert "rollback" not in ended
+    check_log([row for row in rows if not row.type.startswith("rollback")])
+    check_replay(world)
+
+
+@_quick
+@given(
+    st.sampled_from(["sleep", "wait", "retry"]),
+    st.lists(st.tuples(st.integers(1, 50), st.integers(0, 100), st.booleans()), max_size=5),
+    st.integers(1, 100),
+)
+def test_pauses_take_nothing_from_a_timer(
+    kind: str, pauses: list[tuple[int, int, bool]], length_s: int
+) -> None:
+    async def program(step: StepApi, params: Any) -> Any:
+        if kind == "sleep":
+            await step.sleep("x", length_s * 1_000)
+        elif kind == "wait":
+            try:
+                await step.wait("x", "never", length_s * 1_000)
+            except StepFailed:
+                pass
+        else:
+            await step.do("x", _fails_once, config(limit=1, delay_ms=length_s * 1_000))
+
+    world = World(program)
+    key = world.create()
+    world.pump()
+    left = length_s
+    for running_s, paused_s, is_crash in pauses:
+        if running_s >= left:
+            break
+        world.advance(running_s)
+        left -= running_s
+        world.command("pause", key)
+        assert world.status(key) == "paused"
+        if is_crash:
+            world.crash()
+        world.now += paused_s * 1_000_000
+        assert world.core.next_due_us() is None
+        world.command("resume", key)
+        world.pump()
+    world.advance(left - 0.001)
+    assert world.status(key) == "waiting"
+    world.advance(0.001)
+    assert world.status(key) == "complete"
+
+
+def _fails_once(attempt: int) -> Any:
+    if attempt == 1:
+        raise ValueError("no")
+
+
+def _advance_soon(world: World) -> bool:
+    """To the next timer, if that is no deadline of a wait and no end of retention."""
+    due_us = world.core.next_due_us()
+    return due_us is not None and due_us < world.now + 60_000_000 and world.advance_to_next()
+
+
+@_quick
+@given(st.integers(0, 2**32), st.integers(1, 3), st.booleans())
+def test_many_instances_share_few_slots_and_all_come_to_their_end(
+    seed: int, running_max: int, every_step: bool
+) -> None:
+    async def program(step: StepApi, params: Any) -> Any:
+        total = 0
+        for n in range(params % 3 + 1):
+            total += await step.do(f"a{n}", lambda attempt: 1)
+            await step.sleep(f"s{n}", 1_000 * (params % 4))
+        event = await step.wait("w", "go")
+        return [params, total, event["payload"]]
+
+    chance = random.Random(seed)
+    world = World(program, running_max=running_max, instance_idle_us=chance.choice([0, 500_000]))
+    world.core.crash_at_every_step = world.crash_at_every_step = every_step
+    keys = [world.create(f"i{n}", n) for n in range(6)]
+    told: set[Key] = set()
+    for turn in range(20_000):
+        open_keys = [key for key in keys if world.status(key) != "complete"]
+        if not open_keys:
+            break
+        assert sum(not life.idle for life in world.core._lives.values()) <= running_max
+        key = chance.choice(open_keys)
+        act = chance.random()
+        if act < 0.03 and turn < 300:
+            world.crash(unfolded=act < 0.015)
+        elif act < 0.1 and turn < 300:
+            world.command(chance.choice(["pause", "resume", "resume"]), key)
+        elif act < 0.15 and key not in told:
+            told.add(key)
+            world.send_event(key, "go", key[1])
+        elif act < 0.2:
+            for one in list(world.core.evictable()):
+                world.core.evict(one)
+        elif not (world.start_runnable() or world.deliver() or _advance_soon(world)):
+            world.command("resume", key)
+            if key not in told:
+                told.add(key)
+                world.send_event(key, "go", key[1])
+        if turn >= 300 and world.status(key) == "paused":
+            world.command("resume", key)
+    for n, key in enumerate(keys):
+        assert world.output(key) == [n, n % 3 + 1, f"i{n}"]
+        check_log(world.history(key))
+    check_replay(world)

@@ -59,6 +59,7 @@ def arrange(status: str, *, running_max: int = 10) -> World:
 
 
 def wake(world: World) -> None:
+    world.slow = True
     world.send_event(KEY, "go")
     world.pump()
 
@@ -133,7 +134,7 @@ ACTS: dict[str, Callable[[World], Any]] = {
     "T1": lambda world: world.create("i", None),
     "T2": lambda world: world.start_runnable(),
     "T3": idle,
-    "T4": lambda world: (setattr(world, "slow", True), wake(world)),
+    "T4": wake,
     "T5": lambda world: None,  # Its own test below: it needs a second instance.
     "T6": pause_while_busy,
     "T6b": lambda world: world.command("pause", KEY),
