@@ -1,8 +1,8 @@
 """Reaper: ends what an embedded Ray leaves behind when its driver is killed.
 
-Run as a program of its own: `reaper.py <mark> <folder>`. It waits for the end of its standard
-input, that is of the driver, then kills every process that was started with the mark in its
-environment, and removes the cluster's folder. It imports little: one runs beside every driver.
+Run as a program of its own: `reaper.py <folder> <driver's pid>`. It waits for the end of its
+standard input, that is of the driver, then kills every process that has a file of the cluster's
+folder open (each of them writes its logs there), and removes the folder.
 """
 
 import os
@@ -11,31 +11,38 @@ import signal
 import sys
 import time
 
-VARIABLE = "DYNAMIC_WORKFLOWS_SESSION"
-_LOOKS_MAX = 50
+_LOOKS_MAX = 100
 _REST_S = 0.1
 
 
-def marked(mark: str) -> list[int]:
-    """The processes that carry the mark; those of others, and unreadable ones, are passed over."""
-    wanted = f"{VARIABLE}={mark}".encode()
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if wanted in file.read().split(b"\0"):
-                        found.append(int(name))
-            except OSError:
-                continue
-    return found
+def members(folder: str, *, spared: int) -> list[int]:
+    """The processes of the cluster; those of other users are passed over."""
+    return [
+        int(name)
+        for name in os.listdir("/proc")
+        if name.isdigit() and int(name) not in (spared, os.getpid()) and _is_member(name, folder)
+    ]
 
 
-def reap(mark: str) -> None:
-    """Kill every marked process, until two looks in a row find none."""
+def _is_member(pid: str, folder: str) -> bool:
+    try:
+        links = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for link in links:
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{link}").startswith(folder + "/"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def reap(folder: str, *, spared: int) -> None:
+    """Kill every member, until two looks in a row find none."""
     quiet = 0
     for _ in range(_LOOKS_MAX):
-        pids = marked(mark)
+        pids = members(folder, spared=spared)
         quiet = 0 if pids else quiet + 1
         if quiet == 2:
             return
@@ -49,12 +56,12 @@ def reap(mark: str) -> None:
 
 def main() -> None:
     """Wait for the driver's end, then clean up."""
-    _, mark, folder = sys.argv
+    _, folder, driver = sys.argv
     # Ctrl-C in a terminal reaches every process of the group; the driver decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while sys.stdin.buffer.read(1):
         pass
-    reap(mark)
+    reap(folder, spared=int(driver))
     shutil.rmtree(folder, ignore_errors=True)
 
 

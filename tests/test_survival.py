@@ -181,6 +181,15 @@ def _has_run(path: Path, instance_id: str, step: str) -> bool:
     return any((i, s) == (instance_id, step) for i, s, _ in effects(path))
 
 
+def _folders(pid: int) -> set[str]:
+    """The folders of embedded clusters that a process has files open in."""
+    try:
+        links = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return set()
+    return {str(Path(link).parents[-4]) for link in links if "/dw-" in link and "/session_" in link}
+
+
 def _start(code: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
 
@@ -202,12 +211,16 @@ async def test_everything_goes_on_after_the_driver_and_its_whole_ray_were_killed
         )
         family = processes("", driver.pid)
         assert len(family) > 6, "Ray, the actors, zygotes and isolates"
+        folders = {f for pid in family for f in _folders(pid)}
+        assert len(folders) == 1
     finally:
         driver.kill()
         driver.wait()
         driver.stdout.close()
     # Nothing is left of it, the folder of its Ray included.
     await eventually(lambda: not any(is_alive(pid) for pid in family), what="its end", limit_s=30)
+
+    await eventually(lambda: not any(Path(f).exists() for f in folders), what="the folder's end")
 
     async with dw.connect(log, load=loader_of(path), config=CONFIG) as platform:
         began = time.monotonic()
