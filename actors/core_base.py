@@ -48,7 +48,7 @@ class CoreBase:
         self._replayed_sleepers = 0
         self._timers = Timers()
         self._queues = Queues()
-        self._bucket = Bucket(config.creates_per_second_max)
+        self._bucket = Bucket(config.creates_per_second_max, config.creates_burst_max)
         self._resting: OrderedDict[Key, Summary] = OrderedDict()
         """Loaded instances that nothing will happen to soon: they may be evicted."""
         self._load_failures: dict[Key, tuple[str, str]] = {}

@@ -1,4 +1,4 @@
-"""Running: what the core does with the messages of a lifetime, and when a step's timer fires."""
+"""Running: lifetimes begin, their messages are taken, and their steps' timers fire."""
 
 from __future__ import annotations
 
@@ -12,53 +12,39 @@ from ..loaders.wire import (
     Cancel,
     Done,
     End,
-    Error,
     Failed,
-    Go,
     Idle,
     Known,
     Mismatch,
     ProtocolViolation,
     Run,
     Sleep,
-    Undo,
     Wait,
 )
 from ..loaders.wire import Step as Ask
-from .core_base import SUSPEND, CoreBase
+from .core_base import SUSPEND
+from .core_waits import Waits
 from .decisions import Decision, Key
 from .instance import Instance
 from .lifetime import Lifetime
 from .machine import PAUSING, QUEUED, RUNNING, WAITING
 from .names import EVENT_TYPE
 from .payloads import (
-    REDACTED,
-    AttemptErrored,
-    Body,
-    Completed,
-    Errored,
-    Parked,
-    SleepStarted,
     StepStarted,
-    WaitCompleted,
-    WaitStarted,
-    error_body,
     own_error,
     raw,
 )
 from .steps import (
-    DAY_MS_MAX,
+    YEAR_MS,
     DO,
     OPEN,
     SLEEP,
     WAIT,
     Step,
-    is_final,
     parse_config,
-    retry_delay_ms,
     timeout_error,
 )
-from .summary import WOKEN, Summary
+from .summary import Summary
 
 SHORT_US = 100_000
 """An instance that rests for less than this is not shown as waiting."""
@@ -67,10 +53,8 @@ _CONTROL = re.compile("[\x00-\x1f]")
 _AT_MAX = 1_000
 
 
-class Running(CoreBase):
+class Running(Waits):
     """Starts lifetimes and answers them."""
-
-    # --- starting --------------------------------------------------------------------------------
 
     def start(self, key: Key, *, now_us: int) -> Decision:
         """Begin a lifetime of a loaded instance that `runnable` named; the answer is its number, or
@@ -131,7 +115,7 @@ class Running(CoreBase):
             elif step.until_us is not None and step.until_us <= now_us and step.kind != DO:
                 self._come_due(d, summary, step, now_us)
 
-    # --- messages --------------------------------------------------------------------------------
+    # --- messages ---------------------------------------------------------------------------------
 
     def on_message(self, life: int, message: msgspec.Struct, *, now_us: int) -> Decision:
         """Take a guest's message. One of a lifetime that is over is ignored; one that no correct
@@ -144,6 +128,13 @@ class Running(CoreBase):
                 raise ProtocolViolation(f"{type(message).__name__} is not for the core")
             getattr(self, handler)(d, lifetime, message, now_us)
         return d
+
+    def note_reply(self, life: int) -> None:
+        """A Reply goes to this lifetime beside the core's messages: an Idle that has not seen it is
+        out of date."""
+        lifetime = self._lives.get(life)
+        if lifetime is not None:
+            lifetime.sent += 1
 
     def _on_ask(self, d: Decision, life: Lifetime, message: Any, now_us: int) -> None:
         """Step, Sleep or Wait: a step that history did not answer."""
@@ -197,19 +188,6 @@ class Running(CoreBase):
         if sum(step.kind == DO for step in instance.steps.values()) >= self.config.steps_max:
             raise ProtocolViolation(f"more than {self.config.steps_max} steps")
 
-    def _bind(self, life: Lifetime, step: Step, token: int) -> None:
-        step.token = token
-        life.tokens[token] = step
-
-    def _answer(self, d: Decision, life: Lifetime, step: Step) -> None:
-        """Tell the lifetime the outcome of a finished step, if it has asked."""
-        if step.token is None:
-            return
-        self._disarm(step)
-        self._send(d, life, Answer(step.token, step.value, step.error))
-
-    # --- do --------------------------------------------------------------------------------------
-
     def _ask_do(
         self, d: Decision, life: Lifetime, step: Step | None, message: Ask, now_us: int
     ) -> None:
@@ -239,42 +217,6 @@ class Running(CoreBase):
         self._bind(life, step, message.token)
         self._go(d, life, step, now_us)
 
-    def _attempt(self, d: Decision, life: Lifetime, step: Step, now_us: int) -> None:
-        """The next attempt of a step that history knows."""
-        kind = "rollback_attempt_started" if step.kind == "undo" else "attempt_started"
-        number = step.attempt + 1
-        self._emit(d, life.summary, kind, now_us=now_us, step=step, attempt=number)
-        self._go(d, life, step, now_us)
-
-    def _go(self, d: Decision, life: Lifetime, step: Step, now_us: int) -> None:
-        """The attempt is recorded: let the callback run, or let a mock stand for it."""
-        life.running += 1
-        if self.mocks and step.kind == DO and self._mocked(d, life, step, now_us):
-            return
-        if step.kind == "undo":
-            self._send(d, life, self._undo_message(life, step))
-        else:
-            assert step.token is not None
-            config = None if step.attempt == 1 else step.config_text
-            self._send(d, life, Go(step.token, step.attempt, config))
-        self._arm(life, step, now_us + round(min(step.config.timeout_ms, DAY_MS_MAX) * 1_000))
-
-    def _mocked(self, d: Decision, life: Lifetime, step: Step, now_us: int) -> bool:
-        mocks = self.mocks.get(life.summary.key)
-        if mocks is None:
-            return False
-        if (error := mocks.take_error(step)) is not None:
-            self._fail(d, life.summary, step, error, now_us)
-        elif mocks.take_timeout(step):
-            self._fail(d, life.summary, step, timeout_error(step), now_us)
-        elif (value := mocks.result(step)) is not None:
-            self._complete(d, life, step, value, now_us)
-            if life.summary.lifetime is life:
-                self._answer(d, life, step)
-        else:
-            return False
-        return True
-
     def _on_done(self, d: Decision, life: Lifetime, message: Done, now_us: int) -> None:
         step = life.tokens.get(message.token)
         if step is None:
@@ -286,35 +228,6 @@ class Running(CoreBase):
             self._undone(d, life, step, now_us)
         else:
             self._complete(d, life, step, message.value, now_us)
-
-    def _complete(self, d: Decision, life: Lifetime, step: Step, value: bytes, now_us: int) -> None:
-        summary = life.summary
-        life.running -= 1
-        self._disarm(step)
-        body = Completed(msgspec.Raw(value))
-        shown: Body | None = None
-        if step.sensitive:
-            body.sensitive = True
-            shown = Completed(msgspec.Raw(REDACTED), True)
-        self._emit(
-            d,
-            summary,
-            "step_completed",
-            body,
-            now_us=now_us,
-            step=step,
-            attempt=step.attempt,
-            shown=shown,
-        )
-        d.durable = True
-        self._after_outcome(d, life, now_us)
-
-    def _after_outcome(self, d: Decision, life: Lifetime, now_us: int) -> None:
-        life.summary.deaths = 0
-        if life.summary.status == PAUSING:
-            self._try_pause(d, life, now_us)
-        elif self.crash_at_every_step and not life.ended:
-            self._interrupt(d, life.summary, "crash_at_every_step", now_us, exempt=True)
 
     def _on_failed(self, d: Decision, life: Lifetime, message: Failed, now_us: int) -> None:
         step = life.tokens.get(message.token)
@@ -333,266 +246,6 @@ class Running(CoreBase):
             delay_error=message.delay_error,
         )
 
-    def _fail(
-        self,
-        d: Decision,
-        summary: Summary,
-        step: Step,
-        error: Error,
-        now_us: int,
-        *,
-        answered_ms: float | None = None,
-        delay_error: Error | None = None,
-    ) -> None:
-        """An attempt failed and used up a retry: try again later, or give up."""
-        life = summary.lifetime
-        if life is not None:
-            life.running -= 1
-            self._disarm(step)
-        is_over = (
-            is_final(error)
-            or delay_error is not None
-            or step.failures >= step.config.retries.limit
-            or (life is not None and life.ended and step.kind == DO)
-        )
-        if is_over:
-            self._give_up(d, summary, step, error, now_us, final=delay_error)
-        else:
-            self._retry_later(d, summary, step, error, now_us, answered_ms)
-        if life is not None and summary.lifetime is life:
-            self._after_failure(d, life, step, now_us)
-
-    def _after_failure(self, d: Decision, life: Lifetime, step: Step, now_us: int) -> None:
-        if step.kind == "undo":
-            if step.outcome != OPEN:
-                self._undo_failed(d, life, step, now_us)
-        elif step.outcome != OPEN:
-            self._answer(d, life, step)
-            self._after_outcome(d, life, now_us)
-        elif life.summary.status == PAUSING:
-            self._try_pause(d, life, now_us)
-
-    def _retry_later(
-        self,
-        d: Decision,
-        summary: Summary,
-        step: Step,
-        error: Error,
-        now_us: int,
-        answered_ms: float | None,
-    ) -> None:
-        delay_ms = retry_delay_ms(step.config, step.failures + 1, answered_ms)
-        mocks = self.mocks.get(summary.key) if self.mocks else None
-        is_skipped = mocks is not None and mocks.skips_delay(step)
-        due_us = now_us if is_skipped else now_us + delay_ms * 1_000
-        body = AttemptErrored(error_body(error), delay_ms, due_us)
-        self._emit_attempt_errored(d, summary, step, body, now_us)
-        if summary.lifetime is not None:
-            self._arm(summary.lifetime, step, due_us)
-
-    def _emit_attempt_errored(
-        self, d: Decision, summary: Summary, step: Step, body: AttemptErrored, now_us: int
-    ) -> None:
-        kind = "rollback_attempt_errored" if step.kind == "undo" else "attempt_errored"
-        self._emit(d, summary, kind, body, now_us=now_us, step=step, attempt=step.attempt)
-
-    def _give_up(
-        self,
-        d: Decision,
-        summary: Summary,
-        step: Step,
-        error: Error,
-        now_us: int,
-        *,
-        final: Error | None = None,
-        lost: bool = False,
-    ) -> None:
-        """The step fails for good; with `final`, by another error than its last attempt."""
-        kind = "rollback_step_errored" if step.kind == "undo" else "step_errored"
-        attempt = step.attempt
-        if final is not None or lost:
-            cut = AttemptErrored(error_body(error), lost=lost)
-            self._emit_attempt_errored(d, summary, step, cut, now_us)
-            attempt = 0
-        body = Errored(error_body(error if final is None else final))
-        self._emit(d, summary, kind, body, now_us=now_us, step=step, attempt=attempt)
-        d.durable = True
-
-    # --- attempts cut off ------------------------------------------------------------------------
-
-    def _lose_attempts(
-        self,
-        d: Decision,
-        summary: Summary,
-        error: Error,
-        now_us: int,
-        *,
-        own: bool = False,
-        exempt: bool = False,
-    ) -> None:
-        """Record every attempt in flight of an instance without lifetime as cut off. `own`: by the
-        tenant's code, which uses up a retry; `exempt`: on purpose, by a test."""
-        instance = summary.instance
-        assert summary.lifetime is None
-        if instance is None:
-            return
-        for step in list(instance.open.values()):
-            if step.in_flight:
-                self._lose(d, summary, step, error, now_us, own, exempt)
-        if summary.rolling_back:
-            for step in list(instance.steps.values()):
-                if step.undo is not None and step.undo.in_flight:
-                    self._lose(d, summary, step.undo, error, now_us, own, exempt)
-
-    def _lose(
-        self,
-        d: Decision,
-        summary: Summary,
-        step: Step,
-        error: Error,
-        now_us: int,
-        own: bool,
-        exempt: bool,
-    ) -> None:
-        is_last = not exempt and step.lost_in_a_row >= self.config.lost_in_a_row_max
-        if step.config.lost == "fail":
-            self._give_up(d, summary, step, error, now_us, lost=not own)
-        elif own:
-            self._fail(d, summary, step, error, now_us)
-        elif is_last:
-            self._give_up(d, summary, step, error, now_us, lost=True)
-        else:
-            body = AttemptErrored(error_body(error), lost=True, exempt=exempt)
-            self._emit_attempt_errored(d, summary, step, body, now_us)
-
-    def _interrupt(
-        self, d: Decision, summary: Summary, reason: str, now_us: int, *, exempt: bool = False
-    ) -> None:
-        """End the lifetime, and let another go on."""
-        self._end_life(d, summary)
-        lost = own_error("WorkflowInternalError", f"the attempt was cut off: {reason}")
-        self._lose_attempts(d, summary, lost, now_us, exempt=exempt)
-        self._rest(summary, now_us)
-
-    def note_reply(self, life: int) -> None:
-        """A Reply goes to this lifetime beside the core's messages: an Idle that has not seen it is
-        out of date."""
-        lifetime = self._lives.get(life)
-        if lifetime is not None:
-            lifetime.sent += 1
-
-    # --- sleeps and waits ------------------------------------------------------------------------
-
-    def _ask_sleep(
-        self, d: Decision, life: Lifetime, step: Step | None, message: Sleep, now_us: int
-    ) -> None:
-        if step is None:
-            error = _misplaced(message, now_us)
-            if error is not None:
-                self._send(d, life, Answer(message.token, None, error))
-                return
-            step = self._begin_sleep(d, life, message, now_us)
-        self._await(d, life, step, now_us)
-
-    def _begin_sleep(self, d: Decision, life: Lifetime, message: Sleep, now_us: int) -> Step:
-        until_us = message.until_us
-        if until_us is None:
-            until_us = now_us + (message.duration_ms or 0) * 1_000
-        duration_ms = (until_us - now_us) // 1_000
-        step = Step(SLEEP, message.name, message.count, 0)
-        mocks = self.mocks.get(life.summary.key) if self.mocks else None
-        if mocks is not None and mocks.skips_sleep(step):
-            until_us = now_us
-        body = SleepStarted(until_us, duration_ms, message.at)
-        return self._begin(d, life, step, "sleep_started", body, message.token, now_us)
-
-    def _ask_wait(
-        self, d: Decision, life: Lifetime, step: Step | None, message: Wait, now_us: int
-    ) -> None:
-        if step is None:
-            step = self._begin_wait(d, life, message, now_us)
-        self._await(d, life, step, now_us)
-
-    def _begin_wait(self, d: Decision, life: Lifetime, message: Wait, now_us: int) -> Step:
-        until_us = now_us + message.timeout_ms * 1_000
-        step = Step(WAIT, message.name, message.count, 0)
-        mocks = self.mocks.get(life.summary.key) if self.mocks else None
-        if mocks is not None and mocks.times_out(step):
-            until_us = now_us
-        body = WaitStarted(message.type, until_us, message.timeout_ms, message.at)
-        return self._begin(d, life, step, "wait_started", body, message.token, now_us)
-
-    def _begin(
-        self,
-        d: Decision,
-        life: Lifetime,
-        probe: Step,
-        kind: str,
-        body: Body,
-        token: int,
-        now_us: int,
-    ) -> Step:
-        self._emit(d, life.summary, kind, body, now_us=now_us, step=probe)
-        instance = life.summary.instance
-        assert instance is not None
-        step = instance.steps[probe.key]
-        self._bind(life, step, token)
-        return step
-
-    def _await(self, d: Decision, life: Lifetime, step: Step, now_us: int) -> None:
-        """A sleep or wait was asked for: answer it if it is over, else arm its timer."""
-        if step.outcome != OPEN:
-            self._answer(d, life, step)
-            return
-        if step.kind == WAIT and self._deliver(d, life.summary, step, now_us):
-            return
-        assert step.until_us is not None
-        if step.until_us <= now_us:
-            self._come_due(d, life.summary, step, now_us)
-        else:
-            self._arm(life, step, step.until_us)
-
-    def _come_due(self, d: Decision, summary: Summary, step: Step, now_us: int) -> None:
-        """A sleep ends, or a wait times out."""
-        if step.kind == SLEEP:
-            self._emit(d, summary, "sleep_completed", now_us=now_us, step=step)
-        else:
-            body = Errored(error_body(timeout_error(step)))
-            self._emit(d, summary, "wait_timed_out", body, now_us=now_us, step=step)
-            d.durable = True
-        self._outcome_of_wait(d, summary, step, now_us)
-
-    def _deliver(self, d: Decision, summary: Summary, step: Step, now_us: int) -> bool:
-        """Give an open wait the oldest buffered event of its type, or a mock; False without one."""
-        instance = summary.instance
-        assert instance is not None
-        assert step.event_type is not None
-        buffered = instance.events.get(step.event_type)
-        mocks = self.mocks.get(summary.key) if self.mocks else None
-        mock = None if mocks is None else mocks.take_event(step.event_type)
-        if mock is not None:
-            body = WaitCompleted(step.event_type, 0, msgspec.Raw(mock), now_us)
-        elif buffered:
-            event = buffered[0]
-            payload = msgspec.Raw(event.payload)
-            body = WaitCompleted(step.event_type, event.seq, payload, event.received_us)
-        else:
-            return False
-        self._emit(d, summary, "wait_completed", body, now_us=now_us, step=step)
-        d.durable = True
-        self._outcome_of_wait(d, summary, step, now_us)
-        return True
-
-    def _outcome_of_wait(self, d: Decision, summary: Summary, step: Step, now_us: int) -> None:
-        life = summary.lifetime
-        if life is None:
-            return
-        self._answer(d, life, step)
-        if step.token is not None:
-            self._after_outcome(d, life, now_us)
-
-    # --- a step's timer --------------------------------------------------------------------------
-
     def _step_due(self, d: Decision, summary: Summary, step: Step, now_us: int) -> None:
         life = summary.lifetime
         assert life is not None, "step timers end with their lifetime"
@@ -610,23 +263,7 @@ class Running(CoreBase):
         else:
             self._come_due(d, summary, step, now_us)
 
-    def _active(self, d: Decision, life: Lifetime, now_us: int, *, may_drop: bool = False) -> bool:
-        """The lifetime has something to do again: it takes a slot, or (False) waits for one."""
-        if not life.idle:
-            return True
-        summary = life.summary
-        if may_drop and self._free_slots() <= 0:
-            self._end_life(d, summary)
-            self._enqueue(summary, WOKEN)
-            return False
-        life.idle = False
-        self._busy += 1
-        self._cancel_timer(summary)
-        if summary.status == WAITING:
-            self._emit(d, summary, "workflow_running", now_us=now_us)
-        return True
-
-    # --- rest ------------------------------------------------------------------------------------
+    # --- rest -------------------------------------------------------------------------------------
 
     def _on_idle(self, d: Decision, life: Lifetime, message: Idle, now_us: int) -> None:
         summary = life.summary
@@ -670,32 +307,6 @@ class Running(CoreBase):
         else:
             self._suspend(d, summary, now_us)
 
-    def _suspend(self, d: Decision, summary: Summary, now_us: int) -> None:
-        """Let go of a lifetime that waits; what remains is its place among the timers."""
-        if summary.status == RUNNING:
-            self._emit(d, summary, "workflow_waiting", now_us=now_us)
-        self._end_life(d, summary)
-        self._rest(summary, now_us)
-
-    def _try_pause(self, d: Decision, life: Lifetime, now_us: int) -> None:
-        if life.running == 0:
-            self._pause_now(d, life.summary, now_us)
-
-    def _pause_now(self, d: Decision, summary: Summary, now_us: int) -> None:
-        self._end_life(d, summary)
-        self._emit(d, summary, "workflow_paused", now_us=now_us)
-        d.durable = True
-        self._rest(summary, now_us)
-
-    def _park(self, d: Decision, summary: Summary, code: str, message: str, now_us: int) -> None:
-        self._end_life(d, summary)
-        lost = own_error("WorkflowInternalError", f"the attempt was cut off: {message[:1_000]}")
-        self._lose_attempts(d, summary, lost, now_us)
-        body = Parked(code, message)
-        self._emit(d, summary, "workflow_parked", body, now_us=now_us)
-        d.durable = True
-        self._rest(summary, now_us)
-
     def _on_mismatch(self, d: Decision, life: Lifetime, message: Mismatch, now_us: int) -> None:
         recorded = _place(
             message.recorded_kind,
@@ -716,17 +327,6 @@ class Running(CoreBase):
         )
         self._park(d, life.summary, "replay.mismatch", text, now_us)
 
-    # --- rollback, in core_rollback.py -----------------------------------------------------------
-
-    def _undo_message(self, life: Lifetime, undo: Step) -> Undo:
-        raise NotImplementedError
-
-    def _undone(self, d: Decision, life: Lifetime, undo: Step, now_us: int) -> None:
-        raise NotImplementedError
-
-    def _undo_failed(self, d: Decision, life: Lifetime, undo: Step, now_us: int) -> None:
-        raise NotImplementedError
-
     def _on_end(self, d: Decision, life: Lifetime, message: Any, now_us: int) -> None:
         raise NotImplementedError
 
@@ -738,27 +338,15 @@ def _place(kind: str, name: str | None, count: int, at: str | None) -> str:
 
 def _check_sleep(message: Sleep) -> None:
     has_time = message.until_us is not None or message.duration_ms is not None
-    if not has_time or not 0 <= (message.duration_ms or 0) <= DAY_MS_MAX:
+    if not has_time or not 0 <= (message.duration_ms or 0) <= YEAR_MS:
         raise ProtocolViolation("a sleep without a possible time")
 
 
 def _check_wait(message: Wait) -> None:
     if not EVENT_TYPE.fullmatch(message.type) or len(message.type) > 100:
         raise ProtocolViolation("a wait for an impossible event type")
-    if not 0 < message.timeout_ms <= DAY_MS_MAX:
+    if not 0 < message.timeout_ms <= YEAR_MS:
         raise ProtocolViolation("a wait's timeout is out of range")
-
-
-def _misplaced(message: Sleep, now_us: int) -> Error | None:
-    """What `sleep_until` raises for a moment that no sleep can begin towards."""
-    if message.until_us is None:
-        return None
-    if message.until_us < now_us:
-        return Error("ValueError", f"the end of sleep {message.name!r} lies in the past")
-    if message.until_us > now_us + DAY_MS_MAX * 1_000:
-        text = f"the end of sleep {message.name!r} lies more than 365 days ahead"
-        return own_error("WorkflowFatalError", text, fatal=True)
-    return None
 
 
 _KINDS: dict[type, str] = {Ask: DO, Sleep: SLEEP, Wait: WAIT}

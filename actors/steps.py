@@ -21,7 +21,7 @@ DO, SLEEP, WAIT = "do", "sleep", "wait_for_event"
 OPEN, VALUE, ERROR = 0, 1, 2
 
 
-DAY_MS_MAX = 365 * 86_400 * 1_000
+YEAR_MS = 365 * 86_400 * 1_000
 CONFIG_BYTES_MAX = 16 * 1024
 RETRIES_MAX = 10_000
 NULL = b"null"
@@ -83,6 +83,7 @@ class Step:
         "config",
         "config_text",
         "count",
+        "ended",
         "error",
         "event_type",
         "failures",
@@ -108,7 +109,8 @@ class Step:
         self.name = name
         self.count = count
         self.index = index
-        """Order of start within the run."""
+        """Order of start within the run, in one count with `ended`."""
+        self.ended = 0
         self.outcome = OPEN
         self.value: bytes | None = None
         self.error: Error | None = None
@@ -143,8 +145,9 @@ class Step:
     def known(self) -> Known:
         """What a replay is told of it."""
         return Known(
-            self.kind, self.name, self.count, self.outcome, self.value, self.error, self.at
-        )
+            self.kind, self.name, self.count, self.outcome, self.value, self.error, self.at,
+            self.index, self.ended,
+        )  # fmt: skip
 
     def waits_for(self) -> str:
         """A clause for people: what this unfinished step waits for."""
@@ -165,7 +168,8 @@ class Step:
     def facts(self) -> tuple[object, ...]:
         """Everything that the log holds of it, for comparing folds."""
         return (
-            *self.key, self.index, self.outcome, self.value, self.error, self.at, self.config_text,
+            *self.key, self.index, self.ended, self.outcome, self.value, self.error, self.at,
+            self.config_text,
             self.attempt, self.in_flight, self.failures, self.lost_in_a_row, self.sensitive,
             self.has_rollback, self.rollback_config, self.event_type, self.timeout_ms,
             self.until_us, self.undo and self.undo.facts(),
@@ -184,7 +188,7 @@ def retry_delay_ms(config: StepConfig, failures: int, answered_ms: float | None)
             factor = 2.0 ** min(failures - 1, 60)
         case _:
             factor = 1.0
-    return round(min(base * factor, DAY_MS_MAX))
+    return round(min(base * factor, YEAR_MS))
 
 
 def is_final(error: Error) -> bool:

@@ -1,0 +1,63 @@
+"""Rest: how a lifetime takes and gives back its slot, is suspended, and is paused."""
+
+from __future__ import annotations
+
+from ..loaders.wire import (
+    Answer,
+)
+from .core_base import CoreBase
+from .decisions import Decision
+from .lifetime import Lifetime
+from .machine import RUNNING, WAITING
+from .steps import (
+    Step,
+)
+from .summary import WOKEN, Summary
+
+
+class Rests(CoreBase):
+    """The moves of a lifetime between work and rest."""
+
+    def _bind(self, life: Lifetime, step: Step, token: int) -> None:
+        step.token = token
+        life.tokens[token] = step
+
+    def _answer(self, d: Decision, life: Lifetime, step: Step) -> None:
+        """Tell the lifetime the outcome of a finished step, if it has asked."""
+        if step.token is None:
+            return
+        self._disarm(step)
+        self._send(d, life, Answer(step.token, step.value, step.error))
+
+    def _active(self, d: Decision, life: Lifetime, now_us: int, *, may_drop: bool = False) -> bool:
+        """The lifetime has something to do again: it takes a slot, or (False) waits for one."""
+        if not life.idle:
+            return True
+        summary = life.summary
+        if may_drop and self._free_slots() <= 0:
+            self._end_life(d, summary)
+            self._enqueue(summary, WOKEN)
+            return False
+        life.idle = False
+        self._busy += 1
+        self._cancel_timer(summary)
+        if summary.status == WAITING:
+            self._emit(d, summary, "workflow_running", now_us=now_us)
+        return True
+
+    def _suspend(self, d: Decision, summary: Summary, now_us: int) -> None:
+        """Let go of a lifetime that waits; what remains is its place among the timers."""
+        if summary.status == RUNNING:
+            self._emit(d, summary, "workflow_waiting", now_us=now_us)
+        self._end_life(d, summary)
+        self._rest(summary, now_us)
+
+    def _try_pause(self, d: Decision, life: Lifetime, now_us: int) -> None:
+        if life.running == 0:
+            self._pause_now(d, life.summary, now_us)
+
+    def _pause_now(self, d: Decision, summary: Summary, now_us: int) -> None:
+        self._end_life(d, summary)
+        self._emit(d, summary, "workflow_paused", now_us=now_us)
+        d.durable = True
+        self._rest(summary, now_us)

@@ -1,0 +1,157 @@
+"""Waits: sleeps and waits for events, from their beginning to their outcome."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..loaders.wire import (
+    Answer,
+    Error,
+    Sleep,
+    Wait,
+)
+from .core_attempts import Attempts
+from .decisions import Decision
+from .lifetime import Lifetime
+from .payloads import (
+    Body,
+    Errored,
+    SleepStarted,
+    WaitCompleted,
+    WaitStarted,
+    error_body,
+    own_error,
+)
+from .steps import (
+    YEAR_MS,
+    OPEN,
+    SLEEP,
+    WAIT,
+    Step,
+    timeout_error,
+)
+from .summary import Summary
+
+
+class Waits(Attempts):
+    """Begins, ends and delivers."""
+
+    def _ask_sleep(
+        self, d: Decision, life: Lifetime, step: Step | None, message: Sleep, now_us: int
+    ) -> None:
+        if step is None:
+            error = _misplaced(message, now_us)
+            if error is not None:
+                self._send(d, life, Answer(message.token, None, error))
+                return
+            step = self._begin_sleep(d, life, message, now_us)
+        self._await(d, life, step, now_us)
+
+    def _begin_sleep(self, d: Decision, life: Lifetime, message: Sleep, now_us: int) -> Step:
+        until_us = message.until_us
+        if until_us is None:
+            until_us = now_us + (message.duration_ms or 0) * 1_000
+        duration_ms = (until_us - now_us) // 1_000
+        step = Step(SLEEP, message.name, message.count, 0)
+        mocks = self.mocks.get(life.summary.key) if self.mocks else None
+        if mocks is not None and mocks.skips_sleep(step):
+            until_us = now_us
+        body = SleepStarted(until_us, duration_ms, message.at)
+        return self._begin(d, life, step, "sleep_started", body, message.token, now_us)
+
+    def _ask_wait(
+        self, d: Decision, life: Lifetime, step: Step | None, message: Wait, now_us: int
+    ) -> None:
+        if step is None:
+            step = self._begin_wait(d, life, message, now_us)
+        self._await(d, life, step, now_us)
+
+    def _begin_wait(self, d: Decision, life: Lifetime, message: Wait, now_us: int) -> Step:
+        until_us = now_us + message.timeout_ms * 1_000
+        step = Step(WAIT, message.name, message.count, 0)
+        mocks = self.mocks.get(life.summary.key) if self.mocks else None
+        if mocks is not None and mocks.times_out(step):
+            until_us = now_us
+        body = WaitStarted(message.type, until_us, message.timeout_ms, message.at)
+        return self._begin(d, life, step, "wait_started", body, message.token, now_us)
+
+    def _begin(
+        self,
+        d: Decision,
+        life: Lifetime,
+        probe: Step,
+        kind: str,
+        body: Body,
+        token: int,
+        now_us: int,
+    ) -> Step:
+        self._emit(d, life.summary, kind, body, now_us=now_us, step=probe)
+        instance = life.summary.instance
+        assert instance is not None
+        step = instance.steps[probe.key]
+        self._bind(life, step, token)
+        return step
+
+    def _await(self, d: Decision, life: Lifetime, step: Step, now_us: int) -> None:
+        """A sleep or wait was asked for: answer it if it is over, else arm its timer."""
+        if step.outcome != OPEN:
+            self._answer(d, life, step)
+            return
+        if step.kind == WAIT and self._deliver(d, life.summary, step, now_us):
+            return
+        assert step.until_us is not None
+        if step.until_us <= now_us:
+            self._come_due(d, life.summary, step, now_us)
+        else:
+            self._arm(life, step, step.until_us)
+
+    def _come_due(self, d: Decision, summary: Summary, step: Step, now_us: int) -> None:
+        """A sleep ends, or a wait times out."""
+        if step.kind == SLEEP:
+            self._emit(d, summary, "sleep_completed", now_us=now_us, step=step)
+        else:
+            body = Errored(error_body(timeout_error(step)))
+            self._emit(d, summary, "wait_timed_out", body, now_us=now_us, step=step)
+            d.durable = True
+        self._outcome_of_wait(d, summary, step, now_us)
+
+    def _deliver(self, d: Decision, summary: Summary, step: Step, now_us: int) -> bool:
+        """Give an open wait the oldest buffered event of its type, or a mock; False without one."""
+        instance = summary.instance
+        assert instance is not None
+        assert step.event_type is not None
+        buffered = instance.events.get(step.event_type)
+        mocks = self.mocks.get(summary.key) if self.mocks else None
+        mock = None if mocks is None else mocks.take_event(step.event_type)
+        if mock is not None:
+            body = WaitCompleted(step.event_type, 0, msgspec.Raw(mock), now_us)
+        elif buffered:
+            event = buffered[0]
+            payload = msgspec.Raw(event.payload)
+            body = WaitCompleted(step.event_type, event.seq, payload, event.received_us)
+        else:
+            return False
+        self._emit(d, summary, "wait_completed", body, now_us=now_us, step=step)
+        d.durable = True
+        self._outcome_of_wait(d, summary, step, now_us)
+        return True
+
+    def _outcome_of_wait(self, d: Decision, summary: Summary, step: Step, now_us: int) -> None:
+        life = summary.lifetime
+        if life is None:
+            return
+        self._answer(d, life, step)
+        if step.token is not None:
+            self._after_outcome(d, life, now_us)
+
+
+def _misplaced(message: Sleep, now_us: int) -> Error | None:
+    """What `sleep_until` raises for a moment that no sleep can begin towards."""
+    if message.until_us is None:
+        return None
+    if message.until_us < now_us:
+        return Error("ValueError", f"the end of sleep {message.name!r} lies in the past")
+    if message.until_us > now_us + YEAR_MS * 1_000:
+        text = f"the end of sleep {message.name!r} lies more than 365 days ahead"
+        return own_error("WorkflowFatalError", text, fatal=True)
+    return None
