@@ -73,8 +73,8 @@ class CoreConfig:
     running_max: int = 50_000
     queued_max: int = 2_000_000
     creates_per_second_max: float = 300.0
-    creates_burst_max: float = 300.0
-    """Tokens in the bucket of creates when it is full."""
+    creates_burst_max: float | None = None
+    """Creates that may come at once; None: a second's worth."""
     steps_max: int = 10_000
     value_bytes_max: int = 64 * 1024 * 1024
     retention_success_us: int = 30 * 86_400 * 1_000_000

@@ -7,6 +7,7 @@ as typed messages; whatever no correct guest would send ends the isolate.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 HostKey: TypeAlias = tuple[str, str | None, tuple[tuple[str, int], ...]]
 """(code hash, name of a worker or None for the tenant's own code, limits below the code's own)"""
 
+_logger = logging.getLogger("dynamic_workflows.hosts")
 _BACK_OFF_US = 50_000
 _BACK_OFF_US_MAX = 30 * US
 
@@ -321,6 +323,11 @@ class Hosts:
             )
         except WorkflowsError as error:
             host._fail(error)
+            return
+        except Exception as error:
+            # Whatever it is, whoever waits for this host has to hear of it.
+            _logger.exception("an isolate could not be started")
+            host._fail(CodeError(f"no isolate could be started: {error}", code="code.load_failed"))
             return
         host.isolate = isolate
         options = {

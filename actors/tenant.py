@@ -31,7 +31,7 @@ from .code_cache import CodeCache, unwrapped
 from .codes import CodeSource
 from .config import PlatformConfig
 from .core import TenantCore
-from .decisions import DropLife, Finished, ForgetBlobs, Key, Send
+from .decisions import Decision, DropLife, Finished, ForgetBlobs, Key, Send
 from .guest_calls import GuestCalls
 from .hosts import Host, Hosts
 from .pump import Batch, Pump, whole
@@ -43,6 +43,8 @@ _LOADS_AT_ONCE_MAX = 16
 _SWEEP_US = 60 * US
 _RESTING_MAX = 4_096
 """Instances at rest that stay in memory; beyond it half of them go."""
+_AUDIT_MAX = 50_000
+"""Instances up to which the auditor looks at all of them; it would hold up others beyond that."""
 _EVICT_EVERY = 32
 """Batches between two looks at what rests."""
 _logger = logging.getLogger("dynamic_workflows.tenant")
@@ -326,6 +328,9 @@ class Tenant(TenantCalls):
             return
         decision = self.core.start(key, now_us=self._clock.now_us())
         life = decision.answer
+        steps_max = host.limits.get("steps")
+        if steps_max is not None:
+            _lower_steps(decision, steps_max)
         if life is not None:
             self._lives[life] = host
             host.lives.add(life)
@@ -506,10 +511,19 @@ class Tenant(TenantCalls):
         if self._is_closed or self.failed is not None:
             return
         self._spawn(self._maintain())
+        self._audit(now_us)
         if now_us < self._upkeep_until_us:
             self._sweep_later()
         elif self._erase_us is not None and self._erase_us <= now_us:
             self._erase_us = None
+
+    def _audit(self, now_us: int) -> None:
+        """Prove that nothing has stopped silently, and mend it if our own mistake made it so."""
+        if sum(self.core.counts().values()) <= _AUDIT_MAX:
+            for problem in self.core.audit():
+                _logger.error("tenant %r: %s", self.tenant_id, problem)
+                self.core.repair(now_us)
+                self._pump.kick()
 
     async def _maintain(self) -> None:
         try:
@@ -528,3 +542,10 @@ class Tenant(TenantCalls):
             self._results.wake_all()
             self._changes.wake_all()
             self._feeds.waiters.wake_all()
+
+
+def _lower_steps(decision: Decision, steps_max: int) -> None:
+    """The code's own limit holds where it is below the platform's."""
+    for effect in decision.effects:
+        if type(effect) is Send and isinstance(effect.message, wire.Run):
+            effect.message.steps_max = min(effect.message.steps_max, steps_max)

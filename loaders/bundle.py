@@ -37,8 +37,8 @@ class WorkerCode(BaseModel):
     `env` holds values that the codec takes, services and wrapped workflow bindings.
     `global_outbound` is the service that answers `fetch`; None: no network at all. `limits` may
     hold memory_mb, cpu_ms, steps and subrequests; the lower of these and the platform's holds.
-    `tails` are services with `tail(records)`. `packages` are installed packages it may import, of
-    those that the platform allows. `schedules` maps a workflow class to its cron expressions.
+    `tails` are services with `tail(records)`. `schedules` maps a workflow class to its cron
+    expressions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -50,7 +50,6 @@ class WorkerCode(BaseModel):
     global_outbound: Service | None = None
     limits: dict[str, int] | None = None
     tails: tuple[Service, ...] = ()
-    packages: tuple[str, ...] = ()
     schedules: dict[str, tuple[str, ...] | str] = Field(default_factory=dict)
 
 
@@ -80,7 +79,6 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     outbound: Granted | None = None
     tails: list[Granted] = []
     limits: dict[str, int] = {}
-    packages: list[str] = []
     schedules: dict[str, list[str]] = {}
     compatibility_date: str | None = None
 
@@ -102,7 +100,6 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
                     None if self.outbound is None else _shape(self.outbound),
                     [_shape(tail) for tail in self.tails],
                     sorted(self.limits.items()),
-                    self.packages,
                     sorted(self.schedules.items()),
                     self.compatibility_date,
                 ]
@@ -112,9 +109,8 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
 
     def load_message(self, *, packages: tuple[str, ...], options: dict[str, Any]) -> Load:
         """What the isolate is told: modules and the shape of `env`, nothing of the grants."""
-        allowed = [name for name in self.packages if name in packages] or list(packages)
         entries = [EnvEntry(entry.name, entry.kind, entry.value) for entry in self.env]
-        return Load(self.main_module, self.modules, entries, allowed, options)
+        return Load(self.main_module, self.modules, entries, list(packages), options)
 
     def granted(self, name: str) -> Granted | None:
         """What `env` holds under the name."""
@@ -192,7 +188,6 @@ def bundle_of(code: WorkerCode, *, own_binding: bool = False) -> tuple[Bundle, G
         outbound=outbound,
         tails=tails,
         limits=checked_limits(code.limits),
-        packages=sorted(code.packages),
         schedules={
             name: [crons] if isinstance(crons, str) else list(crons)
             for name, crons in code.schedules.items()
