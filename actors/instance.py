@@ -76,7 +76,7 @@ class Instance:
         self.open: dict[StepKey, Step] = {}
         """Unfinished steps, in order of start."""
         self.started = 0
-        """Index of the last step that started."""
+        """Starts and ends of steps so far: what steps are numbered by."""
         self.events: dict[str, deque[Buffered]] = {}
         self.output: bytes | None = None
         self.outcome_error: Error | None = None
@@ -119,6 +119,8 @@ class Instance:
         assert step is not None, f"{row.type} of a step that is not open: {row.step!r}"
         step.until_us = None
         step.in_flight = False
+        self.started += 1
+        step.ended = self.started
         return step
 
     def step(self, row: Row) -> Step:
@@ -207,10 +209,10 @@ def _restarted(summary: Summary, _: Row, body: Body | None) -> None:
     if instance is None:
         return
     fresh = Instance()
+    fresh.started = instance.started
     for key in body.kept or ():
         step = instance.steps[key]
         step.undo = None
-        step.index = fresh.started = fresh.started + 1
         fresh.steps[key] = step
         if key in instance.open:
             fresh.open[key] = step

@@ -202,6 +202,10 @@ class Lifetime(Scope):
         if self.is_ended:
             raise WorkflowFatalError("the run has ended: no step can start in a rollback")
 
+    def on_still(self) -> bool:
+        """Nothing is ready to run for it: the replay may answer the next step."""
+        return not self.is_dropped and self.replay.answer_next()
+
     def on_quiet(self) -> None:
         """Nothing is ready to run for it, and no timer of its own is pending."""
         if self.is_dropped or self.is_mismatched or self.running or self.calls_out:

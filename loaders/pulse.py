@@ -25,6 +25,10 @@ class Beating(Protocol):
 
     is_dirty: bool
 
+    def on_still(self) -> bool:
+        """Nothing is ready to run for it, though a timer may be pending. True: it goes on now."""
+        ...
+
     def on_quiet(self) -> None:
         """It is quiet."""
         ...
@@ -86,10 +90,16 @@ class Pulse:
             timed = _carried(self._loop._scheduled)
         kept = []
         for life in dirty:
-            if life in busy or life in timed:
+            if life in busy:
+                kept.append(life)
+                continue
+            life.is_dirty = False
+            if life.on_still():
+                self.touch(life)
+            elif life in timed:
+                life.is_dirty = True
                 kept.append(life)
             else:
-                life.is_dirty = False
                 life.on_quiet()
         if kept:
             self._dirty += kept

@@ -4,6 +4,10 @@ Nothing new starts before every finished step of history was asked for, or the l
 it waits for nothing but what is held back here. If finished steps are left by then, the code has
 changed under the instance, and it is parked instead of going on silently.
 
+Steps that were in flight together are answered in the order in which they ended, each when the
+code has gone as far as it can with the one before: so a race has the same winner again. A step
+that nothing overlapped is answered at once.
+
 A step that ran inside another step's callback need not be asked for again: the outer step answers
 from history without its callback. Its occurrence stays taken, so that those which are asked for
 keep theirs; a callback that runs again finds the nested steps that it left.
@@ -11,8 +15,11 @@ keep theirs; a callback that runs again finds the nested steps that it left.
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import zlib
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from .wire import Known, Mismatch
@@ -57,6 +64,10 @@ class Replay:
         self._held: list[tuple[Asked, Any]] = []
         self._send: Callable[[Any, Any], None] = _nowhere
         self._rerun: list[Asked] = []
+        self.overlapped = _overlapped(history)
+        """Steps that ended while others were in flight."""
+        self._unanswered = 0
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._counts: dict[str, dict[str, int]] = {DO: {}, SLEEP: {}, WAIT: {}}
         self._nested: dict[StepKey, str] = {}
         self._left: dict[tuple[str, str, str], list[int]] = {}
@@ -86,13 +97,33 @@ class Replay:
         known = self.known.pop(key, None)
         if known is not None and _must_be_asked(known):
             self._rest -= 1
-            if not self._rest and self._held:
+            if key in self.overlapped:
+                self._unanswered += 1
+            elif not self._rest and not self._unanswered and self._held:
                 self._release()
         return known
 
+    async def wait_for_turn(self, known: Known) -> None:
+        """Wait until what ended before an overlapped step has been answered."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (known.ended, turn))
+        await turn
+
+    def answer_next(self) -> bool:
+        """Let the next overlapped step have its answer; False when none waits for it."""
+        while self._waiting:
+            turn = heapq.heappop(self._waiting)[1]
+            self._unanswered -= 1
+            if not turn.done():
+                turn.set_result(None)
+                if not self._rest and not self._unanswered:
+                    self._release()
+                return True
+        return False
+
     def ask(self, asked: A, message: Any, send: Callable[[A, Any], None]) -> None:
         """Send the message that asks, now or when the replay has settled."""
-        if self._rest:
+        if self._rest or self._unanswered:
             self._held.append((asked, message))
             self._send = send
         else:
@@ -106,7 +137,7 @@ class Replay:
     @property
     def is_incomplete(self) -> bool:
         """Whether finished steps of history have not been asked for."""
-        return self._rest > 0
+        return self._rest > 0 or self._unanswered > 0
 
     def settle(self) -> Mismatch | None:
         """The lifetime waits only for what is held: let it go on, or say what does not fit."""
@@ -118,6 +149,11 @@ class Replay:
                 self._rerun.append(asked)
                 self._send(asked, message)
         if any(not asked.is_finished for asked in self._rerun):
+            return None
+        if not self._rest:
+            # What is left of the answers was asked for and then not awaited.
+            self._unanswered = 0
+            self._release()
             return None
         return self._mismatch()
 
@@ -146,6 +182,33 @@ def label(name: str, count: int) -> str:
     if len(name) > LABEL_CHARACTERS_MAX:
         name = f"{name[:LABEL_CHARACTERS_MAX]}… {zlib.crc32(name.encode()):08x}"
     return f"{name!r} {count}"
+
+
+def _overlapped(history: list[Known]) -> frozenset[StepKey]:
+    """The finished steps during whose end another one was in flight."""
+    marks = []
+    last_end = 0
+    is_a_row = True
+    for known in history:
+        if known.started and not (known.at is not None and NESTED in known.at):
+            is_a_row = is_a_row and known.started > last_end
+            last_end = known.ended if known.outcome else _NEVER
+            marks.append(known)
+    if is_a_row:
+        return _NONE
+    moments = [(known.started, 1, known) for known in marks]
+    moments += [(known.ended, -1, known) for known in marks if known.outcome]
+    moments.sort(key=itemgetter(0))
+    found, in_flight = set(), 0
+    for _, change, known in moments:
+        in_flight += change
+        if change < 0 and in_flight:
+            found.add((known.kind, known.name, known.count))
+    return frozenset(found)
+
+
+_NEVER = 1 << 62
+_NONE: frozenset[StepKey] = frozenset()
 
 
 def _must_be_asked(known: Known) -> bool:

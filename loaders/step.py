@@ -162,8 +162,8 @@ class Step:
             known = life.replay.take((DO, call.name, call.count))
             if known is not None and known.outcome:
                 if known.outcome == 2:
-                    return _raise(life, known.error)
-                return _value(call, known.value)
+                    return self._answered(known, _raise, life, known.error)
+                return self._answered(known, _value, call, known.value)
         if life.is_rollback:
             return _nothing()
         work = Performing(life, DO, call.name, call.count, call.settled, call.callback)
@@ -252,7 +252,9 @@ class Step:
         count = self._take(SLEEP, name)
         known = life.replay.take((SLEEP, name, count)) if life.replay.known else None
         if known is not None and known.outcome:
-            return _raise(life, known.error) if known.outcome == 2 else _nothing()
+            if known.outcome == 2:
+                return self._answered(known, _raise, life, known.error)
+            return self._answered(known, _nothing)
         if life.is_rollback:
             return _nothing()
         work = Performing(life, SLEEP, name, count, DEFAULT)
@@ -293,7 +295,9 @@ class Step:
         count = self._take(WAIT, name)
         known = life.replay.take((WAIT, name, count)) if life.replay.known else None
         if known is not None and known.outcome:
-            return _raise(life, known.error) if known.outcome == 2 else _received(known.value)
+            if known.outcome == 2:
+                return self._answered(known, _raise, life, known.error)
+            return self._answered(known, _received, known.value)
         if life.is_rollback:
             return _nothing()
         work = Performing(life, WAIT, name, count, DEFAULT)
@@ -314,6 +318,29 @@ class Step:
     def _check(self, name: Any) -> None:
         self._life.refuse()
         _check_name(name)
+
+    def _answered(
+        self, known: wire.Known, answer: Callable[..., Coroutine[Any, Any, Any]], *args: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """The answer of history, at once or when it is its turn."""
+        life = self._life
+        overlapped = life.replay.overlapped
+        if not overlapped or (known.kind, known.name, known.count) not in overlapped:
+            return answer(*args)
+        return self._in_turn(known, answer, args)
+
+    async def _in_turn(
+        self,
+        known: wire.Known,
+        answer: Callable[..., Coroutine[Any, Any, Any]],
+        args: tuple[Any, ...],
+    ) -> Any:
+        life = self._life
+        if not life.is_rollback:
+            life.touch()
+            await life.replay.wait_for_turn(known)
+            life.guest.on_resume(life.number)
+        return await answer(*args)
 
     def _take(self, kind: str, name: str) -> int:
         attempt = ATTEMPT.get()

@@ -45,6 +45,9 @@ class Known(msgspec.Struct, array_like=True, gc=False):
     error: Error | None = None
     at: str | None = None
     """The place in the tenant's source that asked for it, as "module.py:12"."""
+    started: int = 0
+    """When it started, and ended, as one count over both: a replay answers in the order of ends."""
+    ended: int = 0
 
 
 class EnvEntry(msgspec.Struct, array_like=True, gc=False):
