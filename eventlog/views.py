@@ -209,23 +209,22 @@ def _step_rows(*types: str) -> str:
     )"""
 
 
+# Rows whose payload an instance shows.
+_TOLD = (
+    "workflow_queued",
+    "workflow_parked",
+    "workflow_restarted",
+    "workflow_completed",
+    "workflow_errored",
+)
+
 _INSTANCES = f"""
 CREATE OR REPLACE VIEW instances AS
-WITH {_RUNS},
-    rows AS (
-        SELECT {_KEY}, run, seq, ts, type, {_KIND} AS kind, step, "count", code_hash,
-            CASE WHEN type IN (
-                'workflow_queued', 'workflow_parked', 'workflow_completed', 'workflow_errored'
-            ) THEN payload END AS payload
+WITH rows AS (
+        SELECT {_KEY}, run, seq, ts, type, code_hash,
+            CASE WHEN type IN ({_types(*_TOLD)}) THEN payload END AS payload
         FROM events
         WHERE type IN ({_types(*_STATUS)}, 'workflow_resumed', {_BEGUN}) AND instance_id <> ''
-    ),
-    hidden AS (
-        SELECT {_KEY}, count(*) AS steps
-        FROM rows JOIN newest_run USING ({_KEY})
-            LEFT JOIN kept_since USING ({_KEY}, kind, step, "count")
-        WHERE type IN ({_BEGUN}) AND run < newest AND (since IS NULL OR run < since)
-        GROUP BY ALL
     ),
     folds AS (
         SELECT {_KEY},
@@ -246,7 +245,11 @@ WITH {_RUNS},
             max(run) FILTER (type IN ({_ENDED})) AS ended_run,
             arg_max(ts, seq) FILTER (type IN ({_ENDED})) AS ended_at,
             arg_max_null(payload, seq) FILTER (type IN ({_ENDED})) AS outcome,
-            count(*) FILTER (type IN ({_BEGUN})) AS begun,
+            -- Only what was restarted needs a list: its newest run is known at the end.
+            count(*) FILTER (type IN ({_BEGUN}) AND run = 1) AS begun_first,
+            list(run) FILTER (type IN ({_BEGUN}) AND run > 1) AS begun_later,
+            arg_max(json_array_length(payload, '$.kept'), seq)
+                FILTER (type = 'workflow_restarted') AS kept,
             arg_max(code_hash, seq) AS code_hash
         FROM rows GROUP BY ALL
     )
@@ -264,9 +267,12 @@ SELECT {_KEY.replace(", ", ", f.").replace("tenant_id", "f.tenant_id")}, f.run,
     CASE WHEN ended_run = f.run THEN outcome -> '$.output' END AS output,
     CASE WHEN ended_run = f.run THEN outcome ->> '$.error.name' END AS error_name,
     CASE WHEN ended_run = f.run THEN outcome ->> '$.error.message' END AS error_message,
-    begun - coalesce(hidden.steps, 0) AS steps,
+    CASE WHEN f.run = 1 THEN begun_first
+        ELSE len(list_filter(coalesce(begun_later, []), lambda one: one = f.run))
+            + coalesce(kept, 0)::BIGINT
+    END AS steps,
     code_hash
-FROM folds AS f LEFT JOIN hidden USING ({_KEY});
+FROM folds AS f;
 """
 
 _DONE = (
