@@ -24,9 +24,9 @@ from .payloads import (
     own_error,
 )
 from .steps import (
-    YEAR_MS,
     DO,
     OPEN,
+    YEAR_MS,
     Step,
     is_final,
     retry_delay_ms,

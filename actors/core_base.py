@@ -7,6 +7,7 @@ has a timer, or is paused; and the state equals the fold of the rows written so 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Protocol
 
 import msgspec
 
@@ -26,6 +27,13 @@ from .summary import NEW, WOKEN, Summary
 from .timer_heap import Timers
 
 STEP, WAKE, SUSPEND, RETENTION, CRON = "step", "wake", "suspend", "retention", "cron"
+
+
+class Named(Protocol):
+    """A step, or a guest's request for one."""
+
+    name: str
+    count: int
 
 
 class CoreBase:
@@ -63,7 +71,7 @@ class CoreBase:
         body: Body | None = None,
         *,
         now_us: int,
-        step: Step | None = None,
+        step: Named | None = None,
         attempt: int = 0,
         code_hash: str | None = None,
         metadata: bytes | None = None,

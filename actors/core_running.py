@@ -35,11 +35,11 @@ from .payloads import (
     raw,
 )
 from .steps import (
-    YEAR_MS,
     DO,
     OPEN,
     SLEEP,
     WAIT,
+    YEAR_MS,
     Step,
     parse_config,
     timeout_error,
@@ -211,9 +211,8 @@ class Running(Waits):
             parse_config(message.config).sensitive is not None,
             raw(message.rollback_config),
         )
-        probe = Step(DO, message.name, message.count, 0)
-        self._emit(d, summary, "step_started", body, now_us=now_us, step=probe, attempt=1)
-        step = instance.steps[probe.key]
+        self._emit(d, summary, "step_started", body, now_us=now_us, step=message, attempt=1)
+        step = instance.steps[DO, message.name, message.count]
         self._bind(life, step, message.token)
         self._go(d, life, step, now_us)
 

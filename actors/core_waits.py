@@ -23,10 +23,10 @@ from .payloads import (
     own_error,
 )
 from .steps import (
-    YEAR_MS,
     OPEN,
     SLEEP,
     WAIT,
+    YEAR_MS,
     Step,
     timeout_error,
 )

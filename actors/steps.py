@@ -27,7 +27,7 @@ RETRIES_MAX = 10_000
 NULL = b"null"
 
 
-class Retries(msgspec.Struct, gc=False):
+class Retries(msgspec.Struct, frozen=True, gc=False):
     """How often and when a failed step is tried again."""
 
     limit: int = 5
@@ -36,10 +36,10 @@ class Retries(msgspec.Struct, gc=False):
     backoff: str = "exponential"
 
 
-class StepConfig(msgspec.Struct, gc=False):
+class StepConfig(msgspec.Struct, frozen=True, gc=False):
     """A step's config as the guest normalised it."""
 
-    retries: Retries = msgspec.field(default_factory=Retries)
+    retries: Retries = Retries()
     timeout_ms: float = 600_000
     sensitive: str | None = None
     lost: str = "retry"
@@ -74,68 +74,40 @@ def parse_config(text: bytes) -> StepConfig:
 DEFAULT_CONFIG = StepConfig()
 
 
-class Step:
+class Step(msgspec.Struct, eq=False):
     """One step of a run. The fields up to `until_us` are a fold of the log; the rest is live."""
 
-    __slots__ = (
-        "at",
-        "attempt",
-        "config",
-        "config_text",
-        "count",
-        "ended",
-        "error",
-        "event_type",
-        "failures",
-        "has_rollback",
-        "in_flight",
-        "index",
-        "kind",
-        "lost_in_a_row",
-        "name",
-        "outcome",
-        "rollback_config",
-        "sensitive",
-        "timeout_ms",
-        "timer",
-        "token",
-        "undo",
-        "until_us",
-        "value",
-    )
-
-    def __init__(self, kind: str, name: str, count: int, index: int) -> None:
-        self.kind = kind
-        self.name = name
-        self.count = count
-        self.index = index
-        """Order of start within the run, in one count with `ended`."""
-        self.ended = 0
-        self.outcome = OPEN
-        self.value: bytes | None = None
-        self.error: Error | None = None
-        self.at: str | None = None
-        self.config: StepConfig = DEFAULT_CONFIG
-        self.config_text: bytes | None = None
-        self.attempt = 0
-        """Number of the last attempt."""
-        self.in_flight = False
-        self.failures = 0
-        """Attempts that used up a retry (the first one included)."""
-        self.lost_in_a_row = 0
-        self.sensitive = False
-        self.has_rollback = False
-        self.rollback_config: bytes | None = None
-        self.event_type: str | None = None
-        self.timeout_ms = 0
-        """Of a wait; an attempt's is in the config."""
-        self.undo: Step | None = None
-        """The rollback of this step, once it has begun."""
-        self.until_us: int | None = None
-        """When a sleep ends, a wait times out, or the next attempt is due."""
-        self.token: int | None = None
-        """What the present lifetime calls it; None until the lifetime has asked for it."""
-        self.timer: Timer | None = None
+    kind: str
+    name: str
+    count: int
+    index: int
+    """Order of start within the run, in one count with `ended`."""
+    ended: int = 0
+    outcome: int = OPEN
+    value: bytes | None = None
+    error: Error | None = None
+    at: str | None = None
+    config: StepConfig = DEFAULT_CONFIG
+    config_text: bytes | None = None
+    attempt: int = 0
+    """Number of the last attempt."""
+    in_flight: bool = False
+    failures: int = 0
+    """Attempts that used up a retry (the first one included)."""
+    lost_in_a_row: int = 0
+    sensitive: bool = False
+    has_rollback: bool = False
+    rollback_config: bytes | None = None
+    event_type: str | None = None
+    timeout_ms: int = 0
+    """Of a wait; an attempt's is in the config."""
+    undo: Step | None = None
+    """The rollback of this step, once it has begun."""
+    until_us: int | None = None
+    """When a sleep ends, a wait times out, or the next attempt is due."""
+    token: int | None = None
+    """What the present lifetime calls it; None until the lifetime has asked for it."""
+    timer: Timer | None = None
 
     @property
     def key(self) -> StepKey:
