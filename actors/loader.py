@@ -21,7 +21,7 @@ from ..eventlog.events import Row
 from ..eventlog.ids import Ids
 from .peers import Lost, Peer
 from .slot import Moved
-from .timer import Journal
+from .timer_index import Journal
 
 WAKES_AT_ONCE_MAX = 16
 """Tenants that are opened at once for the timer; clients come on top."""

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import Unavailable, WorkflowsError
-from ..eventlog.events import Row
 from .peers import Lost, Peer
+from .timer_index import OPEN, Journal, TimerIndex
 
 BATCH_MAX = 200
 """Tenants in one message to the loader."""
@@ -27,19 +26,8 @@ BATCHES_IN_FLIGHT_MAX = 4
 WATCH_S = 2.0
 """How often the open tenants are compared with those that live."""
 _RETRY_S = (0.2, 1.0, 5.0, 15.0, 60.0)
-_OPEN = -1
-
-
-class Journal(Protocol):
-    """The part of an event log that the timer needs."""
-
-    def append(self, rows: Sequence[Row], *, durable: bool = True) -> asyncio.Future[None]:
-        """Append; the future resolves when the rows are safe."""
-        ...
-
-    def rows(self, *, after: int = 0) -> AsyncIterator[list[Row]]:
-        """Everything, in order."""
-        ...
+HORIZON_US = 600 * US
+"""How far ahead due times are kept in order."""
 
 
 class TimerStats(msgspec.Struct):
@@ -60,12 +48,11 @@ class Timer:
     def __init__(
         self, *, log: Journal, clock: Clock, loader: Callable[[], Awaitable[Peer]]
     ) -> None:
-        self._log = log
+        self._index = TimerIndex(log)
         self._clock = clock
         self._loader = loader
-        self._due: dict[str, int] = {}
-        self._open: set[str] = set()
         self._heap: list[tuple[int, str]] = []
+        self._heap_until_us = 0
         self._tries: dict[str, int] = {}
         self._waking: set[str] = set()
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -77,11 +64,8 @@ class Timer:
 
     async def open(self) -> None:
         """Read the index and start: due tenants and those found open are woken at once."""
-        async for batch in self._log.rows():
-            for row in batch:
-                self._apply(row)
-        self._heap = [(due_us, name) for name, due_us in self._due.items()]
-        heapq.heapify(self._heap)
+        await self._index.load()
+        self._fill_heap()
         self._watch_now()
         self._set_alarm()
 
@@ -89,24 +73,29 @@ class Timer:
 
     async def opened(self, tenant_ids: Sequence[str]) -> None:
         """These tenants are awake, or about to be; durable on return."""
-        await self._record([(name, _OPEN) for name in tenant_ids])
+        await self._index.record([(name, OPEN) for name in tenant_ids], now_us=self._clock.now_us())
         self._waking.difference_update(tenant_ids)
         for name in tenant_ids:
             self._tries.pop(name, None)
+        self._watch_later()
 
     async def slept(self, tenants: Sequence[tuple[str, int | None]]) -> None:
         """These tenants have closed and must be awake at (µs, None: never); durable on return."""
-        await self._record([(name, 0 if due_us is None else due_us) for name, due_us in tenants])
+        await self._index.record(tenants, now_us=self._clock.now_us())
         self._waking.difference_update(name for name, _ in tenants)
+        for name, due_us in tenants:
+            if due_us is not None and due_us <= self._heap_until_us:
+                heapq.heappush(self._heap, (due_us, name))
         self._set_alarm()
 
     async def stats(self) -> TimerStats:
         """What the timer holds and has done."""
-        return msgspec.structs.replace(self._stats, open=len(self._open), asleep=len(self._due))
+        index = self._index
+        return msgspec.structs.replace(self._stats, open=len(index.open), asleep=len(index.due))
 
     async def due(self, tenant_id: str) -> int | None:
         """When a tenant will be woken (µs); -1 if it is open, None if it sleeps for good."""
-        return _OPEN if tenant_id in self._open else self._due.get(tenant_id)
+        return self._index.get(tenant_id)
 
     async def close(self) -> None:
         """Stop waking anybody. The log is its owner's to close."""
@@ -118,34 +107,17 @@ class Timer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    # --- the index
-
-    async def _record(self, entries: Iterable[tuple[str, int]]) -> None:
-        now_us = self._clock.now_us()
-        rows = [_row(name, due_us, now_us) for name, due_us in entries]
-        if rows:
-            # The futures of appends resolve in order, so that what is applied is always a prefix.
-            await self._log.append(rows)
-            for row in rows:
-                self._apply(row)
-                if row.instance_id in self._due:
-                    heapq.heappush(self._heap, (self._due[row.instance_id], row.instance_id))
-
-    def _apply(self, row: Row) -> None:
-        name = row.instance_id
-        if row.type == "tenant_opened":
-            self._open.add(name)
-            self._due.pop(name, None)
-        elif row.type == "tenant_slept":
-            self._open.discard(name)
-            due_us = _due_us(row)
-            if due_us:
-                self._due[name] = due_us
-            else:
-                self._due.pop(name, None)
+        await self._index.close()
 
     # --- wake-ups
+
+    def _fill_heap(self) -> None:
+        """Take the near future out of the index; the rest of it needs no second place in memory."""
+        until_us = self._heap_until_us = self._clock.now_us() + HORIZON_US
+        self._heap = [
+            (due_us, name) for name, due_us in self._index.due.items() if due_us <= until_us
+        ]
+        heapq.heapify(self._heap)
 
     def _set_alarm(self) -> None:
         while self._heap and self._is_stale(*self._heap[0]):
@@ -153,16 +125,19 @@ class Timer:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        if self._heap and not self._is_closed:
-            self._alarm = self._clock.call_at(self._heap[0][0], self._ring)
+        if not self._is_closed and (self._heap or self._index.due):
+            next_us = self._heap[0][0] if self._heap else self._heap_until_us
+            self._alarm = self._clock.call_at(next_us, self._ring)
 
     def _is_stale(self, due_us: int, name: str) -> bool:
-        return self._due.get(name) != due_us or name in self._waking
+        return self._index.due.get(name) != due_us or name in self._waking
 
     def _ring(self) -> None:
         """Send what is due, oldest first; what does not fit waits for a batch to come back."""
         self._alarm = None
         now_us = self._clock.now_us()
+        if now_us >= self._heap_until_us:
+            self._fill_heap()
         while len(self._in_flight) < BATCHES_IN_FLIGHT_MAX:
             batch = self._take_due(now_us)
             if not batch:
@@ -214,45 +189,33 @@ class Timer:
         if self._is_closed or name not in self._waking:
             return
         self._waking.discard(name)
-        if name in self._due or name in self._open:
+        if self._index.get(name) is not None:
             self._send([name])
 
     # --- tenants that stopped without going to sleep
 
     def _watch_now(self) -> None:
+        self._watch = None
         self._watching = asyncio.ensure_future(self._compare())
 
+    def _watch_later(self) -> None:
+        if self._watch is None and self._watching is None and not self._is_closed:
+            due_us = self._clock.now_us() + round(WATCH_S * US)
+            self._watch = self._clock.call_at(due_us, self._watch_now)
+
     async def _compare(self) -> None:
-        if self._open:
-            try:
-                loader = await self._loader()
-                alive = await loader.call("residents", timeout_s=WATCH_S * 5)
-                self._reopen(sorted(self._open.difference(alive, self._waking)))
-            except (Lost, Unavailable):
-                pass  # no loader at the moment: the next look will find one
-        self._watch = self._clock.call_at(
-            self._clock.now_us() + round(WATCH_S * US), self._watch_now
-        )
+        try:
+            loader = await self._loader()
+            alive = await loader.call("residents", timeout_s=WATCH_S * 5)
+            self._reopen(sorted(self._index.open.difference(alive, self._waking)))
+        except (Lost, Unavailable):
+            pass  # no loader at the moment: the next look will find one
+        self._watching = None
+        # While nobody is open there is nobody to watch.
+        if self._index.open:
+            self._watch_later()
 
     def _reopen(self, dead: list[str]) -> None:
         self._stats.reopened += len(dead)
         for first in range(0, len(dead), BATCH_MAX):
             self._send(dead[first : first + BATCH_MAX])
-
-
-def _row(tenant_id: str, due_us: int, now_us: int) -> Row:
-    if due_us == _OPEN:
-        return Row(type="tenant_opened", workflow="", instance_id=tenant_id, ts=now_us)
-    payload = b'{"due_us":%d}' % due_us
-    return Row(type="tenant_slept", workflow="", instance_id=tenant_id, ts=now_us, payload=payload)
-
-
-class _Due(msgspec.Struct):
-    due_us: int = 0
-
-
-_decode_due = msgspec.json.Decoder(_Due).decode
-
-
-def _due_us(row: Row) -> int:
-    return _decode_due(row.payload or b"{}").due_us

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_world import until
 
+from dynamic_workflows.actors import timer_index
 from dynamic_workflows.actors.peers import Lost, Peer
 from dynamic_workflows.actors.timer import BATCH_MAX, BATCHES_IN_FLIGHT_MAX, Timer
 from dynamic_workflows.eventlog.clock import US, VirtualClock
@@ -201,6 +203,51 @@ ACTION = st.tuples(
 )
 
 
+async def test_opening_reads_a_checkpoint_and_the_rows_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timer_index, "CHECKPOINT_ROWS", 100)
+    bench = Bench()
+    timer = await bench.start()
+    bench.waker.is_lost = True
+    for number in range(260):
+        await timer.slept([(f"tenant-{number % 20}", number)])
+    await timer.opened(["open"])
+    expected = {f"tenant-{number % 20}": number for number in range(240, 260)}
+    keys = [entry.key for entry in await bench.store.list("timers/0/index/")]
+    assert len(keys) == 2
+
+    timer = await bench.restart()
+    assert timer._index.due == expected
+    assert timer._index.open == {"open"}
+    await timer.close()
+
+    await bench.store.put(keys[-1], b"damaged")
+    assert (await bench.start())._index.due == expected, "the one before, and more rows"
+    await bench.timer.close()
+    for key in keys:
+        await bench.store.delete(key)
+    assert (await bench.start())._index.due == expected, "the rows alone"
+    await bench.timer.close()
+
+
+async def test_due_times_beyond_the_horizon_are_met_too() -> None:
+    bench = Bench()
+    timer = await bench.start()
+    await timer.slept([("far", bench.at(7_200)), ("near", bench.at(700))])
+    assert timer._heap == [], "nothing of it is near"
+    await bench.advance(699)
+    assert bench.waker.woken == []
+    await bench.advance(2)
+    assert bench.waker.woken == ["near"]
+    bench.waker.alive.clear()
+    await timer.slept([("near", None)])
+    await bench.advance(7_200 - 701 - 1)
+    assert bench.waker.woken == ["near"]
+    await bench.advance(1)
+    assert bench.waker.woken == ["near", "far"]
+
+
 @given(st.lists(ACTION, max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_the_index_is_what_was_acknowledged_whatever_restarts(
@@ -209,6 +256,7 @@ def test_the_index_is_what_was_acknowledged_whatever_restarts(
     async def run() -> None:
         bench = Bench()
         timer = await bench.start()
+        timer_index.CHECKPOINT_ROWS = 5
         bench.waker.is_lost = True  # this is about the index: nobody is woken
         expected: dict[str, int] = {}
         for action, name, due_us in actions:
@@ -226,4 +274,8 @@ def test_the_index_is_what_was_acknowledged_whatever_restarts(
             assert {n: await timer.due(n) for n in "abc"} == {n: expected.get(n) for n in "abc"}
         await timer.close()
 
-    asyncio.run(run())
+    kept = timer_index.CHECKPOINT_ROWS
+    try:
+        asyncio.run(run())
+    finally:
+        timer_index.CHECKPOINT_ROWS = kept

@@ -1,0 +1,153 @@
+"""TimerIndex: which tenants are open, and when the sleeping ones are due; durable, one entry each.
+
+It is a fold over the rows of the timer's log. Now and then it is stored whole beside the log, so
+that opening reads the newest such checkpoint and the rows after it, however long the log is by
+then. A checkpoint is a cache: damaged or missing, the rows answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from ..eventlog.errors import Unavailable
+from ..eventlog.events import Row
+from ..eventlog.store import NotFound, Store
+
+OPEN = -1
+"""In place of a due time: the tenant is open."""
+CHECKPOINT_ROWS = 100_000
+"""Rows after which the index is stored anew."""
+CHECKPOINTS_KEPT = 2
+
+_log = logging.getLogger("dynamic_workflows.timer")
+
+
+class Journal(Protocol):
+    """The part of an event log that actors which are no tenants need."""
+
+    store: Store
+    stream: str
+
+    def append(self, rows: Sequence[Row], *, durable: bool = True) -> asyncio.Future[None]:
+        """Append; stamps `seq`. The future resolves, in order, when the rows are safe."""
+        ...
+
+    def rows(self, *, after: int = 0) -> AsyncIterator[list[Row]]:
+        """Everything after a number, in order."""
+        ...
+
+
+class _Checkpoint(msgspec.Struct, array_like=True):
+    seq: int
+    due: dict[str, int]
+    open: list[str]
+
+
+class TimerIndex:
+    """The entries, and the log that makes them last."""
+
+    def __init__(self, log: Journal) -> None:
+        self.due: dict[str, int] = {}
+        """Sleeping tenants that have to be awake at some time (µs)."""
+        self.open: set[str] = set()
+        self._log = log
+        self._seq = 0
+        self._stored_seq = 0
+        self._storing: asyncio.Task[None] | None = None
+
+    async def load(self) -> None:
+        """Read what was acknowledged."""
+        await self._load_checkpoint()
+        async for batch in self._log.rows(after=self._seq):
+            for row in batch:
+                self._apply(row)
+        self._store_later()
+
+    def get(self, tenant_id: str) -> int | None:
+        """When the tenant is due (µs); OPEN, or None if it sleeps for good."""
+        return OPEN if tenant_id in self.open else self.due.get(tenant_id)
+
+    async def record(self, entries: Iterable[tuple[str, int | None]], *, now_us: int) -> None:
+        """Set entries (tenant, due time, OPEN or None), durable on return."""
+        rows = [_row(name, due_us, now_us) for name, due_us in entries]
+        if rows:
+            # Futures of appends resolve in order, so that what is applied is always a prefix.
+            await self._log.append(rows)
+            for row in rows:
+                self._apply(row)
+            self._store_later()
+
+    async def close(self) -> None:
+        """Wait for a checkpoint that is being stored."""
+        if self._storing is not None:
+            await asyncio.wait({self._storing})
+
+    def _apply(self, row: Row) -> None:
+        name, self._seq = row.instance_id, row.seq
+        if row.type == "tenant_opened":
+            self.open.add(name)
+            self.due.pop(name, None)
+        elif row.type == "tenant_slept":
+            self.open.discard(name)
+            due_us = _decode_due(row.payload or b"{}").due_us
+            if due_us is None:
+                self.due.pop(name, None)
+            else:
+                self.due[name] = due_us
+
+    # --- checkpoints
+
+    def _store_later(self) -> None:
+        if self._storing is None and self._seq - self._stored_seq >= CHECKPOINT_ROWS:
+            self._stored_seq = self._seq
+            body = msgspec.msgpack.encode(_Checkpoint(self._seq, self.due, sorted(self.open)))
+            self._storing = asyncio.ensure_future(self._store(self._key(self._seq), body))
+            self._storing.add_done_callback(self._stored)
+
+    def _stored(self, task: asyncio.Task[None]) -> None:
+        self._storing = None
+        if not task.cancelled() and task.exception() is not None:
+            _log.warning("the timer's index was not stored: %s", task.exception())
+
+    async def _store(self, key: str, body: bytes) -> None:
+        store = self._log.store
+        await store.put(key, hashlib.sha256(body).digest() + body)
+        for entry in (await store.list(self._key()))[:-CHECKPOINTS_KEPT]:
+            await store.delete(entry.key)
+
+    async def _load_checkpoint(self) -> None:
+        store = self._log.store
+        for entry in reversed(await store.list(self._key())):
+            try:
+                data = await store.get(entry.key)
+            except (NotFound, Unavailable):
+                continue
+            if hashlib.sha256(data[32:]).digest() == data[:32]:
+                found = msgspec.msgpack.decode(data[32:], type=_Checkpoint)
+                self.due, self.open, self._seq = found.due, set(found.open), found.seq
+                self._stored_seq = found.seq
+                return
+            _log.warning("%s is damaged and passed over: the log has all of it", entry.key)
+
+    def _key(self, seq: int | None = None) -> str:
+        return f"{self._log.stream}/index/" + ("" if seq is None else f"{seq:020d}")
+
+
+class _Due(msgspec.Struct):
+    due_us: int | None = None
+
+
+_decode_due = msgspec.json.Decoder(_Due).decode
+
+
+def _row(tenant_id: str, due_us: int | None, now_us: int) -> Row:
+    if due_us == OPEN:
+        return Row(type="tenant_opened", workflow="", instance_id=tenant_id, ts=now_us)
+    payload = None if due_us is None else b'{"due_us":%d}' % due_us
+    return Row(type="tenant_slept", workflow="", instance_id=tenant_id, ts=now_us, payload=payload)
