@@ -7,33 +7,23 @@ with it.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import Corrupt, InvalidError, QueryError
-from .files import LogFiles, Update
-from .guard import check_select
-from .store import NotFound, Store, open_store
-from .views import DEAD, FOLDS, NAMES, SEALED, STORED, TABLES, TAIL, events_sql, files_relation
+from .errors import InvalidError
+from .live_views import LogViews, Params
+from .store import Store, open_store
+from .views import NAMES
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-Params = Sequence[object] | dict[str, object] | None
-
 MEMORY_LIMIT = "1GB"
 THREADS = 2
-
-# A merge may remove a file between the look at the manifest and the reading; each try looks again.
-_TRIES_MAX = 4
-
-_PATTERN = frozenset("*?[")
 
 
 def connect_duckdb(
@@ -106,270 +96,6 @@ def _finish(store: Store) -> None:
         return
     closing.close()
     raise AssertionError("a store that is only read from closes at once")
-
-
-class LogViews:
-    """One DuckDB instance in memory whose views follow a log."""
-
-    def __init__(
-        self, store: Store, *, tenant: str | None, memory_limit: str, threads: int
-    ) -> None:
-        self._store = store
-        self._tenant = tenant
-        self._memory_limit = memory_limit
-        self._threads = threads
-        self._is_closed = False
-        self._open()
-
-    def _open(self) -> None:
-        self.files = LogFiles(self._store, tenant=self._tenant)
-        self._segments: dict[str, int] = {}
-        self._has_dead = False
-        self._with_tail: set[str] = set()
-        self._with_dead: set[str] = set()
-        self._is_locked = False
-        self.connection = _connect(self._memory_limit, self._threads, self._tenant)
-        # Its own connection, so that a transaction of the user's is neither seen nor disturbed.
-        self._writer = self.connection.cursor()
-        self._writer.execute(TABLES)
-        self._define({}, first=True)
-
-    def close(self) -> None:
-        """Let go of memory and files."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._writer.close()
-            self.connection.close()
-
-    def check(self, sql: object) -> None:
-        """Raise QueryError for what a tenant may not run."""
-        if self._tenant is not None:
-            check_select(self._writer, str(sql))
-
-    def query(self, sql: str, params: Params = None) -> pa.Table:
-        """As Reader.query."""
-        import duckdb
-
-        if self._is_closed:
-            raise InvalidError("this reader was closed: open a new one")
-        for tries_left in reversed(range(_TRIES_MAX)):
-            self.refresh(again=tries_left < _TRIES_MAX - 1)
-            self.check(sql)
-            try:
-                relation = self.connection.sql(sql, params=params)
-                if relation is None:
-                    raise QueryError("there is no statement in this query")
-                return cast("pa.Table", relation.to_arrow_table())
-            except (duckdb.IOException, OSError) as error:
-                if not tries_left:
-                    raise QueryError(str(error)) from None
-            except duckdb.Error as error:
-                raise QueryError(str(error)) from None
-        raise AssertionError("the last try returns or raises")
-
-    # -- following the log ------------------------------------------------------------------------
-
-    def refresh(self, *, again: bool = False) -> None:
-        """Take in what changed in the log's files since the last look."""
-        import duckdb
-
-        for tries_left in reversed(range(_TRIES_MAX)):
-            try:
-                return self._refresh(again=again)
-            except (duckdb.IOException, NotFound) as error:
-                self._start_over()
-                if not tries_left:
-                    raise Corrupt(
-                        f"a segment that a manifest names cannot be read: {error}. "
-                        "`dynamic-workflows verify` shows what is affected"
-                    ) from None
-            except BaseException:
-                self._start_over()
-                raise
-
-    def _refresh(self, *, again: bool) -> None:
-        updates, gone = self.files.look(again=again)
-        is_open = self._tenant is not None and not self._is_locked
-        if not updates and not gone and not is_open:
-            return
-        segments = self._sealed_files()
-        if segments != self._segments and self._is_locked:
-            # What a locked connection may read is fixed, so it is replaced.
-            self.connection.close()
-            self._open()
-            updates, gone = self.files.look()
-            segments = self._sealed_files()
-        self._writer.begin()
-        try:
-            for state in gone:
-                self._forget(state.manifest.tenant_id)
-                self._forget_tombstones(state.manifest.tenant_id)
-            for update in updates:
-                self._take(update)
-            self._define(segments)
-            self._writer.commit()
-        except BaseException:
-            self._writer.rollback()
-            raise
-
-    def _start_over(self) -> None:
-        """After a failure: know nothing, so that the next look takes in everything again."""
-        self.files.states.clear()
-        self._writer.execute(f"DELETE FROM {TAIL}")
-        self._writer.execute(f"DELETE FROM {DEAD}")
-        self._with_tail.clear()
-        self._with_dead.clear()
-        # No list of segments is like this one, so the views are defined again.
-        self._segments = {"": 0}
-
-    def _sealed_files(self) -> dict[str, int]:
-        """Key and size of every segment."""
-        return {
-            info.key: info.bytes
-            for state in self.files.states.values()
-            for info in state.manifest.segments
-            if info.rows
-        }
-
-    def _forget(self, tenant_id: str, *, upto_seq: int | None = None) -> None:
-        """Let go of a tenant's unsealed rows, up to a number or all of them."""
-        # Most tenants sleep and have none: a statement for each would make the first look slow.
-        if tenant_id not in self._with_tail:
-            return
-        if upto_seq is None:
-            self._with_tail.discard(tenant_id)
-            self._writer.execute(f"DELETE FROM {TAIL} WHERE tenant_id = ?", [tenant_id])
-        else:
-            self._writer.execute(
-                f"DELETE FROM {TAIL} WHERE tenant_id = ? AND seq <= ?", [tenant_id, upto_seq]
-            )
-
-    def _forget_tombstones(self, tenant_id: str) -> None:
-        if tenant_id in self._with_dead:
-            self._with_dead.discard(tenant_id)
-            self._writer.execute(f"DELETE FROM {DEAD} WHERE tenant_id = ?", [tenant_id])
-
-    def _take(self, update: Update) -> None:
-        from . import segment
-
-        manifest = update.state.manifest
-        tenant_id = manifest.tenant_id
-        self._forget(tenant_id, upto_seq=None if update.is_whole else manifest.sealed_seq)
-        if update.rows:
-            table = segment.to_table(tenant_id, update.rows)
-            columns = ", ".join(f'"{name}"' for name in STORED)
-            self._insert(f"INSERT INTO {TAIL} SELECT {columns} FROM incoming", table)
-            self._with_tail.add(tenant_id)
-        self._take_tombstones(update)
-
-    def _take_tombstones(self, update: Update) -> None:
-        from . import segment
-
-        manifest = update.state.manifest
-        tenant_id = manifest.tenant_id
-        found = []
-        if update.is_new_manifest or update.is_whole:
-            self._forget_tombstones(tenant_id)
-            found += [
-                segment.tombstones(self._store.get_blocking(info.key))
-                for info in manifest.segments
-                if info.tombstones
-            ]
-        if not update.is_whole and update.is_new_manifest and tenant_id in self._with_tail:
-            after = 0
-        else:
-            after = update.rows[0].seq if update.rows else manifest.sealed_seq + 1
-        if after == 0 or any(row.type == segment.TOMBSTONE for row in update.rows):
-            self._with_dead.add(tenant_id)
-            self._writer.execute(
-                f"INSERT INTO {DEAD} SELECT tenant_id, workflow, instance_id, seq FROM {TAIL} "
-                "WHERE tenant_id = ? AND seq >= ? AND type = ?",
-                [tenant_id, after, segment.TOMBSTONE],
-            )
-        for table in found:
-            self._with_dead.add(tenant_id)
-            self._insert(f"INSERT INTO {DEAD} FROM incoming", table)
-
-    def _insert(self, sql: str, table: pa.Table) -> None:
-        self._writer.register("incoming", table)
-        try:
-            self._writer.execute(sql)
-        finally:
-            self._writer.unregister("incoming")
-
-    def _define(self, segments: dict[str, int], *, first: bool = False) -> None:
-        has_dead = bool(self._writer.execute(f"SELECT 1 FROM {DEAD} LIMIT 1").fetchall())
-        if first or segments != self._segments or has_dead != self._has_dead:
-            self._writer.execute(events_sql(self._sealed(segments), has_dead=has_dead))
-        if first:
-            for definition in FOLDS:
-                self._writer.execute(definition)
-        self._segments, self._has_dead = segments, has_dead
-        if self._tenant is not None and not first and not self._is_locked:
-            self._lock_down(segments)
-
-    def _sealed(self, segments: dict[str, int]) -> str | None:
-        if not segments:
-            return None
-        if (paths := self._paths(segments)) is not None:
-            return files_relation(paths)
-        from .remote import dataset
-
-        # Registered names belong to one connection, so both get it.
-        for connection in (self._writer, self.connection):
-            connection.register(SEALED, dataset(self._store, segments))
-        return SEALED
-
-    def _paths(self, keys: Iterable[str]) -> list[str] | None:
-        # A path with such a character would be taken for a pattern.
-        paths = [self._store.local_path(key) for key in keys]
-        if any(path is None or _PATTERN.intersection(str(path)) for path in paths):
-            return None
-        return [str(path) for path in paths]
-
-    def _lock_down(self, keys: Iterable[str]) -> None:
-        """From here on this instance reads these files, and its settings stay as they are."""
-        import duckdb
-
-        # `allowed_paths` lets a statement write as well as read: check_select takes SELECT only.
-        paths = self._paths(keys) or []
-        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-        for setting in (
-            f"allowed_paths = [{listed}]",
-            "enable_external_access = false",
-            "lock_configuration = true",
-        ):
-            try:
-                self._writer.execute(f"SET GLOBAL {setting}")
-            except duckdb.Error:
-                self.close()
-                raise
-        self._is_locked = True
-
-
-def _connect(memory_limit: str, threads: int, tenant: str | None) -> duckdb.DuckDBPyConnection:
-    import duckdb
-
-    # Spilling is for the platform's queries; a tenant's must not fill the disk.
-    spill = "" if tenant is not None else f"{tempfile.gettempdir()}/dynamic-workflows-{os.getpid()}"
-    connection = duckdb.connect(
-        ":memory:",
-        config={
-            "memory_limit": memory_limit,
-            "threads": str(threads),
-            "temp_directory": spill,
-            "allow_community_extensions": "false",
-            "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false",
-            "python_enable_replacements": "false",
-        },
-    )
-    connection.execute("LOAD icu")
-    connection.execute("SET GLOBAL TimeZone = 'UTC'")
-    connection.execute("LOAD parquet")
-    # Segments never change under their names.
-    connection.execute("SET GLOBAL parquet_metadata_cache = true")
-    return connection
 
 
 class LogConnection:

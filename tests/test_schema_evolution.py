@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from golden_log import GOLDEN, answers
 from histories import Writer, opened
 from msgspec import structs
 
@@ -22,11 +22,7 @@ from dynamic_workflows.eventlog.query import Reader
 from dynamic_workflows.eventlog.store import Store, open_store
 from dynamic_workflows.eventlog.store_memory import MemoryStore
 
-GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.glob("v*"))
-
-sys.path.insert(0, str(GOLDEN))
-from make import answers  # noqa: E402
 
 
 def test_this_version_has_a_golden_log() -> None:

@@ -1,4 +1,4 @@
-"""Makes the golden log of the present schema version: `python tests/golden/make.py`.
+"""Makes the golden log of the present schema version: `python tests/golden_log.py`.
 
 A golden log is made once, when its version is new, and never again: the test reads what a release
 wrote. It has sealed and hot rows, a merged segment, a deleted instance, a restart, a blob.
@@ -12,17 +12,16 @@ import shutil
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+from histories import Writer, opened
 
-from histories import Writer, opened  # noqa: E402
+from dynamic_workflows.eventlog.clock import VirtualClock
+from dynamic_workflows.eventlog.compaction import CompactionConfig
+from dynamic_workflows.eventlog.log import LogConfig
+from dynamic_workflows.eventlog.manifest import SCHEMA_VERSION
+from dynamic_workflows.eventlog.query import Reader
+from dynamic_workflows.eventlog.store import open_store
 
-from dynamic_workflows.eventlog.clock import VirtualClock  # noqa: E402
-from dynamic_workflows.eventlog.compaction import CompactionConfig  # noqa: E402
-from dynamic_workflows.eventlog.log import LogConfig  # noqa: E402
-from dynamic_workflows.eventlog.manifest import SCHEMA_VERSION  # noqa: E402
-from dynamic_workflows.eventlog.query import Reader  # noqa: E402
-from dynamic_workflows.eventlog.store import open_store  # noqa: E402
+GOLDEN = Path(__file__).parent / "golden"
 
 CONFIG = LogConfig(auto_seal=False, compaction=CompactionConfig(fan_in=2, grace_s=0))
 
@@ -81,7 +80,7 @@ def answers(root: Path) -> dict[str, list[dict[str, object]]]:
 
 
 if __name__ == "__main__":
-    target = HERE / f"v{SCHEMA_VERSION}"
+    target = GOLDEN / f"v{SCHEMA_VERSION}"
     if target.exists():
         sys.exit(f"{target} exists: a golden log is never made again")
     asyncio.run(write(target / "log"))
