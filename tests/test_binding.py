@@ -114,6 +114,7 @@ async def test_tenant_code_cannot_send_metadata_of_its_own() -> None:
         assert rows == [{"tenant_id": "acme"}]
 
 
+@pytest.mark.behaviour(21)
 async def test_a_step_may_create_a_child_and_does_not_wait_for_it() -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("acme").workflows
@@ -123,6 +124,7 @@ async def test_a_step_may_create_a_child_and_does_not_wait_for_it() -> None:
         assert (await kid.status()).status in ("running", "waiting")
 
 
+@pytest.mark.behaviour(42)
 async def test_a_run_that_deletes_itself_ends_inside_that_call() -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("acme").workflows
@@ -133,6 +135,7 @@ async def test_a_run_that_deletes_itself_ends_inside_that_call() -> None:
         assert platform.query("select count(*) as n from steps").to_pylist() == [{"n": 0}]
 
 
+@pytest.mark.behaviour(35)
 async def test_a_failed_run_raises_the_original_errors_name_and_message() -> None:
     async with testing.connect(load=load) as platform:
         instance = await platform.tenant("acme").workflows.create(params={"fail": True})
@@ -168,6 +171,7 @@ async def test_lists_are_filtered_by_status_and_go_from_page_to_page() -> None:
         assert await workflows.list(status="errored") is not None
 
 
+@pytest.mark.behaviour(45, 46, 48, 49, 50)
 async def test_deleting_a_batch_answers_for_each_position() -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("acme").workflows
@@ -184,6 +188,7 @@ async def test_deleting_a_batch_answers_for_each_position() -> None:
         assert caught.value.code == "instance.invalid_id"
 
 
+@pytest.mark.behaviour(267, 271)
 async def test_a_subscription_shows_history_then_live_and_survives_crashes() -> None:
     async with testing.connect(load=load) as platform:
         instance = await platform.tenant("acme").workflows.create(params={"wait": True})
@@ -226,6 +231,7 @@ async def test_a_subscription_ends_when_the_instance_is_deleted() -> None:
             await follow()
 
 
+@pytest.mark.behaviour(268, 269)
 async def test_a_subscription_of_a_restarted_instance_begins_with_its_present_run() -> None:
     async with testing.connect(load=load) as platform:
         instance = await platform.tenant("acme").workflows.create(params={"steps": 2})
@@ -242,6 +248,7 @@ async def test_a_subscription_of_a_restarted_instance_begins_with_its_present_ru
         assert every[0].ts <= every[-1].ts
 
 
+@pytest.mark.behaviour(270)
 async def test_events_are_read_by_attribute_and_by_key() -> None:
     async with testing.connect(load=load) as platform:
         instance = await platform.tenant("acme").workflows.create(params={"steps": 1})
@@ -293,6 +300,7 @@ WRONG: list[tuple[type[Exception], Any]] = [
 ]
 
 
+@pytest.mark.behaviour(24, 25)
 @pytest.mark.parametrize(("error", "call"), WRONG)
 async def test_wrong_arguments_are_refused_before_anything_is_called(
     error: type[Exception], call: Any
@@ -303,6 +311,7 @@ async def test_wrong_arguments_are_refused_before_anything_is_called(
         await call(workflows, instance)
 
 
+@pytest.mark.behaviour(20)
 async def test_options_of_a_create_reach_the_log() -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("acme").workflows

@@ -42,6 +42,7 @@ def name(**changes: Any) -> str:
     return bundle_of(code(**changes))[0].content_hash
 
 
+@pytest.mark.behaviour(335)
 def test_what_is_stored_comes_back_as_it_was() -> None:
     bundle, grants = bundle_of(code(tails=(Mail(props=1),), limits={"steps": 7}))
     again = from_stored(bundle.stored(), bundle.content_hash)
@@ -76,6 +77,7 @@ def test_equal_code_has_one_name_in_every_process() -> None:
     assert len(names) == 1
 
 
+@pytest.mark.behaviour(332, 337)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -109,6 +111,7 @@ def test_different_modules_never_share_a_name(modules: dict[str, bytes]) -> None
         )[0].content_hash  # fmt: skip
 
 
+@pytest.mark.behaviour(339)
 def test_an_isolate_is_told_names_and_values_and_nothing_of_the_grants() -> None:
     wrapped = dw.wrap_workflow_binding({"tenant_id": "s3cr3t"})
     bundle, _ = bundle_of(code(env={"MAIL": Mail(props="s3cr3t"), "WORKFLOWS": wrapped, "N": 1}))
@@ -131,6 +134,7 @@ def test_the_own_binding_is_there_unless_the_code_says_otherwise() -> None:
     assert kinds(True, WORKFLOWS=1) == {"WORKFLOWS": "value"}
 
 
+@pytest.mark.behaviour(336, 338)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -26,6 +26,7 @@ async def post(platform: dw.Platform, tenant_id: str, body: Any) -> Any:
     return await response.json()
 
 
+@pytest.mark.behaviour(298, 311, 318, 345, 346)
 async def test_the_ported_dispatcher_runs_as_printed() -> None:
     async with testing.connect(app=seeds.app, auto_advance=True) as platform:
         made = await post(platform, "acme", {"id": "a-1", "params": {"n": 1}})
@@ -41,6 +42,7 @@ async def test_the_ported_dispatcher_runs_as_printed() -> None:
         }
 
 
+@pytest.mark.behaviour(308, 309)
 async def test_metadata_lies_beside_the_params_and_cannot_be_forged() -> None:
     async with testing.connect(app=seeds.app, auto_advance=True) as platform:
         forged = {"__dispatcherMetadata": {"tenant_id": "globex"}, "params": 1}
@@ -53,6 +55,7 @@ async def test_metadata_lies_beside_the_params_and_cannot_be_forged() -> None:
         assert rows.to_pylist() == [{"tenant_id": "acme"}]
 
 
+@pytest.mark.behaviour(302)
 async def test_an_id_of_another_tenant_is_not_found() -> None:
     async with testing.connect(app=seeds.app) as platform:
         await post(platform, "acme", {"id": "secret"})
@@ -61,6 +64,7 @@ async def test_an_id_of_another_tenant_is_not_found() -> None:
         assert caught.value.code == "instance.not_found"
 
 
+@pytest.mark.behaviour(301)
 async def test_batches_go_through_the_wrapped_binding_in_order() -> None:
     async with testing.connect(app=seeds.app) as platform:
         items = [{"id": "c", "params": 1}, {"id": "a", "params": 2}, {"id": "b"}]
@@ -68,6 +72,7 @@ async def test_batches_go_through_the_wrapped_binding_in_order() -> None:
         assert made == {"ids": ["c", "a", "b"]}
 
 
+@pytest.mark.behaviour(299, 303, 304)
 async def test_options_reach_the_instance_through_the_wrapped_handle() -> None:
     async with testing.connect(app=seeds.app) as platform:
         await post(platform, "acme", {"id": "a-1"})
@@ -75,6 +80,7 @@ async def test_options_reach_the_instance_through_the_wrapped_handle() -> None:
         assert stopped == {"status": "terminated"}
 
 
+@pytest.mark.behaviour(313, 324)
 async def test_instances_keep_their_code_unless_they_follow_the_latest() -> None:
     async with testing.connect(app=seeds.app) as platform:
         await post(platform, "acme", {"id": "pinned"})
@@ -98,6 +104,7 @@ async def test_instances_keep_their_code_unless_they_follow_the_latest() -> None
         }
 
 
+@pytest.mark.behaviour(317)
 async def test_a_create_on_a_raw_binding_stores_nothing() -> None:
     class Raw(dw.WorkerEntrypoint):
         async def fetch(self, request: dw.Request) -> Any:
@@ -112,6 +119,7 @@ async def test_a_create_on_a_raw_binding_stores_nothing() -> None:
         assert platform.query("select count(*) as n from events").to_pylist() == [{"n": 0}]
 
 
+@pytest.mark.behaviour(315)
 async def test_a_runner_that_cannot_be_loaded_refuses_the_create() -> None:
     async with testing.connect(app=seeds.app) as platform:
         del seeds.SOURCES["globex"]
@@ -122,6 +130,7 @@ async def test_a_runner_that_cannot_be_loaded_refuses_the_create() -> None:
         assert await post(platform, "globex", {"id": "x"}) == {"id": "x"}
 
 
+@pytest.mark.behaviour(326, 327)
 async def test_workers_are_held_for_a_while() -> None:
     async with testing.connect(app=seeds.app) as platform:
         for _ in range(3):
@@ -132,6 +141,7 @@ async def test_workers_are_held_for_a_while() -> None:
         assert seeds.LOADED == ["acme", "acme"]
 
 
+@pytest.mark.behaviour(312)
 async def test_the_entrypoint_that_the_runner_names_is_the_workflow_name() -> None:
     source = seeds.INDEX.replace("class TenantWorkflow", "class Orders")
     seeds.SOURCES["acme"] = f"VERSION = 1\n{source}"
@@ -149,6 +159,7 @@ async def test_the_entrypoint_that_the_runner_names_is_the_workflow_name() -> No
         assert (await instance.result())["name"] == "Orders"
 
 
+@pytest.mark.behaviour(321)
 async def test_a_dispatcher_may_put_its_own_checks_around_the_dispatch() -> None:
     class Checked(dw.WorkflowEntrypoint):
         async def run(self, event: Any, step: Any) -> Any:
@@ -164,6 +175,7 @@ async def test_a_dispatcher_may_put_its_own_checks_around_the_dispatch() -> None
             await post(platform, "globex", {"id": "x"})
 
 
+@pytest.mark.behaviour(316, 317)
 async def test_dispatching_needs_metadata_and_passes_the_runners_errors_through() -> None:
     class Runner:
         async def run(self, event: Any, step: Any) -> Any:
@@ -204,3 +216,86 @@ def test_metadata_that_cannot_travel_is_refused_where_it_is_given() -> None:
     binding = dw.wrap_workflow_binding({"tenant_id": "a"}, binding_name="JOBS")
     assert isinstance(binding, dw.DynamicWorkflowBinding)
     assert (binding.metadata, binding.binding_name) == ({"tenant_id": "a"}, "JOBS")
+
+
+def app_with(binding_name: str, **workflows: Any) -> dw.App:
+    """A dispatcher whose tenants create through a binding of this name."""
+
+    class Front(dw.WorkerEntrypoint):
+        async def fetch(self, request: dw.Request) -> Any:
+            tenant_id = request.headers["x-tenant-id"]
+            return await find(self.env, tenant_id).get_entrypoint().fetch(request)
+
+    def find(env: Any, tenant_id: str) -> Any:
+        def code() -> dw.WorkerCode:
+            binding = dw.wrap_workflow_binding({"tenant_id": tenant_id}, binding_name)
+            return dw.WorkerCode(
+                main_module="index.py",
+                modules={"index.py": seeds.SOURCES[tenant_id]},
+                env={"WORKFLOWS": binding},
+            )
+
+        return env.LOADER.get(tenant_id, code)
+
+    def runner(*, metadata: Any, env: Any) -> Any:  # sync, for once
+        return find(env, metadata["tenant_id"]).get_entrypoint("TenantWorkflow")
+
+    made = dw.create_dynamic_workflow_entrypoint(runner)
+    return dw.App(Front, workflows=dict.fromkeys(workflows or ("WORKFLOWS",), made))
+
+
+@pytest.mark.behaviour(305, 306, 314)
+async def test_the_real_binding_is_looked_up_by_name_at_each_call() -> None:
+    async with testing.connect(app=app_with("JOBS", JOBS=1), auto_advance=True) as platform:
+        assert await post(platform, "acme", {"id": "j"}) == {"id": "j"}
+        instance = await platform.tenant("acme").workflows.get("j")
+        assert (await instance.result())["version"] == 1
+    async with testing.connect(app=app_with("JOBS", WORKFLOWS=1)) as platform:
+        with pytest.raises(dw.CodeError, match="JOBS"):
+            await post(platform, "acme", {"id": "j"})
+
+
+@pytest.mark.behaviour(319)
+async def test_tenants_with_equal_ids_and_steps_do_not_interfere() -> None:
+    async with testing.connect(app=seeds.app, auto_advance=True) as platform:
+        for tenant_id in ("acme", "globex"):
+            await post(platform, tenant_id, {"id": "same", "params": {"of": tenant_id}})
+        for tenant_id in ("acme", "globex"):
+            instance = await platform.tenant(tenant_id).workflows.get("same")
+            assert (await instance.result())["payload"] == {"of": tenant_id}
+            types = [event.type for event in await instance.history()]
+            assert types.count("step_completed") == 1
+
+
+@pytest.mark.behaviour(323)
+async def test_a_noisy_tenant_uses_up_its_own_quota_alone() -> None:
+    config = dw.PlatformConfig(creates_per_second_max=1)
+    async with testing.connect(app=seeds.app, config=config) as platform:
+        many = [{} for _ in range(3)]
+        await post(platform, "acme", {"op": "batch", "items": many})
+        with pytest.raises(dw.LimitExceededError) as caught:
+            await post(platform, "acme", {})
+        assert caught.value.retry_after > 0
+        assert "id" in await post(platform, "globex", {})
+
+
+@pytest.mark.behaviour(322)
+async def test_a_dispatchers_binding_has_no_schedules_without_metadata() -> None:
+    async with testing.connect(app=seeds.app) as platform:
+        with pytest.raises(dw.MissingDispatcherMetadataError):
+            await platform.tenant("acme").schedule("0 6 * * *")
+
+
+@pytest.mark.behaviour(300)
+async def test_the_callers_options_are_not_changed() -> None:
+    options = {"id": "o", "params": {"a": [1]}, "pin": "latest", "retention": {"success": "1 day"}}
+    before = repr(options)
+    async with testing.connect(app=seeds.app) as platform:
+        made = await post(platform, "acme", {"op": "batch", "items": [options]})
+        assert made == {"ids": ["o"]}
+        instance = await platform.tenant("acme").workflows.get("o")
+        queued = (await instance.history())[0].payload
+        assert queued["params"] == {"a": [1]}
+        assert queued["retention"] == {"success_us": 86_400_000_000}
+        assert queued["pin"] == "latest"
+    assert repr(options) == before

@@ -71,6 +71,7 @@ async def output(platform: dw.Platform, tenant_id: str = "acme", **create: Any) 
 # --- code ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour(326, 327)
 async def test_code_is_held_for_its_time_and_then_asked_for_again() -> None:
     source = Source(hello("one"))
     async with testing.connect(load=source, config={"code_ttl_seconds": 10}) as platform:
@@ -109,6 +110,7 @@ async def test_deployed_code_rules_until_reload_and_survives_a_crash() -> None:
         assert await output(platform) == "loaded"
 
 
+@pytest.mark.behaviour(331, 336)
 @pytest.mark.parametrize(
     ("modules", "code"),
     [
@@ -139,6 +141,7 @@ async def test_bad_code_is_refused_by_deploy_and_create_alike(
         assert count == [{"n": 1}]
 
 
+@pytest.mark.behaviour(331)
 @pytest.mark.parametrize("answer", [OSError("the disk is gone"), "print('no code')", None])
 async def test_a_load_that_fails_refuses_the_create_and_is_tried_again(answer: Any) -> None:
     source = Source(answer)
@@ -200,6 +203,7 @@ async def test_stored_code_that_is_missing_is_a_reason_not_a_failure() -> None:
 # --- entrypoints and workers ---------------------------------------------------------------------
 
 
+@pytest.mark.behaviour(339, 345)
 async def test_entrypoints_are_called_through_stubs() -> None:
     async with testing.connect(load=Source(hello())) as platform:
         acme = platform.tenant("acme")
@@ -213,6 +217,7 @@ async def test_entrypoints_are_called_through_stubs() -> None:
         assert await response.json() == {"method": "GET", "agent": "test"}
 
 
+@pytest.mark.behaviour(345)
 async def test_what_an_entrypoint_does_not_offer_cannot_be_called() -> None:
     async with testing.connect(load=Source(hello())) as platform:
         acme = platform.tenant("acme")
@@ -232,6 +237,7 @@ async def test_what_an_entrypoint_does_not_offer_cannot_be_called() -> None:
         assert caught.value.code == "code.class_missing"
 
 
+@pytest.mark.behaviour(325, 326, 330)
 async def test_workers_are_loaded_by_id_once_or_by_hand_each_time() -> None:
     asked = []
 
@@ -254,6 +260,7 @@ async def test_workers_are_loaded_by_id_once_or_by_hand_each_time() -> None:
             platform.loader.get("", code)
 
 
+@pytest.mark.behaviour(331)
 async def test_a_worker_that_cannot_be_loaded_fails_when_it_is_called() -> None:
     def code() -> Any:
         raise OSError("no code today")
@@ -339,6 +346,7 @@ def with_service(**more: Any) -> dw.WorkerCode:
     )
 
 
+@pytest.mark.behaviour(338, 349)
 async def test_services_run_on_the_platforms_side_one_object_for_all_calls() -> None:
     async with testing.connect(load=Source(with_service())) as platform:
         assert await output(platform, params={"n": 1}) == 2
@@ -348,6 +356,7 @@ async def test_services_run_on_the_platforms_side_one_object_for_all_calls() -> 
         assert await stub.call("plain") == (1, 2)
 
 
+@pytest.mark.behaviour(339)
 async def test_a_service_shows_its_public_methods_alone() -> None:
     async with testing.connect(load=Source(with_service())) as platform:
         stub = platform.tenant("acme").entrypoint()
@@ -361,6 +370,7 @@ async def test_a_service_shows_its_public_methods_alone() -> None:
             await stub.call("_hidden")
 
 
+@pytest.mark.behaviour(340, 341, 342)
 async def test_the_network_is_reached_through_the_gateway_alone() -> None:
     closed = Source(with_service())
     async with testing.connect(load=closed) as platform:
@@ -374,6 +384,7 @@ async def test_the_network_is_reached_through_the_gateway_alone() -> None:
             await stub.get("https://elsewhere/")
 
 
+@pytest.mark.behaviour(343)
 async def test_tails_get_what_tenants_print() -> None:
     records: list[dict[str, Any]] = []
     tail = Tail(props=records)
@@ -384,6 +395,7 @@ async def test_tails_get_what_tenants_print() -> None:
         assert records[0]["tenant_id"] == "acme"
 
 
+@pytest.mark.behaviour(344)
 async def test_the_lower_limit_on_subrequests_holds() -> None:
     limited = with_service(limits={"subrequests": 2})
     async with testing.connect(load=Source(limited)) as platform:

@@ -43,6 +43,7 @@ async def test_advancing_goes_through_every_timer_in_order() -> None:
         assert await first.result() == await second.result() == sum(range(30))
 
 
+@pytest.mark.behaviour(320)
 async def test_a_month_with_a_crash_at_every_step_takes_no_time() -> None:
     began = time.perf_counter()
     async with testing.connect(load=load, auto_advance=True, crash_at_every_step=True) as platform:
@@ -92,6 +93,7 @@ async def test_result_gives_up_on_the_platforms_clock() -> None:
         assert platform.clock.now() - began == timedelta(hours=2, seconds=1.5)
 
 
+@pytest.mark.behaviour(12)
 async def test_a_crash_of_the_tenant_loses_nothing() -> None:
     async with testing.connect(load=load) as platform:
         instance = await platform.tenant("order").workflows.create(id="o")
@@ -105,6 +107,7 @@ async def test_a_crash_of_the_tenant_loses_nothing() -> None:
         assert len(started) == 1
 
 
+@pytest.mark.behaviour(278, 281, 283, 290, 295)
 async def test_mocks_set_before_the_create_apply_to_the_instance() -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("order").workflows
@@ -123,6 +126,7 @@ async def test_mocks_set_before_the_create_apply_to_the_instance() -> None:
         assert (await instance.status()).status == "waiting"
 
 
+@pytest.mark.behaviour(291, 296, 297)
 async def test_mocks_outlast_a_restart() -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("order").workflows
@@ -140,6 +144,7 @@ async def test_mocks_outlast_a_restart() -> None:
                 await seen.get_output()
 
 
+@pytest.mark.behaviour(272, 282, 286, 287)
 async def test_errors_and_timeouts_are_mocked_by_occurrence_and_number() -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("twice").workflows
@@ -161,6 +166,7 @@ async def test_errors_and_timeouts_are_mocked_by_occurrence_and_number() -> None
             assert await seen.wait_for_step_result("secret") == "[REDACTED]"
 
 
+@pytest.mark.behaviour(292, 293, 294)
 async def test_a_step_that_always_fails_rejects_who_waits_for_its_result() -> None:
     async with testing.connect(load=load, auto_advance=True) as platform:
         workflows = platform.tenant("twice").workflows
@@ -174,6 +180,7 @@ async def test_a_step_that_always_fails_rejects_who_waits_for_its_result() -> No
             assert (await seen.get_error()).name == "KeyError"
 
 
+@pytest.mark.behaviour(284, 288)
 async def test_mocks_that_contradict_each_other_are_refused() -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("twice").workflows
@@ -188,6 +195,7 @@ async def test_mocks_that_contradict_each_other_are_refused() -> None:
                     await again
 
 
+@pytest.mark.behaviour(279, 280)
 async def test_a_workflow_session_covers_every_instance_created_in_it() -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("twice").workflows
@@ -217,6 +225,7 @@ async def test_introspection_needs_the_testing_platform() -> None:
         introspect_instance(dw.WorkflowBinding(Elsewhere()), "x")
 
 
+@pytest.mark.behaviour(274)
 async def test_schedules_fire_on_the_virtual_clock() -> None:
     async with testing.connect(load=load) as platform:
         tenant = platform.tenant("order")
