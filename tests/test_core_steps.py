@@ -521,6 +521,7 @@ def test_more_steps_than_the_limit_end_the_isolate_if_the_guest_does_not_see_to_
         world.pump()
 
 
+@pytest.mark.behaviour(100)
 @pytest.mark.parametrize(
     "message",
     [

@@ -288,6 +288,7 @@ def test_an_event_that_comes_before_the_replay_has_asked_for_its_wait_is_answere
     assert world.core.live_count() == 0
 
 
+@pytest.mark.behaviour(243, 244)
 def test_a_waiting_lifetime_is_let_go_of_after_a_while_and_at_once_when_it_only_sleeps() -> None:
     world = world_of(("wait", "w", "go"), instance_idle_us=5 * S)
     assert world.core.live_count() == 1
