@@ -30,11 +30,6 @@ NOT_BUILT: dict[tuple[int, int], str] = {
     (329, 329): "a statement about what is not guaranteed",
     (333, 334): "limits and prices of the vendor's service",
     (347, 348): "figures and plans of the vendor's service",
-    (
-        275,
-        275,
-    ): "a firing takes a slot like any other instance: there is no budget beside the slots",
-    (277, 277): "schedules fire in the in-process platform as everywhere",
     (350, 354): "per-tenant storage objects inside a supervisor are not part of this system",
 }
 
