@@ -78,7 +78,7 @@ def machine() -> str:
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{os.cpu_count()} cores, {processor()}, {memory_gb:.0f} GB, {platform.system()} "
-        f"{platform.release()}, Python {platform.python_version()}, Ray {version('ray')}"
+        f"{platform.release().partition('-')[0]}, Python {platform.python_version()}, Ray {version('ray')}"
     )
 
 
