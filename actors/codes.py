@@ -34,6 +34,7 @@ from ..loaders.service import App, DispatchEvent, DispatchStep
 from ..loaders.worker import EntrypointStub, WorkerLoader, WorkerRef, Workers
 
 _BUNDLES_HELD = 256
+_LIVE_HELD = 1_024
 _ANSWERS_HELD = 100_000
 
 
@@ -140,7 +141,7 @@ class Codes:
         self._load = load
         self._app = app
         self._peer = peer
-        self._live: dict[str, Grants] = {}
+        self._live: OrderedDict[str, Grants] = OrderedDict()
         self._held: dict[tuple[Any, ...], Resolved | WorkerRef] = {}
         self._until_us: dict[tuple[Any, ...], int] = {}
         self._under_way: dict[tuple[Any, ...], asyncio.Task[Any]] = {}
@@ -184,6 +185,9 @@ class Codes:
     def hold_live(self, code_hash: str, grants: Grants) -> None:
         """Serve these objects for the bundle: they were made in this process."""
         self._live[code_hash] = grants
+        self._live.move_to_end(code_hash)
+        if len(self._live) > _LIVE_HELD:
+            self._live.popitem(last=False)
 
     def live(self, code_hash: str) -> Grants:
         """The services that the newest answer with this hash came with."""
@@ -240,7 +244,7 @@ class Codes:
             )
         bundle, grants = bundle_of(code, own_binding=own_binding)
         code_hash = await self._bundles.put(bundle)
-        self._live[code_hash] = grants
+        self.hold_live(code_hash, grants)
         return code_hash
 
     async def _made_worker(self, name: str | None, source: Any) -> WorkerRef:

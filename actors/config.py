@@ -38,6 +38,10 @@ class TenantLimits(BaseModel):
     running_max: int | None = Field(default=None, ge=1)
     queued_max: int | None = Field(default=None, ge=0)
     creates_per_second_max: float | None = Field(default=None, gt=0)
+    creates_burst_max: float | None = Field(default=None, ge=1)
+    instance_idle_seconds: float | None = Field(default=None, gt=0)
+    turn_cpu_seconds: float | None = Field(default=None, gt=0)
+    turn_wall_seconds: float | None = Field(default=None, gt=0)
     value_bytes_max: int | None = Field(default=None, ge=1, le=64 * MIB)
     retention: Retention | None = None
     pin: Literal["hash", "latest"] | None = None

@@ -154,6 +154,7 @@ class Tenant(TenantCalls):
         self._upkeep_until_us = 0
         self._erase_us: int | None = None
         self._workflows: dict[str, None] = {}
+        self._failing: set[Key] = set()
         self._calls = 0
         self._is_open = False
         self._is_closed = False
@@ -311,22 +312,54 @@ class Tenant(TenantCalls):
         """Start lifetimes, as far as slots and loaded code reach; at the end of each turn."""
         if self._is_closed or not self._is_open:
             return
-        for key in list(islice(self.core.runnable(), _STARTS_A_TURN_MAX)):
-            self._try_to_start(key)
+        keys = list(islice(self.core.runnable(), _STARTS_A_TURN_MAX))
+        moved = [self._try_to_start(key) for key in keys]
+        if len(keys) == _STARTS_A_TURN_MAX and any(moved):
+            self._pump.kick()  # there may be more behind them
         self._arm()
 
-    def _try_to_start(self, key: Key) -> None:
+    def _try_to_start(self, key: Key) -> bool:
+        """Start one, or note why not; False: it stands where it stood, something is under way."""
         follows = self.core.pin(key) == "latest"
-        host = None if follows else self._host_for(key)
-        if host is None and not follows:
-            return
-        if not self.core.is_loaded(key):
+        is_loaded = self.core.is_loaded(key)
+        if follows and is_loaded:
+            latest = self._latest(key)
+            if latest is None:
+                return False
+            if latest != self.core.code_hash(key):
+                self.core.repin(key, latest)
+        if not is_loaded and follows:
+            self._load_soon(key)  # its metadata says what it follows
+            return False
+        code_hash = self.core.code_hash(key)
+        assert code_hash is not None, "every instance is created with code"
+        host = self._hosts.get((code_hash, None, ()))
+        if not host.is_ready or not self._codes.has_workflow(code_hash, key[0]):
+            return self._note_failure(key, host)
+        if not is_loaded:
             self._load_soon(key)
-            return
-        host = host or self._host_for(key)
-        if host is None:
-            return
+            return False
+        self._start(key, host)
+        return True
+
+    def _note_failure(self, key: Key, host: Host) -> bool:
+        """Show why an instance cannot start, if there is a reason beyond a little patience."""
+        if host.error is not None:
+            self.core.note_load_failure(key, host.error.code, host.error.message)
+            self._retry_at(host.retry_us)
+        elif host.is_ready:
+            self.core.note_load_failure(
+                key, "code.class_missing", f"the code has no workflow class {key[0]!r}"
+            )
+        else:
+            return False
+        is_news = key not in self._failing
+        self._failing.add(key)
+        return is_news
+
+    def _start(self, key: Key, host: Host) -> None:
         decision = self.core.start(key, now_us=self._clock.now_us())
+        self._failing.discard(key)
         life = decision.answer
         steps_max = host.limits.get("steps")
         if steps_max is not None:
@@ -335,29 +368,6 @@ class Tenant(TenantCalls):
             self._lives[life] = host
             host.lives.add(life)
         self._pump.take(decision)
-
-    def _host_for(self, key: Key) -> Host | None:
-        """The loaded host for an instance; None: not yet, and it will be tried again."""
-        code_hash = self.core.code_hash(key)
-        assert code_hash is not None, "every instance is created with code"
-        if self.core.pin(key) == "latest":
-            latest = self._latest(key)
-            if latest is None:
-                return None
-            if latest != code_hash:
-                self.core.repin(key, latest)
-                code_hash = latest
-        host = self._hosts.get((code_hash, None, ()))
-        if host.is_ready:
-            if self._codes.has_workflow(code_hash, key[0]):
-                return host
-            self.core.note_load_failure(
-                key, "code.class_missing", f"the code has no workflow class {key[0]!r}"
-            )
-        elif host.error is not None:
-            self.core.note_load_failure(key, host.error.code, host.error.message)
-            self._retry_at(host.retry_us)
-        return None
 
     def _latest(self, key: Key) -> str | None:
         """The newest code for an instance that follows it; None: it is being asked for."""
@@ -460,6 +470,7 @@ class Tenant(TenantCalls):
         self._changes.wake(effect.key)
         if type(effect) is Finished or type(effect) is ForgetBlobs:
             self._results.wake(effect.key)
+            self._failing.discard(effect.key)
         if type(effect) is ForgetBlobs and self._erase_us is None and self._has_maintenance:
             self._erase_us = self._clock.now_us() + self._upkeep_us()
 

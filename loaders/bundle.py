@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import cloudpickle
@@ -51,6 +51,28 @@ class WorkerCode(BaseModel):
     limits: dict[str, int] | None = None
     tails: tuple[Service, ...] = ()
     schedules: dict[str, tuple[str, ...] | str] = Field(default_factory=dict)
+
+    def __init__(
+        self,
+        main_module: str,
+        modules: dict[str, Any],
+        env: dict[str, Any] | None = None,
+        compatibility_date: str | None = None,
+        global_outbound: Service | None = None,
+        limits: dict[str, int] | None = None,
+        tails: Sequence[Service] = (),
+        **more: Any,
+    ) -> None:
+        super().__init__(
+            main_module=main_module,
+            modules=modules,
+            env={} if env is None else env,
+            compatibility_date=compatibility_date,
+            global_outbound=global_outbound,
+            limits=limits,
+            tails=tails,
+            **more,
+        )
 
 
 class Granted(msgspec.Struct, array_like=True):

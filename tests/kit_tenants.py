@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dynamic_workflows as dw
+from dynamic_workflows import testing
+from dynamic_workflows.eventlog.store_memory import MemoryStore
 
 ORDER = """
 from dynamic_workflows import WorkflowEntrypoint, NonRetryableError
@@ -54,3 +56,10 @@ SOURCES = {"order": ORDER, "month": MONTH, "twice": TWICE}
 
 async def load(tenant_id: str) -> dw.WorkerCode:
     return dw.WorkerCode(main_module="index.py", modules={"index.py": SOURCES[tenant_id]})
+
+
+def stored_objects(platform: testing.TestPlatform) -> dict[str, bytes]:
+    """What lies in the memory of a platform under test, by key."""
+    store = platform._local.store
+    assert isinstance(store, MemoryStore)
+    return store.objects

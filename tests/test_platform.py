@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from kit_tenants import stored_objects
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
@@ -187,15 +188,15 @@ async def test_stored_code_that_is_missing_is_a_reason_not_a_failure() -> None:
         acme = platform.tenant("acme")
         instance = await acme.workflows.create(params={"nap": "1 hour"})
         await platform.clock.advance("10 minutes")
-        stored = {k: v for k, v in platform._local.store.objects.items() if k.startswith("code/")}
+        stored = {k: v for k, v in stored_objects(platform).items() if k.startswith("code/")}
         for key in stored:
-            del platform._local.store.objects[key]
+            del stored_objects(platform)[key]
         platform._local.codes._bundles._held.clear()
         await platform.clock.advance("2 hours")
         status = await instance.status()
         assert status.reason is not None
         assert status.reason.code == "code.load_failed"
-        platform._local.store.objects.update(stored)
+        stored_objects(platform).update(stored)
         await platform.clock.advance("10 minutes")
         assert await instance.result() == "one"
 

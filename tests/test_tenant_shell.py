@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from kit_tenants import stored_objects
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
@@ -303,12 +304,12 @@ async def test_a_missing_blob_is_a_clear_failure_of_the_tenant_not_a_wrong_value
     async with testing.connect(load=load) as platform:
         instance = await platform.tenant("acme").workflows.create(params={"big": 2 * INLINE_MAX})
         await platform.clock.advance("10 minutes")
-        store = platform._local.store
-        blobs = [key for key in store.objects if "/blobs/" in key]
+        objects = stored_objects(platform)
+        blobs = [key for key in objects if "/blobs/" in key]
         assert blobs
         await platform.crash("acme")
         for key in blobs:
-            del store.objects[key]
+            del objects[key]
         with pytest.raises((dw.Corrupt, Unavailable, NotFound)):
             await instance.history()
 
@@ -348,3 +349,25 @@ async def test_hostile_arguments_are_refused_and_change_nothing(
         with pytest.raises((dw.InvalidError, dw.UnserialisableValueError)):
             await tenant.call(op, args)
         assert tenant.core.last_seq == before
+
+
+async def test_many_instances_without_code_do_not_hold_up_one_with_code() -> None:
+    answers: dict[str, Any] = {"code": load("acme")}
+
+    async with testing.connect(load=lambda tenant_id: answers["code"]) as platform:
+        workflows = platform.tenant("acme").workflows
+        stuck = await workflows.create_batch([{"params": {"big": 1}} for _ in range(600)])
+        await platform.clock.advance("10 minutes")
+        objects = stored_objects(platform)
+        (key,) = [key for key in objects if key.startswith("code/")]
+        stored = objects.pop(key)
+        platform._local.codes._bundles._held.clear()
+        await platform.clock.advance("2 hours")
+        assert (await stuck[0].status()).reason is not None
+        answers["code"] = dw.WorkerCode("main.py", {"main.py": CODE})
+        await platform.tenant("acme").reload()
+        assert await (await workflows.create()).result() == 1
+        objects[key] = stored
+        await platform.clock.advance("2 minutes")
+        outputs = await asyncio.gather(*(one.result() for one in stuck))
+        assert outputs == [{"n": 1, "tail": "x"}] * 600
