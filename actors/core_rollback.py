@@ -112,7 +112,10 @@ class Rollbacks(Running):
         summary = life.summary
         instance = summary.instance
         assert instance is not None
-        for step in reversed(eligible(instance)):
+        if life.to_undo is None:
+            life.to_undo = eligible(instance)
+        while life.to_undo:
+            step = life.to_undo[-1]
             if step.undo is None:
                 self._begin_undo(d, life, step, now_us)
                 return
@@ -122,6 +125,7 @@ class Rollbacks(Running):
             if step.undo.outcome == ERROR:  # Its last attempt was cut off.
                 self._stop_rollback(d, summary, step.undo, now_us)
                 return
+            life.to_undo.pop()
         total = len(eligible(instance))
         ended = RollbackEnded(total, instance.undone)
         self._emit(d, summary, "rollback_completed", ended, now_us=now_us)

@@ -148,6 +148,7 @@ def fold(summary: Summary, row: Row, body: Body | None) -> None:
         summary.code_hash = row.code_hash
     if summary.status in ENDED and summary.ended_us == 0:
         summary.ended_us = row.ts
+        summary.set("reason", None)
 
 
 # --- rows about the instance ---------------------------------------------------------------------

@@ -25,6 +25,7 @@ class Lifetime:
         "running",
         "sent",
         "summary",
+        "to_undo",
         "tokens",
     )
 
@@ -42,6 +43,8 @@ class Lifetime:
         """At rest: it takes no slot."""
         self.ended = False
         """`run` has returned or raised; what is left is rollback."""
+        self.to_undo: list[Step] | None = None
+        """Steps whose rollback is not recorded, in order of start; None until it begins."""
         self.held: list[msgspec.Struct] = []
         """Requests that came while a pause is pending."""
         self.late: list[Step] = []

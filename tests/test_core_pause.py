@@ -562,3 +562,13 @@ def test_an_instance_that_is_parked_loses_what_it_had_in_flight_and_goes_on_when
     assert world.output(KEY) == [2, 1]
     world.command("park", KEY, "x", "y")
     assert world.status(KEY) == "complete"
+
+
+def test_a_parked_instance_that_is_terminated_shows_no_reason_any_more() -> None:
+    world = world_of(nap)
+    world.pump()
+    world.command("park", KEY, "tenant.suspended", "unpaid")
+    world.command("terminate", KEY, rollback=False)
+    data = world.core.status(KEY)
+    assert data is not None
+    assert (data.status, data.reason_code) == ("terminated", None)
