@@ -196,12 +196,17 @@ class Work:
         self.finish(attempt)
         if life.is_mismatched:
             return
+        if faults.is_final(error) or delay_error or attempt.number > self.settled.limit:
+            self.will_end()
         life.guest.logs.error(error)
         life.send(
             wire.Failed(
                 self.token, attempt.number, life.guest.to_wire(error), delay_ms, delay_error
             )
         )
+
+    def will_end(self) -> None:
+        """The supervisor will say that this failure was the last, in all likelihood."""
 
     def finish(self, attempt: Attempt) -> None:
         """The attempt runs no more."""
@@ -284,6 +289,7 @@ class Performing(Work):
     def go(self, message: wire.Go) -> None:
         """An attempt is recorded: run it."""
         self.heard()
+        self.life.outcomes.give_up_place(self)
         if self.attempt is not None or self.callback is None:
             return
         if message.config is not None:
@@ -297,14 +303,18 @@ class Performing(Work):
         life = self.life
         life.send(wire.Done(self.token, attempt.number, text))
         life.performing.pop(self.token, None)
-        self._wake((text, None))
+        life.outcomes.add(self, (text, None))
 
     def answer(self, value: bytes | None, error: wire.Error | None) -> None:
         """The supervisor has decided the outcome."""
         self.heard()
         if self.attempt is not None:
             self.cancel(self.attempt.number)
-        self._wake((value, error))
+        self.life.outcomes.add(self, (value, error))
+
+    def will_end(self) -> None:
+        """The supervisor will say that this failure was the last, in all likelihood."""
+        self.life.outcomes.keep_place(self)
 
     def heard(self) -> None:
         """The first word about it has come."""
@@ -312,7 +322,8 @@ class Performing(Work):
             self.is_unanswered = False
             self.life.unanswered -= 1
 
-    def _wake(self, outcome: tuple[bytes | None, wire.Error | None]) -> None:
+    def wake(self, outcome: tuple[bytes | None, wire.Error | None]) -> None:
+        """Hand the outcome to whoever awaits the step."""
         self.is_finished = True
         if self.future is not None and not self.future.done():
             self.future.set_result(outcome)

@@ -18,6 +18,7 @@ from ..eventlog.errors import WorkflowsError
 from . import wire
 from .attempt import ATTEMPT, Handler, Performing, Undoing
 from .entrypoints import WorkflowFatalError, build
+from .outcomes import Outcomes
 from .pulse import CURRENT
 from .replay import DO, Replay
 from .step import Step
@@ -91,6 +92,7 @@ class Lifetime(Scope):
         self.is_rollback = run.mode == "rollback"
         self.replay = Replay(run.history)
         run.history = []
+        self.outcomes = Outcomes(guest.loop)
         self.step = Step(self)
         self.seen = 0
         """Messages received for it; an Idle tells how many it knows of."""
@@ -203,8 +205,10 @@ class Lifetime(Scope):
             raise WorkflowFatalError("the run has ended: no step can start in a rollback")
 
     def on_still(self) -> bool:
-        """Nothing is ready to run for it: the replay may answer the next step."""
-        return not self.is_dropped and self.replay.answer_next()
+        """Nothing is ready to run for it: it may be told of the next outcome."""
+        if self.is_dropped:
+            return False
+        return self.replay.answer_next() or self.outcomes.on_still()
 
     def on_quiet(self) -> None:
         """Nothing is ready to run for it, and no timer of its own is pending."""
@@ -219,7 +223,7 @@ class Lifetime(Scope):
             return
         elif self._end_when_settled is not None:
             self._end(self._end_when_settled)
-        elif not self.performing:
+        elif not self.performing or self.outcomes:
             # It waits for something of its own that cannot be seen, and may go on at any time.
             return
         elif self.unanswered and self.guest.idle_grace_s:
@@ -272,6 +276,7 @@ class Lifetime(Scope):
             work.forget()
         self.performing.clear()
         self.undoing.clear()
+        self.outcomes.close()
         super().drop()
 
 

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 TURNS_MAX = 8
 """A burst is sent after so many turns of a loop that is never done."""
+STEPS_MAX = 32
+"""A burst is sent after so many outcomes that one lifetime after another goes on with."""
 MESSAGES_MAX = 256
 """A burst is sent when it has so many messages."""
 
@@ -48,6 +50,7 @@ class Pulse:
         self._context = Context()
         self._is_set = False
         self._turns = 0
+        self._steps = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def touch(self, life: Beating | None) -> None:
@@ -73,8 +76,12 @@ class Pulse:
             self._again()
             return
         self._turns = 0
-        if self._dirty:
-            self._look(ready)
+        if self._dirty and self._look(ready):
+            # A lifetime goes on with the next of several outcomes: what it says joins the burst.
+            self._steps += 1
+            if self._steps < STEPS_MAX:
+                return
+        self._steps = 0
         self._flush()
 
     def _again(self) -> None:
@@ -82,19 +89,22 @@ class Pulse:
             self._is_set = True
             self._loop.call_soon(self._beat, context=self._context)
 
-    def _look(self, ready: Any) -> None:
+    def _look(self, ready: Any) -> bool:
+        """Tell lifetimes that they are still or quiet; True when one of them goes on."""
         dirty, self._dirty = self._dirty, []
         busy = _carried(ready) if ready else _NONE
         timed: set[Any] | frozenset[Any] = _NONE
         if self._loop._scheduled:
             timed = _carried(self._loop._scheduled)
         kept = []
+        goes_on = False
         for life in dirty:
             if life in busy:
                 kept.append(life)
                 continue
             life.is_dirty = False
             if life.on_still():
+                goes_on = True
                 self.touch(life)
             elif life in timed:
                 life.is_dirty = True
@@ -107,6 +117,7 @@ class Pulse:
                 self._again()
             else:
                 self._wait_for_timers(kept)
+        return goes_on
 
     def _wait_for_timers(self, kept: list[Beating]) -> None:
         """Look again after the next of the timers that keep lifetimes from being quiet."""

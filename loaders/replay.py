@@ -65,7 +65,7 @@ class Replay:
         self._send: Callable[[Any, Any], None] = _nowhere
         self._rerun: list[Asked] = []
         self.overlapped = _overlapped(history)
-        """Steps that ended while others were in flight."""
+        """Steps that have to wait for their turn: they were not alone in flight."""
         self._unanswered = 0
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._counts: dict[str, dict[str, int]] = {DO: {}, SLEEP: {}, WAIT: {}}
@@ -95,8 +95,12 @@ class Replay:
     def take(self, key: StepKey) -> Known | None:
         """What history holds of a step that the code asks for now."""
         known = self.known.pop(key, None)
-        if known is not None and _must_be_asked(known):
-            self._rest -= 1
+        if known is not None and known.outcome:
+            if _must_be_asked(known):
+                self._rest -= 1
+            if self._unanswered:
+                # What ended before it has not been answered yet.
+                self.overlapped.add(key)
             if key in self.overlapped:
                 self._unanswered += 1
             elif not self._rest and not self._unanswered and self._held:
@@ -184,31 +188,38 @@ def label(name: str, count: int) -> str:
     return f"{name!r} {count}"
 
 
-def _overlapped(history: list[Known]) -> frozenset[StepKey]:
-    """The finished steps during whose end another one was in flight."""
+def _overlapped(history: list[Known]) -> set[StepKey]:
+    """The steps that were in flight together with another one, or in a chain of such."""
     marks = []
     last_end = 0
     is_a_row = True
     for known in history:
-        if known.started and not (known.at is not None and NESTED in known.at):
+        if known.started:
             is_a_row = is_a_row and known.started > last_end
             last_end = known.ended if known.outcome else _NEVER
             marks.append(known)
     if is_a_row:
-        return _NONE
+        return set()
     moments = [(known.started, 1, known) for known in marks]
     moments += [(known.ended, -1, known) for known in marks if known.outcome]
     moments.sort(key=itemgetter(0))
-    found, in_flight = set(), 0
+    found: set[StepKey] = set()
+    group: list[StepKey] = []
+    in_flight = 0
     for _, change, known in moments:
         in_flight += change
-        if change < 0 and in_flight:
-            found.add((known.kind, known.name, known.count))
-    return frozenset(found)
+        if change > 0:
+            group.append((known.kind, known.name, known.count))
+        elif not in_flight:
+            if len(group) > 1:
+                found.update(group)
+            group.clear()
+    if len(group) > 1:
+        found.update(group)
+    return found
 
 
 _NEVER = 1 << 62
-_NONE: frozenset[StepKey] = frozenset()
 
 
 def _must_be_asked(known: Known) -> bool:

@@ -35,6 +35,7 @@ class World:
         self.asked: dict[Key, wire.Step] = {}
         self.open: dict[Key, Any] = {}
         """Sleeps and waits that were asked for and are not over."""
+        self.moment = 0
         self.life = 0
         self.ended: wire.End | None = None
         self.loaded: wire.Loaded | None = None
@@ -106,11 +107,11 @@ class World:
         token = self.open.pop(key).token
         if error is not None:
             wired = self.guest.to_wire(error)
-            self.history[key] = Known(*key, 2, None, wired, self.history[key].at)
+            self._record(key, 2, None, wired)
             self.send(wire.Answer(token, None, wired), self.life)
         else:
             text = codec.encode(value)
-            self.history[key] = Known(*key, 1, text, None, self.history[key].at)
+            self._record(key, 1, text)
             self.send(wire.Answer(token, text), self.life)
 
     def deliver(self, what: str | Key, payload: Any, type: str = "t") -> None:
@@ -185,12 +186,11 @@ class World:
                 key = (kind, message.name, message.count)
                 self.tokens[message.token] = key
                 self.open[key] = message
-                self.history.setdefault(key, Known(*key, 0, None, None, message.at))
+                self._begin(key, message.at)
             case wire.Done():
                 key = self.tokens[message.token]
                 codec.check(message.value)
-                at = self.history[key].at
-                self.history[key] = Known(*key, 1, message.value, None, at)
+                self._record(key, 1, message.value)
             case wire.Failed():
                 self._failed(message)
             case wire.End():
@@ -202,12 +202,24 @@ class World:
                 if self.on_call is not None:
                     self.send(self.on_call(message), life)
 
+    def _begin(self, key: Key, at: str | None) -> None:
+        if key not in self.history:
+            self.moment += 1
+            self.history[key] = Known(*key, 0, None, None, at, self.moment)
+
+    def _record(
+        self, key: Key, outcome: int, value: bytes | None, error: wire.Error | None = None
+    ) -> None:
+        begun = self.history[key]
+        self.moment += 1
+        self.history[key] = Known(*key, outcome, value, error, begun.at, begun.started, self.moment)
+
     def _step(self, message: wire.Step) -> None:
         key = ("do", message.name, message.count)
         assert message.token not in self.tokens, "a token was used twice"
         self.tokens[message.token] = key
         assert self.history.get(key, _NEW).outcome == 0, "the guest asked for a finished step"
-        self.history.setdefault(key, Known(*key, 0, None, None, message.at))
+        self._begin(key, message.at)
         self.asked[key] = message
         self.go(key)
 
@@ -226,7 +238,7 @@ class World:
         if self.retries and not is_last and not message.delay_error:
             self.go(key)
         else:
-            self.history[key] = Known(*key, 2, None, error, self.history[key].at)
+            self._record(key, 2, None, error)
             self.send(wire.Answer(message.token, None, error), self.life)
 
 

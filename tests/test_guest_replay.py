@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -392,6 +393,15 @@ async def play(node, step):
     if kind == "nested":
         async def outer(): return await play(rest[0], step)
         return await step.do(name, outer)
+    if kind == "race":
+        tasks = [asyncio.create_task(play(inner, step)) for inner in rest[0]]
+        order, rest = [], set(tasks)
+        while rest:
+            done, rest = await asyncio.wait(rest, return_when=asyncio.FIRST_COMPLETED)
+            order.append(sorted(tasks.index(task) for task in done))
+            print(f"race {name} {len(order)}: {order[-1]}")
+            await step.do(f"{name} {order[-1]}", lambda: 1)
+        return None
     if kind == "together":
         return await asyncio.gather(*(play(inner, step) for inner in rest[0]))
     return [await play(inner, step) for inner in rest[0]]
@@ -408,32 +418,44 @@ PROGRAMS = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
         st.tuples(st.sampled_from(["row", "together"]), NAMES, st.lists(inner, max_size=4)),
+        st.tuples(st.just("race"), NAMES, st.lists(inner, min_size=1, max_size=4)),
         st.tuples(st.just("nested"), NAMES, inner),
     ),
     max_leaves=8,
 )
 
 
-def apart(node: Any, prefix: str = "") -> Any:
-    """The program with names of its own in each parallel branch.
+def apart(node: Any, prefix: str = "", races: Iterator[int] | None = None) -> Any:
+    """The program with names of its own in each parallel branch, and one for each race.
 
     Occurrences follow the order of calls, which in parallel branches is a matter of time.
     """
     kind, name, *rest = node
-    if kind in ("row", "together"):
+    races = itertools.count() if races is None else races
+    name = f"{prefix}{name}{next(races)}" if kind == "race" else prefix + name
+    if kind in ("row", "together", "race"):
         inner = [
-            apart(child, f"{prefix}{i}." if kind == "together" else prefix)
+            apart(child, prefix if kind == "row" else f"{name}{i}.", races)
             for i, child in enumerate(rest[0])
         ]
-        return (kind, prefix + name, inner)
+        return (kind, name, inner)
     if kind == "nested":
-        return (kind, prefix + name, apart(rest[0], prefix))
-    return (kind, prefix + name, *rest)
+        return (kind, name, apart(rest[0], prefix, races))
+    return (kind, name, *rest)
 
 
 async def settle() -> None:
     for _ in range(30):
         await asyncio.sleep(0)
+
+
+def check_races(printed: list[str]) -> None:
+    """No race has another winner in another lifetime."""
+    won: dict[str, str] = {}
+    for line in printed:
+        if line.startswith("race "):
+            race, _, winners = line.partition(": ")
+            assert won.setdefault(race, winners) == winners, f"{race}: {won[race]}, then {winners}"
 
 
 async def play(program: Any, crashes: list[int] | None, seed: int) -> Any:
@@ -449,6 +471,7 @@ async def play(program: Any, crashes: list[int] | None, seed: int) -> Any:
         for _ in range(2_000):
             await settle()
             if world.ended is not None:
+                check_races(world.printed)
                 return await world.until_ended()
             assert not world.of(wire.Mismatch)
             if until is not None and len(world.log) - said >= until:
