@@ -84,6 +84,7 @@ class SlotHouse:
             on_adopted=self._on_adopted,
             on_end=self._on_end,
         )
+        _settle_memory()
         self._telling = asyncio.ensure_future(tell(self._loader, "slot_started", self._name))
 
     async def rehearse(self) -> None:
@@ -99,9 +100,7 @@ class SlotHouse:
             except (TimeoutError, WorkflowsError) as error:
                 _log.info("the rehearsal of %s failed: %s", self._name, error)
             await store.close()
-        # What is here by now stays: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
+        _settle_memory()
 
     async def _perform(self, store: Store, codes: Codes) -> None:
         nobody = await self._open_on("nobody", store, codes)
@@ -154,6 +153,14 @@ class SlotHouse:
         except Unavailable as error:
             raise Lost(str(error)) from error
         return peer
+
+
+def _settle_memory() -> None:
+    """What is here by now stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    # A tenant makes many small objects that die young or live long, and few cycles.
+    gc.set_threshold(20_000, 20, 50)
 
 
 async def _prepare(tenant: Tenant) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -41,7 +41,7 @@ class Moved(WorkflowsError):
 class Resident(Protocol):
     """A tenant in memory: the shell around its core and its log."""
 
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
+    def call(self, op: str, args: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """Carry out one operation; raises WorkflowsError."""
         ...
 
@@ -290,8 +290,9 @@ class _Session:
 
     def start(self, resident: Resident, calls: list[tuple[int, str, dict[str, Any]]]) -> None:
         """Carry out each call in a task of its own, started in this order."""
+        loop = asyncio.get_running_loop()
         for number, op, args in calls:
-            task = asyncio.ensure_future(resident.call(op, args))
+            task = loop.create_task(resident.call(op, args))
             self._tasks[number] = task
             is_quick = op not in LONG_OPS
             self._quick += is_quick

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from ..eventlog.clock import US, Clock, TimerHandle
-from ..eventlog.errors import Unavailable, WorkflowsError
+from ..eventlog.errors import WorkflowsError
 from .peers import Lost, Peer
 from .timer_index import OPEN, Journal, TimerIndex
 
@@ -156,6 +156,8 @@ class Timer:
         return batch
 
     def _send(self, names: list[str]) -> None:
+        if self._index.has_lost_its_log:
+            return  # another timer answers for these tenants now
         self._waking.update(names)
         task = asyncio.ensure_future(self._wake(names))
         self._in_flight.add(task)
@@ -208,9 +210,10 @@ class Timer:
             loader = await self._loader()
             alive = await loader.call("residents", timeout_s=WATCH_S * 5)
             self._reopen(sorted(self._index.open.difference(alive, self._waking)))
-        except (Lost, Unavailable):
+        except (Lost, WorkflowsError):
             pass  # no loader at the moment: the next look will find one
-        self._watching = None
+        finally:
+            self._watching = None
         # While nobody is open there is nobody to watch.
         if self._index.open:
             self._watch_later()

@@ -34,6 +34,11 @@ class Journal(Protocol):
     store: Store
     stream: str
 
+    @property
+    def failed(self) -> BaseException | None:
+        """Why nothing more can be appended, or None."""
+        ...
+
     def append(self, rows: Sequence[Row], *, durable: bool = True) -> asyncio.Future[None]:
         """Append; stamps `seq`. The future resolves, in order, when the rows are safe."""
         ...
@@ -68,6 +73,11 @@ class TimerIndex:
             for row in batch:
                 self._apply(row)
         self._store_later()
+
+    @property
+    def has_lost_its_log(self) -> bool:
+        """Whether another owner took the log over, or it failed."""
+        return self._log.failed is not None
 
     def get(self, tenant_id: str) -> int | None:
         """When the tenant is due (µs); OPEN, or None if it sleeps for good."""

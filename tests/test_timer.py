@@ -14,6 +14,7 @@ from dynamic_workflows.actors import timer_index
 from dynamic_workflows.actors.peers import Lost, Peer
 from dynamic_workflows.actors.timer import BATCH_MAX, BATCHES_IN_FLIGHT_MAX, Timer
 from dynamic_workflows.eventlog.clock import US, VirtualClock
+from dynamic_workflows.eventlog.errors import Fenced
 from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.log import EventLog
 from dynamic_workflows.eventlog.store import Store, open_store
@@ -194,6 +195,22 @@ async def test_a_storm_of_wake_ups_goes_out_in_a_few_batches_at_a_time() -> None
     assert max(bench.waker.batches) <= BATCH_MAX
     assert len(bench.waker.batches) == len(names) / BATCH_MAX
     assert bench.waker.in_flight_max <= BATCHES_IN_FLIGHT_MAX
+
+
+async def test_a_timer_whose_log_was_taken_over_wakes_nobody() -> None:
+    old, new = Bench(), Bench()
+    timer = await old.start()
+    await timer.slept([("acme", old.at(60))])
+    new.store, new.clock = old.store, old.clock
+    await new.start()
+    with pytest.raises(Fenced):
+        await timer.opened(["other"])
+    await old.advance(0)
+    await new.advance(61)
+    assert new.waker.woken == ["acme"]
+    assert old.waker.woken == []
+    await timer.close()
+    await new.timer.close()
 
 
 ACTION = st.tuples(
