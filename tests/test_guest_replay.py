@@ -215,6 +215,107 @@ async def test_a_step_recorded_without_its_place_inside_an_unfinished_one_is_no_
     assert await world.until_ended() == "kept"
 
 
+# --- races ----------------------------------------------------------------------------------------
+
+LATE = """
+approval = asyncio.create_task(step.wait_for_event("approval", "t"))
+limit = asyncio.create_task(step.sleep("limit", "1 day"))
+done, rest = await asyncio.wait({approval, limit}, return_when=asyncio.FIRST_COMPLETED)
+path = "approved" if approval in done else "escalated"
+await step.do(path, lambda: 1)
+await step.sleep("later", "1 day")
+return [path, await step.do("last", lambda: 2)]
+"""
+
+
+async def test_an_event_that_came_too_late_stays_too_late_in_a_replay(world: World) -> None:
+    await world.load(flow(LATE))
+    world.start()
+    await world.until_idle()
+    world.finish("limit")
+    await world.until(lambda: any(key[1] == "later" for key in world.open))
+    world.deliver("approval", "yes")
+    await world.until_idle()
+    world.drop()
+    world.start()
+    await world.until_idle()
+    assert [message.name for message in world.of(wire.Sleep)] == ["later"]
+    world.finish("later")
+    assert await world.until_ended() == ["escalated", 2]
+    assert await world.again() == ["escalated", 2]
+
+
+async def test_outcomes_that_arrive_together_are_told_one_after_the_other(world: World) -> None:
+    code = flow("""
+    tasks = [asyncio.create_task(step.sleep(f"s{i}", 1)) for i in range(5)]
+    won, rest = [], set(tasks)
+    while rest:
+        done, rest = await asyncio.wait(rest, return_when=asyncio.FIRST_COMPLETED)
+        won.append([tasks.index(task) for task in done])
+    return won
+    """)
+    await world.load(code)
+    world.start()
+    await world.until_idle()
+    for i in (3, 1, 4, 0, 2):
+        world.finish(f"s{i}")
+    assert await world.until_ended() == [[3], [1], [4], [0], [2]]
+    assert await world.again() == [[3], [1], [4], [0], [2]]
+
+
+async def test_what_ended_after_a_final_failure_is_told_after_it(world: World) -> None:
+    code = flow("""
+    async def fails(): raise NonRetryableError("no")
+    async def works(): return "yes"
+    order = []
+    async def watch(name, work):
+        try:
+            await step.do(name, work)
+        except NonRetryableError:
+            pass
+        order.append(name)
+    await asyncio.gather(watch("fails", fails), watch("works", works))
+    return order
+    """)
+    assert await world.run(code) == ["fails", "works"]
+    assert await world.again() == ["fails", "works"]
+
+
+async def test_a_failure_that_is_tried_again_after_all_holds_nobody_up(world: World) -> None:
+    """The supervisor knows of lost attempts, which use up no retry; the guest does not."""
+    world._failed = lambda message: None  # type: ignore[method-assign]
+    code = flow("""
+    async def fails(ctx):
+        if ctx.attempt == 1: raise ValueError("no")
+        return "at last"
+    async def works(): return "yes"
+    order = []
+    async def watch(name, work):
+        order.append(await step.do(name, work, config={"retries": {"limit": 0, "delay": 0}}))
+        print(order)
+    await asyncio.gather(watch("fails", fails), watch("works", works))
+    return order
+    """)
+    await world.load(code)
+    world.start()
+    await world.until(lambda: "['yes']" in world.printed)
+    world.go(("do", "fails", 1))
+    assert await world.until_ended() == ["yes", "at last"]
+
+
+async def test_a_dropped_lifetime_takes_its_kept_places_along(world: World) -> None:
+    world._failed = lambda message: None  # type: ignore[method-assign]
+    await world.load(
+        flow('await step.do("s", lambda: 1 / 0, config={"retries": {"limit": 0, "delay": 0}})')
+    )
+    world.start()
+    await world.until(lambda: bool(world.of(wire.Failed)))
+    world.drop()
+    await settle()
+    assert not [handle for handle in world.loop._scheduled  # type: ignore[attr-defined]
+                if not handle.cancelled() and "give_up" in repr(handle)]  # fmt: skip
+
+
 # --- the decorator form --------------------------------------------------------------------------
 
 DIAMOND = """
