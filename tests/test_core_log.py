@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,3 +300,11 @@ def test_a_replay_of_many_sleepers_keeps_only_when_they_wake() -> None:
     assert world.core.next_due_us() == START + 60 * S
     world.advance(600)
     assert [world.output(key) for key in keys] == list(range(6))
+
+
+def test_the_table_of_types_in_the_docs_names_each_of_ours_once() -> None:
+    page = Path(__file__).resolve().parent.parent / "docs" / "events.md"
+    lines = page.read_text().partition("## The types beside")[2].splitlines()
+    cells = [line.split("|")[3] for line in lines if line.startswith("| ")][1:]
+    named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == sorted(INSTANCE_TYPES)
