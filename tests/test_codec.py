@@ -111,6 +111,7 @@ def facts(value: Any) -> Any:
 @example(datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")))
 @example(time(1, 2, tzinfo=timezone(timedelta(hours=1), "CET")))
 @settings(max_examples=400, deadline=None)
+@pytest.mark.behaviour(113, 365)
 def test_every_value_comes_back_with_its_types(value: Any) -> None:
     text = codec.encode(value)
     codec.check(text)

@@ -81,6 +81,7 @@ async def test_options_reach_the_instance_through_the_wrapped_handle() -> None:
 
 
 @pytest.mark.behaviour(313, 324)
+@pytest.mark.behaviour(245)
 async def test_instances_keep_their_code_unless_they_follow_the_latest() -> None:
     async with testing.connect(app=seeds.app) as platform:
         await post(platform, "acme", {"id": "pinned"})

@@ -22,6 +22,7 @@ from dynamic_workflows.loaders.durations import parse_ms
         (timedelta(seconds=2, microseconds=600), 2_001), (timedelta(0), 0),
     ],
 )  # fmt: skip
+@pytest.mark.behaviour(105)
 def test_durations_are_read(duration: Any, ms: int) -> None:
     assert parse_ms(duration) == ms
 

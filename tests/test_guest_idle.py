@@ -254,6 +254,7 @@ async def test_messages_of_one_burst_share_a_frame(world: World) -> None:
 # --- drop -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour(190)
 async def test_a_dropped_lifetime_says_nothing_more_whatever_it_swallows(world: World) -> None:
     code = flow("""
     async def stubborn(name):

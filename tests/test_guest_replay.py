@@ -28,6 +28,7 @@ async def world() -> AsyncIterator[World]:
 
 @given(values=st.lists(VALUES, max_size=5))
 @settings(max_examples=60, deadline=None)
+@pytest.mark.behaviour(79)
 def test_live_values_equal_replayed_values(values: list[Any]) -> None:
     async def check() -> None:
         world = World()
@@ -50,6 +51,7 @@ def test_live_values_equal_replayed_values(values: list[Any]) -> None:
     asyncio.run(check())
 
 
+@pytest.mark.behaviour(78)
 async def test_what_a_caller_does_to_a_value_is_not_there_on_replay(world: World) -> None:
     code = flow("""
     first = await step.do("s", lambda: [1])
@@ -68,6 +70,7 @@ async def test_what_a_caller_does_to_a_value_is_not_there_on_replay(world: World
     assert await world.again(params={}) == live
 
 
+@pytest.mark.behaviour(72, 73, 364)
 async def test_falsy_and_missing_results_are_not_run_again(world: World) -> None:
     code = flow("""
     return [await step.do("s", lambda v=v: v) for v in (None, 0, "", False, [])]
@@ -143,6 +146,7 @@ async def test_new_steps_wait_until_every_recorded_one_was_asked_for(world: Worl
         ("await asyncio.Event().wait()", (None, None, 0)),
     ],
 )
+@pytest.mark.behaviour(76, 77)
 async def test_a_replay_that_does_not_ask_for_a_recorded_step_tells_both_places(
     world: World, code: str, asked: tuple[str | None, str | None, int]
 ) -> None:
@@ -334,6 +338,7 @@ return await d()
 
 
 @pytest.mark.parametrize("concurrent", [True, False])
+@pytest.mark.behaviour(359)
 async def test_a_diamond_runs_its_foot_once_live_and_replayed(
     world: World, concurrent: bool
 ) -> None:
@@ -370,6 +375,7 @@ async def test_concurrent_dependencies_are_in_flight_together(world: World) -> N
     assert await world.run(code) == 3
 
 
+@pytest.mark.behaviour(358, 360)
 async def test_calling_twice_makes_two_occurrences_and_depending_makes_none(world: World) -> None:
     code = flow("""
     @step.do()
@@ -419,6 +425,7 @@ async def test_dependents_share_a_failure_in_flight(world: World) -> None:
     assert world.of(wire.Step) == []
 
 
+@pytest.mark.behaviour(357)
 async def test_a_parameter_that_names_no_step_is_a_type_error_when_called(world: World) -> None:
     code = flow("""
     @step.do()

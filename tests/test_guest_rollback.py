@@ -153,6 +153,7 @@ await step.do("never reached", work, rollback=handler)
 """
 
 
+@pytest.mark.behaviour(231, 232)
 async def test_registering_runs_no_callback_and_waits_for_nothing(world: World) -> None:
     await world.load(flow(REGISTERING))
     world.history = {
@@ -173,12 +174,14 @@ async def test_registering_runs_no_callback_and_waits_for_nothing(world: World) 
     assert world.printed[1:] == ["undone None"] * 3
 
 
+@pytest.mark.behaviour(233)
 async def test_registering_ends_where_the_code_waits_for_something_else(world: World) -> None:
     await world.load(flow("await asyncio.Event().wait()"))
     world.start(mode="rollback")
     assert await world.until_ended() is None
 
 
+@pytest.mark.behaviour(237)
 async def test_cached_steps_register_their_handlers_in_a_replay(world: World) -> None:
     await fail(world)
     world.printed.clear()

@@ -27,6 +27,7 @@ async def world() -> AsyncIterator[World]:
     made.close()
 
 
+@pytest.mark.behaviour(58, 356)
 async def test_both_forms_run_and_give_their_values(world: World) -> None:
     output = await world.run(
         flow("""
@@ -51,6 +52,7 @@ async def test_both_forms_run_and_give_their_values(world: World) -> None:
     assert [m.name for m in world.of(wire.Step)] == ["direct", "decorated", "named", "bare"]
 
 
+@pytest.mark.behaviour(355)
 async def test_declaring_runs_nothing(world: World) -> None:
     await world.run(
         flow("""
@@ -62,6 +64,7 @@ async def test_declaring_runs_nothing(world: World) -> None:
     assert world.of(wire.Step) == []
 
 
+@pytest.mark.behaviour(361)
 async def test_a_sync_run_returns_its_output(world: World) -> None:
     code = """
     from dynamic_workflows import WorkflowEntrypoint
@@ -80,6 +83,7 @@ async def test_sync_callbacks_that_return_awaitables_are_awaited(world: World) -
     assert await world.run(flow(body)) == 7
 
 
+@pytest.mark.behaviour(91, 92, 93)
 async def test_ctx_has_attributes_and_keys_and_is_the_callbacks_own(world: World) -> None:
     output = await world.run(
         flow("""
@@ -158,6 +162,7 @@ async def test_the_recorded_config_wins_over_the_code(world: World) -> None:
         ('step.wait_for_event("a" * 257, "t")', "256"),
     ],
 )
+@pytest.mark.behaviour(5, 6, 60, 61, 62, 65, 146, 170, 211)
 async def test_misuse_is_fatal_and_says_nothing_to_the_supervisor(
     world: World, call: str, message: str
 ) -> None:
@@ -166,11 +171,13 @@ async def test_misuse_is_fatal_and_says_nothing_to_the_supervisor(
     assert not world.of(wire.Step) + world.of(wire.Sleep) + world.of(wire.Wait)
 
 
+@pytest.mark.behaviour(59)
 async def test_awaiting_a_declaration_without_a_callback_says_so(world: World) -> None:
     with pytest.raises(WorkflowFatalError, match="needs a callback"):
         await world.run(flow('await step.do("x")'))
 
 
+@pytest.mark.behaviour(66)
 async def test_misuse_can_be_caught_and_takes_no_occurrence(world: World) -> None:
     output = await world.run(
         flow("""
@@ -185,6 +192,7 @@ async def test_misuse_can_be_caught_and_takes_no_occurrence(world: World) -> Non
     assert output == 1
 
 
+@pytest.mark.behaviour(67)
 async def test_checks_come_in_their_order(world: World) -> None:
     output = await world.run(
         flow("""
@@ -211,10 +219,12 @@ async def test_checks_come_in_their_order(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ", "ünïcødé ☃", "a" * 256, "\x7f"])
+@pytest.mark.behaviour(5)
 async def test_any_other_name_is_fine(world: World, name: str) -> None:
     assert await world.run(flow(f"return await step.do({name!r}, lambda: 1)")) == 1
 
 
+@pytest.mark.behaviour(257, 259, 261)
 async def test_the_step_limit_counts_do_calls_alone_and_in_replays_too(world: World) -> None:
     code = flow("""
     for i in range(event.payload):
@@ -260,6 +270,7 @@ async def test_callbacks_of_every_kind_are_called_with_what_they_take(world: Wor
 # --- attempts ------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour(94, 363)
 async def test_errors_keep_class_message_and_args(world: World) -> None:
     output = await world.run(
         flow(
@@ -381,6 +392,7 @@ class Broken(NonRetryableError):
     assert await world.run(code) == ["Broken", 64 * 1024]
 
 
+@pytest.mark.behaviour(107, 362)
 async def test_non_retryable_is_told_by_type_whatever_the_message(world: World) -> None:
     code = flow(
         """
@@ -396,6 +408,7 @@ async def test_non_retryable_is_told_by_type_whatever_the_message(world: World) 
     assert [m.error.fatal for m in world.of(wire.Failed)] == [True]
 
 
+@pytest.mark.behaviour(112)
 async def test_a_value_that_cannot_be_stored_is_final_and_names_step_and_type(
     world: World,
 ) -> None:
@@ -414,6 +427,7 @@ async def test_a_value_that_cannot_be_stored_is_final_and_names_step_and_type(
     assert await world.again() == [code, text]
 
 
+@pytest.mark.behaviour(114)
 async def test_a_value_above_the_limit_is_final(world: World) -> None:
     await world.load(flow('return await step.do("big", lambda: "x" * 2000)'), value_bytes_max=1000)
     world.start()
@@ -422,11 +436,13 @@ async def test_a_value_above_the_limit_is_final(world: World) -> None:
     assert len(world.of(wire.Failed)) == 1
 
 
+@pytest.mark.behaviour(118)
 async def test_an_output_that_cannot_be_stored_fails_the_run(world: World) -> None:
     with pytest.raises(UnserialisableValueError, match="output of run"):
         await world.run(flow("return object()"))
 
 
+@pytest.mark.behaviour(64, 95, 96)
 async def test_a_delay_function_is_asked_once_for_each_retry_that_is_left(world: World) -> None:
     code = flow("""
     asked = []
@@ -449,6 +465,7 @@ async def test_a_delay_function_is_asked_once_for_each_retry_that_is_left(world:
     "delay", ["lambda ctx, error: 1 / 0", 'lambda ctx, error: "soon"', "lambda ctx, error: -1",
               "lambda: 5", "lambda ctx, error: float('nan')", "broken"]
 )  # fmt: skip
+@pytest.mark.behaviour(97)
 async def test_a_broken_delay_function_fails_the_step_at_once(world: World, delay: str) -> None:
     code = flow(f"""
     async def broken(ctx, error): raise RuntimeError("x")
@@ -529,6 +546,7 @@ async def test_a_step_goes_on_when_the_one_that_awaits_it_is_cancelled(world: Wo
     assert b"5" in done
 
 
+@pytest.mark.behaviour(68, 249)
 async def test_parallel_steps_of_one_name_count_in_the_order_of_calls(world: World) -> None:
     code = flow("""
     async def work(ctx): return ctx.step.count
@@ -538,6 +556,7 @@ async def test_parallel_steps_of_one_name_count_in_the_order_of_calls(world: Wor
     assert await world.run(code) == [5, 4, 3, 2, 1]
 
 
+@pytest.mark.behaviour(70)
 async def test_counters_of_the_kinds_are_independent(world: World) -> None:
     await world.load(
         flow("""
@@ -585,6 +604,7 @@ async def test_an_event_has_attributes_and_keys(world: World) -> None:
     assert world.of(wire.Wait)[0].timeout_ms == 86_400_000
 
 
+@pytest.mark.behaviour(139)
 async def test_sleeps_say_how_long_or_until_when(world: World) -> None:
     await world.load(
         flow("""
@@ -626,6 +646,7 @@ async def test_a_mocked_step_is_answered_without_its_callback(world: World) -> N
     assert world.printed == []
 
 
+@pytest.mark.behaviour(255)
 async def test_nested_steps_are_steps_and_say_where_they_stand(world: World) -> None:
     code = flow("""
     async def outer():
@@ -639,6 +660,7 @@ async def test_nested_steps_are_steps_and_say_where_they_stand(world: World) -> 
     assert world.of(wire.Step) == []
 
 
+@pytest.mark.behaviour(36)
 async def test_run_that_raises_what_is_no_exception_still_ends(world: World) -> None:
     with pytest.raises(StepError) as caught:
         await world.run(flow("raise SystemExit(3)"))
@@ -654,6 +676,7 @@ def ms(config: bytes) -> Any:
     return msgspec.json.decode(config)
 
 
+@pytest.mark.behaviour(83)
 async def test_configs_are_normalised(world: World) -> None:
     await world.run(
         flow("""
@@ -675,6 +698,7 @@ async def test_configs_are_normalised(world: World) -> None:
     assert ms(e.rollback_config) == {"retries": default, "timeout_ms": 9}
 
 
+@pytest.mark.behaviour(109)
 async def test_non_retryable_and_others_leave_run_as_they_are(world: World) -> None:
     with pytest.raises(NonRetryableError, match="stop"):
         await world.run(flow('raise NonRetryableError("stop")'))
