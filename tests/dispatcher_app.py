@@ -50,6 +50,13 @@ async def fetch_tenant_code(tenant_id: str) -> str:
     return SOURCES[tenant_id]
 
 
+async def fetch_for_two_tenants(tenant_id: str) -> str:
+    """As `fetch_tenant_code`, where nothing of a test's memory can be had: in the loader actor."""
+    if tenant_id not in ("acme", "globex"):
+        raise KeyError(tenant_id)
+    return "VERSION = 1\n" + INDEX.replace('"1 hour"', '"1 second"')
+
+
 # fmt: off
 # As printed in the contract from here on.
 

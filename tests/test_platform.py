@@ -347,6 +347,10 @@ def with_service(**more: Any) -> dw.WorkerCode:
     )
 
 
+async def load_with_gateway(tenant_id: str) -> dw.WorkerCode:
+    return with_service(global_outbound=Gateway(props={"key": "sec-ret"}))
+
+
 @pytest.mark.behaviour(338, 349)
 async def test_services_run_on_the_platforms_side_one_object_for_all_calls() -> None:
     async with testing.connect(load=Source(with_service())) as platform:
