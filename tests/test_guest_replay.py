@@ -70,6 +70,19 @@ async def test_what_a_caller_does_to_a_value_is_not_there_on_replay(world: World
     assert await world.again(params={}) == live
 
 
+@pytest.mark.behaviour(22)
+async def test_what_run_does_to_its_payload_is_not_there_in_the_next_lifetime(
+    world: World,
+) -> None:
+    code = flow("""
+    event.payload["n"] += 1
+    await step.do("s", lambda: 1)
+    return event.payload["n"]
+    """)
+    assert await world.run(code, params={"n": 1}) == 2
+    assert await world.again(params={"n": 1}) == 2
+
+
 @pytest.mark.behaviour(72, 73, 364)
 async def test_falsy_and_missing_results_are_not_run_again(world: World) -> None:
     code = flow("""
@@ -232,6 +245,7 @@ return [path, await step.do("last", lambda: 2)]
 """
 
 
+@pytest.mark.behaviour(252)
 async def test_an_event_that_came_too_late_stays_too_late_in_a_replay(world: World) -> None:
     await world.load(flow(LATE))
     world.start()
@@ -249,6 +263,7 @@ async def test_an_event_that_came_too_late_stays_too_late_in_a_replay(world: Wor
     assert await world.again() == ["escalated", 2]
 
 
+@pytest.mark.behaviour(251)
 async def test_outcomes_that_arrive_together_are_told_one_after_the_other(world: World) -> None:
     code = flow("""
     tasks = [asyncio.create_task(step.sleep(f"s{i}", 1)) for i in range(5)]

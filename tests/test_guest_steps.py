@@ -64,7 +64,7 @@ async def test_declaring_runs_nothing(world: World) -> None:
     assert world.of(wire.Step) == []
 
 
-@pytest.mark.behaviour(361)
+@pytest.mark.behaviour(361, 367)
 async def test_a_sync_run_returns_its_output(world: World) -> None:
     code = """
     from dynamic_workflows import WorkflowEntrypoint
@@ -268,6 +268,13 @@ async def test_callbacks_of_every_kind_are_called_with_what_they_take(world: Wor
 
 
 # --- attempts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.behaviour(80)
+async def test_by_default_a_step_is_tried_six_times(world: World) -> None:
+    with pytest.raises(ValueError, match="no"):
+        await world.run(flow('def work(): raise ValueError("no")\nawait step.do("s", work)'))
+    assert [message.attempt for message in world.of(wire.Failed)] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.behaviour(94, 363)
@@ -589,6 +596,7 @@ async def test_a_sync_callback_runs_in_a_thread_where_threads_are_allowed(world:
     assert await world.until_ended() == [False, True]
 
 
+@pytest.mark.behaviour(153, 366)
 async def test_an_event_has_attributes_and_keys(world: World) -> None:
     await world.load(
         flow("""
