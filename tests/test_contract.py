@@ -1,6 +1,7 @@
 """The public contract, tried as an outside program would, on the in-process platform."""
 
 import datetime
+from collections.abc import Awaitable, Callable
 
 import pytest
 from contract_tenants import load
@@ -72,7 +73,7 @@ async def test_errors_have_stable_codes_and_store_nothing() -> None:
     async with testing.connect(load=load) as platform:
         acme = platform.tenant("acme").workflows
         await acme.create(id="a", params={"sku": 1})
-        for code, call in [
+        refused: list[tuple[str, Callable[[], Awaitable[object]]]] = [
             ("instance.already_exists", lambda: acme.create(id="a")),
             ("instance.invalid_id", lambda: acme.create(id="no spaces allowed!")),
             ("instance.not_found", lambda: acme.get("nobody")),
@@ -82,7 +83,8 @@ async def test_errors_have_stable_codes_and_store_nothing() -> None:
             ("status.invalid", lambda: acme.list(status="asleep")),
             ("code.class_missing", lambda: platform.tenant("acme").workflow("Nope").create(id="c")),
             ("code.load_failed", lambda: platform.tenant("stranger").workflows.create(id="d")),
-        ]:
+        ]
+        for code, call in refused:
             with pytest.raises(dw.WorkflowsError) as caught:
                 await call()
             assert caught.value.code == code

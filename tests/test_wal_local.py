@@ -128,6 +128,7 @@ async def test_a_new_file_is_synced_before_its_name_and_its_directory_after(
     await closed(log)
 
 
+@pytest.mark.behaviour(116)
 async def test_a_failed_sync_poisons_the_log_and_its_handle_is_never_synced_again(
     tmp_path: Path,
 ) -> None:
