@@ -242,7 +242,10 @@ class Attempts(Rests):
         self._end_life(d, summary)
         lost = own_error("WorkflowInternalError", f"the attempt was cut off: {reason}")
         self._lose_attempts(d, summary, lost, now_us, exempt=exempt)
-        self._rest(summary, now_us)
+        if summary.status == PAUSING:
+            self._pause_now(d, summary, now_us)
+        else:
+            self._rest(summary, now_us)
 
     def _park(self, d: Decision, summary: Summary, code: str, message: str, now_us: int) -> None:
         self._end_life(d, summary)

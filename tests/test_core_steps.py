@@ -192,6 +192,20 @@ def test_a_result_that_comes_after_its_attempt_was_over_ends_the_lifetime_and_is
     assert world.output(KEY) == 2
 
 
+def test_a_late_result_while_a_pause_is_pending_pauses() -> None:
+    world = world_of(lambda attempt: attempt, config(limit=1, delay_ms=0, timeout_ms=2_000))
+    world.slow = True
+    world.pump()
+    life, guest = next(iter(world.guests.items()))
+    token = guest.running[0][0]
+    world.advance(2)
+    world.command("pause", KEY)
+    assert world.status(KEY) == "waitingForPause"
+    world.take(world.core.on_message(life, Done(token, 1, b'"late"'), now_us=world.now))
+    assert world.status(KEY) == "paused"
+    assert world.types(KEY)[-2:] == ["attempt_errored", "workflow_paused"]
+
+
 def test_a_failure_that_comes_after_its_attempt_was_over_changes_nothing() -> None:
     world = world_of(lambda attempt: attempt, config(limit=1, delay_ms=500, timeout_ms=2_000))
     world.slow = True

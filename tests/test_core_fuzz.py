@@ -1,0 +1,181 @@
+"""A guest that says anything at any time, and commands between: nothing breaks but the lifetime.
+
+Whatever comes, the core either takes it or refuses it with the error that is meant for it, having
+changed nothing; the audit finds no instance that stopped silently; and the log folds to the state.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+from core_world import World, config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynamic_workflows.actors.decisions import Send
+from dynamic_workflows.eventlog.errors import InstanceError
+from dynamic_workflows.loaders.wire import (
+    Done,
+    End,
+    Error,
+    Failed,
+    Idle,
+    Mismatch,
+    ProtocolViolation,
+    Sleep,
+    Step,
+    Wait,
+)
+
+KEYS = [("Job", "a"), ("Job", "b")]
+
+
+class Fuzzer:
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.world = World(running_max=2, instance_idle_us=self.random.choice([0, 1_000_000]))
+        self.world.take = self.take  # type: ignore[method-assign]
+        self.sent: dict[int, int] = {}
+        for _, instance_id in KEYS:
+            self.world.create(instance_id)
+
+    def take(self, decision: Any) -> Any:
+        """Like the world's, without a guest."""
+        for row, real in decision.secrets:
+            self.world.secrets[row.seq] = real
+        self.world.rows += decision.rows
+        for effect in decision.effects:
+            if isinstance(effect, Send):
+                self.sent[effect.life] = self.sent.get(effect.life, 0) + 1
+        self.world.check()
+        return decision.answer
+
+    def message(self) -> Any:
+        chance = self.random
+        token = chance.choice([1, 2, 3, 4, 5, 6, 7, -1, -2, -3])
+        name = chance.choice(["x", "y", "x\x00", "z" * 300])
+        if chance.random() < 0.9:
+            name = chance.choice("xyz")
+        count = chance.choice([1, 1, 1, 2, 0])
+        text = chance.choice(
+            [
+                config(limit=1, delay_ms=chance.choice([0, 1_000, None])),
+                config(limit=0, sensitive="output"),
+                config(lost="fail", timeout_ms=1_000),
+                b"{}",
+                b"[]",
+                b'{"retries":{"limit":-1}}',
+            ]
+        )
+        error = Error(chance.choice(["E", "NonRetryableError"]), "m", "tenant", None, False)
+        attempt = chance.choice([1, 1, 2, 3])
+        kinds: list[Any] = [
+            Step(token, name, count, text, None, chance.random() < 0.5, None),
+            Step(token, name, count, text, None, chance.random() < 0.5, None),
+            Sleep(token, name, count, chance.choice([0, 1_000, 60_000, -5, None])),
+            Sleep(token, name, count, None, self.world.now + chance.choice([-1, 5, 10**18])),
+            Wait(token, name, count, chance.choice(["go", "no", "a.b"]), chance.choice([0, 5_000])),
+            Done(token, attempt, b'"v"'),
+            Done(token, attempt, b'"v"'),
+            Failed(token, attempt, error, chance.choice([None, 7]), None),
+            Failed(token, attempt, error, None, chance.choice([None, error])),
+            Idle(chance.choice([0, 1, 100])),
+        ]
+        if chance.random() < 0.1:
+            return chance.choice(
+                [End(b"1"), End(None, error), Mismatch("do", "x", 1, None, None, None, 0, None)]
+            )
+        return chance.choice(kinds)
+
+    def say(self) -> None:
+        lives = list(self.world.core._lives)
+        if not lives:
+            return
+        life = self.random.choice([*lives, 999])
+        message = self.message()
+        if isinstance(message, Idle) and message.seen == 100:
+            message.seen = self.sent.get(life, 0)
+        before = self.world.core.last_seq
+        try:
+            self.take(self.world.core.on_message(life, message, now_us=self.world.now))
+        except ProtocolViolation as violation:
+            assert self.world.core.last_seq == before
+            self.world.check()
+            if self.random.random() < 0.3:
+                self.lose([life], own=True, reason=str(violation))
+
+    def lose(self, lives: list[int], *, own: bool, reason: str = "fuzz") -> None:
+        culprit = self.random.choice([0, *lives])
+        core, now = self.world.core, self.world.now
+        self.take(core.lives_lost(lives, reason=reason, own=own, culprit=culprit, now_us=now))
+
+    def command(self) -> None:
+        chance = self.random
+        key = chance.choice(KEYS)
+        moves: list[Any] = [
+            ("pause", (), {}),
+            ("resume", (), {}),
+            ("resume", (), {}),
+            ("send_event", ("go", b"1"), {}),
+            ("send_event", ("no", b"2"), {}),
+            ("terminate", (), {"rollback": chance.random() < 0.8}),
+            ("restart", (), {"from_": None}),
+            ("restart", (), {"from_": {"name": "x", "type": chance.choice(["do", "sleep"])}}),
+            ("park", ("code", "text"), {}),
+            ("delete", (), {}),
+        ]
+        name, args, more = chance.choice(moves)
+        before = self.world.core.last_seq
+        try:
+            self.world.command(name, key, *args, **more)
+        except InstanceError:
+            assert self.world.core.last_seq == before
+
+    def act(self) -> None:
+        chance = self.random.random()
+        world = self.world
+        if chance < 0.65:
+            self.say()
+        elif chance < 0.75:
+            world.start_runnable()
+        elif chance < 0.8:
+            self.command()
+        elif chance < 0.9:
+            world.now += self.random.choice([0, 1, 999_999, 5_000_000])
+            self.take(world.core.due(world.now))
+        elif chance < 0.93:
+            lives = [one for one in world.core._lives if self.random.random() < 0.7]
+            self.lose(lives, own=self.random.random() < 0.5)
+        elif chance < 0.96:
+            for key in list(world.core.evictable()):
+                world.core.evict(key)
+        elif chance < 0.98:
+            world.crash(unfolded=self.random.random() < 0.5)
+        else:
+            for key in KEYS:
+                if not world.core.exists(key):
+                    world.create(key[1])
+
+    def check_fold(self) -> None:
+        cores = [self.world.core, self.world.replayed(), self.world.replayed(unfolded=True)]
+        told = []
+        for core in cores:
+            for summary in core._directory:
+                if summary.instance is not None and summary.instance.is_partial:
+                    summary.instance = None
+                if summary.instance is None:
+                    assert core.load(summary.key, self.world.history(summary.key))
+            told.append(core.facts())
+        assert told[1] == told[0]
+        assert told[2] == told[0]
+
+
+@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None)
+@given(st.integers(0, 2**32))
+def test_whatever_a_guest_says_the_core_stands(seed: int) -> None:
+    fuzzer = Fuzzer(seed)
+    for _ in range(250):
+        fuzzer.act()
+    fuzzer.check_fold()
