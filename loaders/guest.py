@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -34,6 +35,8 @@ from .wire import Frame, pack
 
 IDLE_GRACE_S = 0.02
 """How long a new step may be without an answer before its lifetime is told to be idle."""
+
+_GC_THRESHOLDS = (20_000, 20, 20)
 
 _LOAD, _RUN, _GO, _ANSWER, _CANCEL, _DROP, _UNDO, _INVOKE, _REPLY = range(1, 10)
 
@@ -174,6 +177,10 @@ class Guest:
             is_alone=self._is_alone,
         )
         self.send(self._scope.context().run(self._load, message.main_module), 0, None)
+        if self._is_alone:
+            # Modules stay for good, and lifetimes are cycles: looking rarely costs a sixth less.
+            gc.freeze()
+            gc.set_threshold(*_GC_THRESHOLDS)
 
     def _load(self, main_module: str) -> wire.Loaded:
         assert self._modules is not None
