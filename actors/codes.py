@@ -201,6 +201,11 @@ class Codes:
 
     peer = calls
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether a callback of the platform is at work."""
+        return bool(self._under_way)
+
     async def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What is held, or what is under way, or a new answer; failures are not held."""
         if self._until_us.get(key, -1) > self._clock.now_us():

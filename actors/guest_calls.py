@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from typing import Any, Protocol
 
 from ..eventlog import codec
@@ -42,9 +43,20 @@ class GuestCalls:
         self._codes = codes
         self._records: dict[Host, list[dict[str, Any]]] = {}
         self._tails: set[asyncio.Task[None]] = set()
+        self.services_out = 0
+        """Calls of services that have no answer yet."""
 
     async def answer(self, host: Host, life: int, call: wire.Call) -> None:
         """Carry out the call and send the outcome, whatever it is."""
+        host.calls_out += 1
+        try:
+            reply = await self._answer(host, life, call)
+        finally:
+            host.calls_out -= 1
+        self._desk.core.note_reply(life)
+        host.send([wire.pack(reply, life=life)])
+
+    async def _answer(self, host: Host, life: int, call: wire.Call) -> wire.Reply:
         try:
             # What the code did before it called is safe before the call takes effect.
             await self._desk.caught_up()
@@ -53,11 +65,9 @@ class GuestCalls:
                     f"the code may call its bindings {host.limits['subrequests']} times",
                     limit="subrequests",
                 )
-            reply = wire.Reply(call.call, value=await self._value(host, call))
+            return wire.Reply(call.call, value=await self._value(host, call))
         except Exception as error:  # of a service too: it reaches the tenant as data
-            reply = wire.Reply(call.call, error=faults.to_wire(error))
-        self._desk.core.note_reply(life)
-        host.send([wire.pack(reply, life=life)])
+            return wire.Reply(call.call, error=faults.to_wire(error))
 
     async def _value(self, host: Host, call: wire.Call) -> bytes:
         assert host.bundle is not None, "it has sent a frame"
@@ -65,13 +75,22 @@ class GuestCalls:
         if not call.target:
             if call.method != "fetch":
                 raise InvalidError(f"the gateway has no method {call.method!r}")
-            return await host.services.fetch(call.args, call.kwargs)
+            return await self._served(host.services.fetch(call.args, call.kwargs))
         granted = host.bundle.granted(call.target)
         if granted is None or granted.kind == "value":
             raise InvalidError(f"env has nothing to call under the name {call.target!r}")
         if granted.kind == "service":
-            return await host.services.call(call.target, call.method, call.args, call.kwargs)
+            return await self._served(
+                host.services.call(call.target, call.method, call.args, call.kwargs)
+            )
         return await self._workflows(granted, call)
+
+    async def _served(self, answer: Awaitable[bytes]) -> bytes:
+        self.services_out += 1
+        try:
+            return await answer
+        finally:
+            self.services_out -= 1
 
     async def _workflows(self, granted: Granted, call: wire.Call) -> bytes:
         if call.method not in TENANT_OPS:

@@ -41,6 +41,7 @@ HostKey: TypeAlias = tuple[str, str | None, tuple[tuple[str, int], ...]]
 """(code hash, name of a worker or None for the tenant's own code, limits below the code's own)"""
 
 _logger = logging.getLogger("dynamic_workflows.hosts")
+_CALLS_OUT_MAX = 2 * Limits.calls_in_flight_max
 _BACK_OFF_US = 50_000
 _BACK_OFF_US_MAX = 30 * US
 
@@ -87,6 +88,8 @@ class Host:
         self.lives: set[int] = set()
         self.used_us = 0
         self.subrequests: dict[int, int] = {}
+        self.calls_out = 0
+        """Calls of bindings that have no answer yet."""
         self._invokes: dict[int, asyncio.Future[Reply]] = {}
         self._numbers = 0
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -174,6 +177,9 @@ class Host:
                 self._hosts.check(message.value)
                 future.set_result(message)
         elif isinstance(message, Call):
+            # A guest holds back what is too much; one that does not is no guest of ours.
+            if self.calls_out > _CALLS_OUT_MAX:
+                raise ProtocolViolation(f"more than {_CALLS_OUT_MAX} calls at once")
             self._hosts.listener.on_call(self, life, message)
         elif isinstance(message, Log):
             self._hosts.listener.on_log(self, life, message)

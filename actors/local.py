@@ -29,6 +29,11 @@ from .tenant import Tenant, open_tenant
 
 _FOREVER_US = 2**62
 _BLINK_S = 0.0002
+_PATIENCE_S = 5.0
+"""How long the platform's own code may wait in real time before time moves on without it.
+
+It may itself wait for an instance, and so for time to move on; that cannot be told apart.
+"""
 
 
 class LocalPlatform:
@@ -154,14 +159,21 @@ class LocalPlatform:
     async def settle(self) -> None:
         """Wait until nothing more happens unless time moves on."""
         loop: Any = asyncio.get_running_loop()
+        patient_until_s = loop.time() + _PATIENCE_S
         while True:
             await asyncio.sleep(0)
             if loop._ready:
                 continue
             if _is_executor_busy(loop) or self._is_code_asleep(loop):
                 await asyncio.sleep(_BLINK_S)
-                continue
-            return
+            elif self._is_platform_busy() and loop.time() < patient_until_s:
+                await asyncio.sleep(_BLINK_S)
+            else:
+                return
+
+    def _is_platform_busy(self) -> bool:
+        """Whether the platform's own code (`load`, services) waits for something in real time."""
+        return self.codes.is_asking or any(tenant.services_out for tenant in self.opened())
 
     def _is_code_asleep(self, loop: Any) -> bool:
         """Whether tenant code waits in real time: asyncio.sleep in a callback, say."""

@@ -11,6 +11,7 @@ from ..eventlog.ids import Ids
 from . import names
 from .decisions import CreateItem, Key
 
+_SECONDS_MAX = 100 * 365 * 86_400.0
 _ITEM_KEYS = frozenset({"id", "params", "retention", "pin"})
 _RETENTION_KEYS = frozenset({"success_us", "error_us"})
 
@@ -51,7 +52,7 @@ def seconds(args: Mapping[str, Any], name: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise InvalidError(f"{name} is a number of seconds, not {value!r}")
-    return float(value)
+    return min(float(value), _SECONDS_MAX)
 
 
 def value(args: Mapping[str, Any], name: str, bytes_max: int) -> bytes:

@@ -227,6 +227,11 @@ class Tenant(TenantCalls):
         """Get the newest code ready, for an instance that is likely to come; raises CodeError."""
         await self._codes.prepare()
 
+    @property
+    def services_out(self) -> int:
+        """Calls of services that have no answer yet."""
+        return self._guest_calls.services_out
+
     def isolate_pids(self) -> list[int]:
         """The processes that run this tenant's code, for operators and tests."""
         pids = (host.isolate.pid for host in self._hosts if host.isolate is not None)

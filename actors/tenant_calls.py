@@ -154,6 +154,8 @@ class TenantCalls:
 
     async def _wait(self, waiters: Waiters, key: Key, deadline_us: int | None) -> None:
         """Until somebody wakes this instance's waiters; TimeoutError at the deadline."""
+        if deadline_us is not None and deadline_us <= self._clock.now_us():
+            raise TimeoutError("the time is up")
         future = waiters.add(key)
         timer = None
         if deadline_us is not None:

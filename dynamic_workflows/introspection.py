@@ -87,10 +87,10 @@ class _Session:
         (await self._mocks()).mock_step_result(_named(step), codec.encode(value))
 
     async def mock_step_error(
-        self, step: Named, error: BaseException, times: int | None = None
+        self, step: Named, error: BaseException | str, times: int | None = None
     ) -> None:
-        """Let the next `times` attempts (None: every one) fail with this error."""
-        wire = faults.to_wire(error)
+        """Let the next `times` attempts (None: every one) fail with this error, or its text."""
+        wire = faults.to_wire(error if isinstance(error, BaseException) else Exception(error))
         (await self._mocks()).mock_step_error(_named(step), wire, times)
 
     async def force_step_timeout(self, step: Named, times: int | None = None) -> None:

@@ -16,7 +16,9 @@ from dynamic_workflows.actors.tenant import Tenant
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.store import NotFound
+from dynamic_workflows.loaders.calls import pack_args
 from dynamic_workflows.loaders.isolate import Exit
+from dynamic_workflows.loaders.wire import Call, End, pack
 
 CODE = """
 from dynamic_workflows import WorkflowEntrypoint
@@ -219,8 +221,6 @@ async def test_messages_about_lifetimes_of_another_isolate_are_ignored() -> None
         tenant = await shell(platform)
         (host,) = tenant._hosts
         (life,) = host.lives
-        from dynamic_workflows.loaders.wire import End, pack
-
         stranger = tenant._hosts.get((host.code_hash, "worker", ()))
         await stranger.loaded()
         stranger._on_frames([pack(End(value=b'"forged"'), life=life)])
@@ -371,3 +371,37 @@ async def test_many_instances_without_code_do_not_hold_up_one_with_code() -> Non
         await platform.clock.advance("2 minutes")
         outputs = await asyncio.gather(*(one.result() for one in stuck))
         assert outputs == [{"n": 1, "tail": "x"}] * 600
+
+
+async def test_a_guest_that_floods_the_platform_with_calls_loses_its_isolate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynamic_workflows.actors.hosts._CALLS_OUT_MAX", 100)
+    async with testing.connect(load=load) as platform:
+        instance = await platform.tenant("acme").workflows.create(params={"wait": True})
+        await platform.clock.advance("1 second")
+        tenant = await shell(platform)
+        (host,) = tenant._hosts
+        (life,) = host.lives
+        asked = pack_args({"workflow": "TenantWorkflow", "id": instance.id})
+        call = pack(Call(1, "WORKFLOWS", "result", asked, b""), life=life)
+        for _ in range(300):
+            host._on_frames([call])
+            await asyncio.sleep(0)
+        await platform.clock.advance("1 minute")
+        assert host not in list(tenant._hosts)
+        await instance.send_event("go", 1)
+        await platform.clock.advance("1 minute")
+        assert await instance.result() == 1
+
+
+async def test_a_result_that_may_take_no_time_is_there_or_not() -> None:
+    async with testing.connect(load=load) as platform:
+        workflows = platform.tenant("acme").workflows
+        waiting = await workflows.create(params={"wait": True})
+        for timeout in (0, -1, 0.0):
+            with pytest.raises(TimeoutError):
+                await waiting.result(timeout=timeout)
+        await waiting.send_event("go", 1)
+        assert await waiting.result() == 1
+        assert await waiting.result(timeout=0) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -239,3 +240,28 @@ async def test_schedules_fire_on_the_virtual_clock() -> None:
         assert len(await tenant.workflows.list()) == 3
         with pytest.raises(dw.InvalidError):
             await tenant.schedule("every now and then")
+
+
+async def test_time_waits_for_platform_code_that_takes_real_time() -> None:
+    async def slow_load(tenant_id: str) -> dw.WorkerCode:
+        await asyncio.sleep(0.05)
+        source = """
+from dynamic_workflows import WorkflowEntrypoint
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        return await step.do("call", lambda: self.env.SLOW.answer(), config={"timeout": 5})
+"""
+        return dw.WorkerCode("index.py", {"index.py": source}, env={"SLOW": Slow()})
+
+    async with testing.connect(load=slow_load, auto_advance=True) as platform:
+        instance = await platform.tenant("a").workflows.create()
+        assert await instance.result() == 42
+        assert len([e for e in await instance.history() if e.type == "attempt_started"]) == 1
+
+
+class Slow(dw.Service):
+    """Takes its real time."""
+
+    async def answer(self) -> int:
+        await asyncio.sleep(0.05)
+        return 42
