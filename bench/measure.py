@@ -76,9 +76,10 @@ def processor() -> str:
 def machine() -> str:
     """What it ran on: cores, processor, kernel, interpreter, Ray."""
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    kernel = f"{platform.system()} {platform.release().partition('-')[0]}"
     return (
-        f"{os.cpu_count()} cores, {processor()}, {memory_gb:.0f} GB, {platform.system()} "
-        f"{platform.release().partition('-')[0]}, Python {platform.python_version()}, Ray {version('ray')}"
+        f"{os.cpu_count()} cores, {processor()}, {memory_gb:.0f} GB, {kernel}, "
+        f"Python {platform.python_version()}, Ray {version('ray')}"
     )
 
 
