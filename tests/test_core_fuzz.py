@@ -38,6 +38,7 @@ class Fuzzer:
         self.world = World(running_max=2, instance_idle_us=self.random.choice([0, 1_000_000]))
         self.world.take = self.take  # type: ignore[method-assign]
         self.sent: dict[int, int] = {}
+        self.token = 10
         for _, instance_id in KEYS:
             self.world.create(instance_id)
 
@@ -52,51 +53,72 @@ class Fuzzer:
         self.world.check()
         return decision.answer
 
-    def message(self) -> Any:
+    def message(self, life: int) -> Any:
+        """Mostly what a guest could say now, sometimes anything."""
         chance = self.random
-        token = chance.choice([1, 2, 3, 4, 5, 6, 7, -1, -2, -3])
-        name = chance.choice(["x", "y", "x\x00", "z" * 300])
-        if chance.random() < 0.9:
-            name = chance.choice("xyz")
-        count = chance.choice([1, 1, 1, 2, 0])
-        text = chance.choice(
-            [
-                config(limit=1, delay_ms=chance.choice([0, 1_000, None])),
-                config(limit=0, sensitive="output"),
-                config(lost="fail", timeout_ms=1_000),
-                b"{}",
-                b"[]",
-                b'{"retries":{"limit":-1}}',
-            ]
-        )
-        error = Error(chance.choice(["E", "NonRetryableError"]), "m", "tenant", None, False)
-        attempt = chance.choice([1, 1, 2, 3])
-        kinds: list[Any] = [
-            Step(token, name, count, text, None, chance.random() < 0.5, None),
-            Step(token, name, count, text, None, chance.random() < 0.5, None),
-            Sleep(token, name, count, chance.choice([0, 1_000, 60_000, -5, None])),
-            Sleep(token, name, count, None, self.world.now + chance.choice([-1, 5, 10**18])),
-            Wait(token, name, count, chance.choice(["go", "no", "a.b"]), chance.choice([0, 5_000])),
-            Done(token, attempt, b'"v"'),
-            Done(token, attempt, b'"v"'),
-            Failed(token, attempt, error, chance.choice([None, 7]), None),
-            Failed(token, attempt, error, None, chance.choice([None, error])),
-            Idle(chance.choice([0, 1, 100])),
-        ]
-        if chance.random() < 0.1:
+        known = self.world.core._lives.get(life)
+        in_flight = [step for step in known.tokens.values() if step.in_flight] if known else []
+        self.token += 1
+        token, attempt = self.token, 1
+        if chance.random() < 0.08:
+            token, attempt = chance.choice([1, 2, 3, 4, -1, -2]), chance.choice([1, 2, 3])
+        elif in_flight and chance.random() < 0.6:
+            step = chance.choice(in_flight)
+            assert step.token is not None
+            return self.outcome(step.token, step.attempt)
+        if chance.random() < 0.08:
+            return self.outcome(token, attempt)
+        if chance.random() < 0.06:
+            error = Error("E", "m")
             return chance.choice(
                 [End(b"1"), End(None, error), Mismatch("do", "x", 1, None, None, None, 0, None)]
             )
+        return self.request(token)
+
+    def outcome(self, token: int, attempt: int) -> Any:
+        chance = self.random
+        error = Error(chance.choice(["E", "E", "NonRetryableError"]), "m", "tenant")
+        if chance.random() < 0.5:
+            return Done(token, attempt, b'"v"')
+        broken = error if chance.random() < 0.1 else None
+        return Failed(token, attempt, error, chance.choice([None, 7]), broken)
+
+    def request(self, token: int) -> Any:
+        chance = self.random
+        name, count = chance.choice("xyzuvw"), chance.choice([1, 2, 3])
+        text = chance.choice(
+            [
+                config(limit=2, delay_ms=chance.choice([0, 1_000, None])),
+                config(limit=1, sensitive="output"),
+                config(lost="fail", timeout_ms=1_000),
+            ]
+        )
+        if chance.random() < 0.06:
+            name, count = chance.choice(["x\x00", "z" * 300, "x"]), chance.choice([0, -1])
+            text = chance.choice([b"[]", b"{", b'{"retries":{"limit":-1}}'])
+        bad = chance.random() < 0.04
+        kinds: list[Any] = [
+            Step(token, name, count, text, None, chance.random() < 0.5, None),
+            Step(token, name, count, text, None, chance.random() < 0.5, None),
+            Sleep(token, name, count, -5 if bad else chance.choice([0, 1_000, 60_000])),
+            Sleep(token, name, count, None, self.world.now + chance.choice([-1, 5, 10**18])),
+            Wait(token, name, count, "a.b" if bad else chance.choice(["go", "no"]), 5_000),
+            Idle(chance.choice([0, 100, 100])),
+        ]
         return chance.choice(kinds)
 
     def say(self) -> None:
         lives = list(self.world.core._lives)
         if not lives:
+            self.world.start_runnable()
             return
-        life = self.random.choice([*lives, 999])
-        message = self.message()
-        if isinstance(message, Idle) and message.seen == 100:
-            message.seen = self.sent.get(life, 0)
+        life = self.random.choice([*lives * 9, 999])
+        message = self.message(life)
+        if isinstance(message, Idle):
+            known = self.world.core._lives.get(life)
+            if known is not None and not known.tokens:
+                return  # Nothing was asked for: it would be parked, and the story over.
+            message.seen = min(message.seen, self.sent.get(life, 0))
         before = self.world.core.last_seq
         try:
             self.take(self.world.core.on_message(life, message, now_us=self.world.now))
@@ -118,6 +140,8 @@ class Fuzzer:
             ("pause", (), {}),
             ("resume", (), {}),
             ("resume", (), {}),
+            ("resume", (), {}),
+            ("resume", (), {}),
             ("send_event", ("go", b"1"), {}),
             ("send_event", ("no", b"2"), {}),
             ("terminate", (), {"rollback": chance.random() < 0.8}),
@@ -136,11 +160,11 @@ class Fuzzer:
     def act(self) -> None:
         chance = self.random.random()
         world = self.world
-        if chance < 0.65:
+        if chance < 0.72:
             self.say()
-        elif chance < 0.75:
+        elif chance < 0.78:
             world.start_runnable()
-        elif chance < 0.8:
+        elif chance < 0.81:
             self.command()
         elif chance < 0.9:
             world.now += self.random.choice([0, 1, 999_999, 5_000_000])
