@@ -88,6 +88,8 @@ class Host:
         self.lives: set[int] = set()
         self.used_us = 0
         self.subrequests: dict[int, int] = {}
+        self.waits: dict[int, set[asyncio.Task[Any]]] = {}
+        """Calls that wait for something to happen, by lifetime: nobody needs them after it."""
         self.calls_out = 0
         """Calls of bindings that have no answer yet."""
         self._invokes: dict[int, asyncio.Future[Reply]] = {}
@@ -141,6 +143,8 @@ class Host:
         """The lifetime is over."""
         self.lives.discard(life)
         self.subrequests.pop(life, None)
+        for task in self.waits.pop(life, ()):
+            task.cancel()
 
     def is_unused(self) -> bool:
         """Whether nothing of the tenant's lives in it."""
@@ -213,7 +217,9 @@ class Host:
             self._fail(CodeError(f"the isolate ended: {exit.reason}", code=f"code.{kind}"))
         elif self.error is None:
             self._hosts.forget(self)
-        lives, self.lives = sorted(self.lives), set()
+        lives = sorted(self.lives)
+        for life in {*lives, *self.waits}:
+            self.end(life)
         for future in self._invokes.values():
             if not future.done():
                 future.set_exception(Unavailable(f"the isolate ended: {exit.reason}"))

@@ -264,8 +264,13 @@ class Tenant(TenantCalls):
 
     def on_call(self, host: Host, life: int, call: wire.Call) -> None:
         """The guest calls a binding; what it did before takes effect first."""
-        if not self._is_closed and self.failed is None:
-            self._spawn(self._guest_calls.answer(host, life, call))
+        if self.is_over:
+            return
+        task = self._spawn(self._guest_calls.answer(host, life, call))
+        if call.method in ("result", "events"):
+            waits = host.waits.setdefault(life, set())
+            waits.add(task)
+            task.add_done_callback(waits.discard)
 
     def on_log(self, host: Host, life: int, log: wire.Log) -> None:
         """The guest printed."""
@@ -306,10 +311,11 @@ class Tenant(TenantCalls):
         """Wait until everything that was decided has taken effect."""
         await self._pump.caught_up()
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # --- starting what can run
 

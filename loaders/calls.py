@@ -106,7 +106,7 @@ def unpack_args(data: bytes) -> dict[str, Any]:
     """The args that a guest sent, plain data of any shape; InvalidError when they do not decode."""
     try:
         return _UNPACK_ARGS.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidError(f"the arguments of the call do not decode: {error}") from None
 
 

@@ -319,5 +319,5 @@ def _unpack(
         raise ProtocolViolation(f"unknown message kind {kind}")
     try:
         return decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolViolation(f"message of kind {kind} does not decode: {error}") from None

@@ -188,7 +188,8 @@ async def test_an_isolate_that_dies_takes_no_recorded_work_with_it() -> None:
         assert not tenant.core.audit()
 
 
-async def test_a_broken_frame_ends_the_isolate_and_not_the_tenant() -> None:
+@pytest.mark.parametrize("body", [b"\xc1 not msgpack", b"\x94\x01\xa1\x80\x01\xc4\x01{"])
+async def test_a_broken_frame_ends_the_isolate_and_not_the_tenant(body: bytes) -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("acme").workflows
         instance = await workflows.create(id="w", params={"wait": True})
@@ -204,7 +205,7 @@ async def test_a_broken_frame_ends_the_isolate_and_not_the_tenant() -> None:
 
         tenant.on_lost = note  # type: ignore[method-assign]
         (life,) = host.lives
-        host._on_frames([(20, life, b"\xc1 not msgpack")])
+        host._on_frames([(17, life, body)])
         await platform.clock.settle()
         assert [(exit.kind, exit.is_tenants_own) for exit in exits] == [("protocol", True)]
         await platform.clock.advance("1 minute")
@@ -390,6 +391,7 @@ async def test_a_guest_that_floods_the_platform_with_calls_loses_its_isolate(
             await asyncio.sleep(0)
         await platform.clock.advance("1 minute")
         assert host not in list(tenant._hosts)
+        assert not tenant._tasks
         await instance.send_event("go", 1)
         await platform.clock.advance("1 minute")
         assert await instance.result() == 1
