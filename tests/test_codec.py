@@ -19,7 +19,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dynamic_workflows.eventlog import codec
+from dynamic_workflows.eventlog import codec, tagging, untagging
 from dynamic_workflows.eventlog.errors import UnserialisableValueError, ValueTooLargeError
 
 ZONES = ["Europe/Berlin", "America/New_York", "UTC", "Australia/Lord_Howe"]
@@ -151,7 +151,7 @@ FORGED = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.dictionaries(
-            st.sampled_from([*codec._READERS, "$nonsense", "a"]), inner, min_size=1, max_size=2
+            st.sampled_from([*untagging._READERS, "$nonsense", "a"]), inner, min_size=1, max_size=2
         ),
     ),
     max_leaves=8,
@@ -224,8 +224,8 @@ def test_a_cycle_is_called_a_cycle() -> None:
 
 
 def test_sharing_that_would_explode_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_NODES_MAX", 10_000)
-    monkeypatch.setattr(codec, "_TAGGED_NODES_MAX", 10_000)
+    monkeypatch.setattr(tagging, "NODES_MAX", 10_000)
+    monkeypatch.setattr(tagging, "TAGGED_NODES_MAX", 10_000)
     shared: Any = [1]
     for _ in range(100):
         shared = [shared, shared]

@@ -1,0 +1,161 @@
+"""Untagging: the half of the codec that reads; what came from JSON as the values it stands for.
+
+See `codec.py` for the form. Whoever wrote the text may have wanted harm: a tag that is not exactly
+what the other half writes is refused.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal, InvalidOperation
+from typing import Any, TypeVar
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from .errors import UnserialisableValueError
+
+_Moment = TypeVar("_Moment", datetime, time)
+
+
+def invalid(reason: str) -> UnserialisableValueError:
+    """The error for a text that the codec never writes."""
+    return UnserialisableValueError(f"not the text of a value: {reason}")
+
+
+def revive(value: Any) -> Any:
+    """The value with its tags replaced; works in place where it can."""
+    if type(value) is dict:
+        for key in value:
+            if key[:1] == "$":
+                if len(value) != 1:
+                    raise invalid("a tag has company")
+                reader = _READERS.get(key)
+                if reader is None:
+                    raise invalid(f"unknown tag {key[:40]!r}")
+                inner = value[key]
+                try:
+                    if key in _CONTAINERS:
+                        return reader(_list(revive(_list(inner))))
+                    return reader(inner)
+                except (TypeError, ValueError, OverflowError, InvalidOperation, AttributeError):
+                    raise invalid(f"{key} holds something else") from None
+            item = value[key]
+            if type(item) is dict or type(item) is list:
+                value[key] = revive(item)
+    elif type(value) is list:
+        for index, item in enumerate(value):
+            if type(item) is dict or type(item) is list:
+                value[index] = revive(item)
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise TypeError
+    return value
+
+
+def _str(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError
+    return value
+
+
+def _read_bytes(value: Any) -> bytes:
+    try:
+        return b64decode(_str(value), validate=True)
+    except binascii.Error:
+        raise ValueError from None
+
+
+def _read_int(value: Any) -> int:
+    if not _HEX.fullmatch(_str(value)):
+        raise ValueError
+    return int(value, 16)
+
+
+_HEX = re.compile(r"-?0x[0-9a-f]+")
+
+
+def _read_float(value: Any) -> float:
+    if value not in ("nan", "inf", "-inf"):
+        raise ValueError
+    return float(value)
+
+
+def _read_datetime(value: Any) -> datetime:
+    iso, zone, fold = _parts(value)
+    return _place(datetime.fromisoformat(iso), zone, fold)
+
+
+def _read_time(value: Any) -> time:
+    iso, zone, fold = _parts(value)
+    return _place(time.fromisoformat(iso), zone, fold)
+
+
+def _parts(value: Any) -> tuple[str, tuple[str, str] | None, int]:
+    if type(value) is str:
+        return value, None, 0
+    iso, kind, name, fold = _list(value)
+    if fold not in (0, 1) or kind not in ("offset", "name", "zone"):
+        raise ValueError
+    return _str(iso), None if kind == "offset" else (kind, _str(name)), fold
+
+
+def _place(moment: _Moment, zone: tuple[str, str] | None, fold: int) -> _Moment:
+    if zone is None:
+        return moment.replace(fold=fold) if fold else moment
+    kind, name = zone
+    offset = moment.utcoffset()
+    if kind == "name":
+        if offset is None:
+            raise ValueError
+        return moment.replace(tzinfo=timezone(offset, name), fold=fold)
+    return moment.replace(tzinfo=_zone(name, offset), fold=fold)
+
+
+def _zone(key: str, offset: timedelta | None) -> tzinfo:
+    try:
+        return ZoneInfo(key)
+    except Exception:
+        # A host without that zone still knows the instant; a time of day has no offset to go by.
+        if offset is None:
+            raise ValueError from None
+        return timezone(offset, key)
+
+
+def _read_timedelta(value: Any) -> timedelta:
+    days, seconds, microseconds = _list(value)
+    if not type(days) is type(seconds) is type(microseconds) is int:
+        raise TypeError
+    return timedelta(days, seconds, microseconds)
+
+
+def _read_dict(pairs: list[Any]) -> dict[Any, Any]:
+    found = {}
+    for pair in pairs:
+        key, item = _list(pair)
+        found[key] = item
+    return found
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "$int": _read_int,
+    "$float": _read_float,
+    "$bytes": _read_bytes,
+    "$datetime": _read_datetime,
+    "$date": lambda value: date.fromisoformat(_str(value)),
+    "$time": _read_time,
+    "$timedelta": _read_timedelta,
+    "$decimal": lambda value: Decimal(_str(value)),
+    "$uuid": lambda value: UUID(_str(value)),
+    "$tuple": tuple,
+    "$set": set,
+    "$frozenset": frozenset,
+    "$dict": _read_dict,
+}
+_CONTAINERS = frozenset({"$tuple", "$set", "$frozenset", "$dict"})
