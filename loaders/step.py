@@ -18,6 +18,7 @@ from ..eventlog.clock import from_datetime, to_datetime
 from . import durations, wire
 from .annotations import Reviver, reviver_of
 from .attempt import ATTEMPT, Handler, Performing
+from .checks import check_direct, check_name, check_rollback, ms, shown
 from .config import DEFAULT, Settled, StepConfig, settle
 from .declared import Declared, Declaring, Options
 from .durations import Duration
@@ -29,10 +30,8 @@ from .views import Received
 if TYPE_CHECKING:
     from .lifetime import Lifetime
 
-NAME_CHARACTERS_MAX = 256
 TYPE_CHARACTERS_MAX = 100
 WAIT_DEFAULT_MS = 86_400_000
-_UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
 _EVENT_TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*")
 _AT_CHARACTERS_MAX = 400
 
@@ -118,11 +117,11 @@ class Step:
         life = self._life
         if not callable(callback):
             raise WorkflowFatalError(
-                f"step {_shown(name)} needs a callback: pass a function as the second argument"
+                f"step {shown(name)} needs a callback: pass a function as the second argument"
             )
         undo = None
         if rollback is not None or rollback_config is not None:
-            undo = _check_rollback(name, rollback, rollback_config)
+            undo = check_rollback(name, rollback, rollback_config)
         if life.is_dropped or life.is_ended or life.is_mismatched or ATTEMPT.get() is not None:
             life.refuse()
         life.steps_taken += 1
@@ -134,7 +133,7 @@ class Step:
         if name is None:
             name = getattr(callback, "__name__", None)
         if not (type(name) is str and len(name) <= 256 and name.isascii() and name.isprintable()):
-            _check_name(name)
+            check_name(name)
         settled = DEFAULT if config is None else settle(config)
         attempt = ATTEMPT.get()
         count = life.replay.occurrence(DO, name, None if attempt is None else attempt.label)
@@ -171,7 +170,7 @@ class Step:
         if shape.required or shape.optional:
             work.takes_ctx = shape.takes_ctx
             if call.declared is None and shape.required:
-                _check_direct(call.name, shape.required)
+                check_direct(call.name, shape.required)
         work.is_coroutine = shape.is_coroutine
         work.keywords = keywords
         work.reviver = call.reviver
@@ -219,9 +218,9 @@ class Step:
     def sleep(self, name: str, duration: Duration) -> Coroutine[Any, Any, None]:
         """Sleep durably, for 0 to 365 days."""
         self._check(name)
-        duration_ms = _ms(duration, f"the duration of sleep {_shown(name)}")
+        duration_ms = ms(duration, f"the duration of sleep {shown(name)}")
         if duration_ms > durations.YEAR_MS:
-            raise WorkflowFatalError(f"sleep {_shown(name)} is longer than 365 days")
+            raise WorkflowFatalError(f"sleep {shown(name)} is longer than 365 days")
         return self._sleep(name, duration_ms, None)
 
     def sleep_until(self, name: str, when: datetime | int | float) -> Coroutine[Any, Any, None]:
@@ -233,7 +232,7 @@ class Step:
         if isinstance(when, datetime):
             if when.utcoffset() is None:
                 raise WorkflowFatalError(
-                    f"sleep {_shown(name)} needs a datetime with a time zone, such as"
+                    f"sleep {shown(name)} needs a datetime with a time zone, such as"
                     " datetime.now(timezone.utc) + timedelta(days=1)"
                 )
             until_us = from_datetime(when.astimezone(UTC))
@@ -241,7 +240,7 @@ class Step:
             until_us = round(when * 1000)
         else:
             raise WorkflowFatalError(
-                f"sleep {_shown(name)} needs an aware datetime or epoch milliseconds"
+                f"sleep {shown(name)} needs an aware datetime or epoch milliseconds"
             )
         return self._sleep(name, None, until_us)
 
@@ -281,15 +280,15 @@ class Step:
         is_type = isinstance(type, str) and len(type) <= TYPE_CHARACTERS_MAX
         if not is_type or not _EVENT_TYPE.fullmatch(type):
             raise WorkflowFatalError(
-                f"{_shown(type)} is no event type: it has 1 to {TYPE_CHARACTERS_MAX} letters,"
+                f"{shown(type)} is no event type: it has 1 to {TYPE_CHARACTERS_MAX} letters,"
                 " digits, _ and -, and does not begin with -"
             )
         timeout_ms = WAIT_DEFAULT_MS
         if timeout is not None:
-            timeout_ms = _ms(timeout, f"the timeout of wait {_shown(name)}")
+            timeout_ms = ms(timeout, f"the timeout of wait {shown(name)}")
         if not 1_000 <= timeout_ms <= durations.YEAR_MS:
             raise WorkflowFatalError(
-                f"the timeout of wait {_shown(name)} is not between 1 second and 365 days"
+                f"the timeout of wait {shown(name)} is not between 1 second and 365 days"
             )
         life = self._life
         count = self._take(WAIT, name)
@@ -317,7 +316,7 @@ class Step:
 
     def _check(self, name: Any) -> None:
         self._life.refuse()
-        _check_name(name)
+        check_name(name)
 
     def _answered(
         self, known: wire.Known, answer: Callable[..., Coroutine[Any, Any, Any]], *args: Any
@@ -395,40 +394,3 @@ def _event(text: bytes | None) -> Any:
         timestamp=to_datetime(facts["timestamp_us"]),
         type=facts["type"],
     )
-
-
-def _check_rollback(name: Any, rollback: Any, config: Any) -> Settled:
-    if not callable(rollback):
-        raise WorkflowFatalError(f"the rollback of step {_shown(name)} is no function")
-    return settle(config)
-
-
-def _check_name(name: Any) -> None:
-    if type(name) is not str:
-        raise WorkflowFatalError(f"the name of a step is text, not a {type(name).__name__}")
-    if len(name) > NAME_CHARACTERS_MAX:
-        raise WorkflowFatalError(
-            f"the name of a step has at most {NAME_CHARACTERS_MAX} characters, not {len(name)}"
-        )
-    if _UNFIT.search(name):
-        raise WorkflowFatalError(f"the name of step {name!a} holds a control character")
-
-
-def _check_direct(name: str, required: tuple[str, ...]) -> None:
-    others = [parameter for parameter in required if parameter != "ctx"]
-    if others:
-        raise TypeError(
-            f"the callback of step {_shown(name)} takes {', '.join(others)}: a callback passed to"
-            " step.do gets nothing but ctx; use the decorator form to depend on other steps"
-        )
-
-
-def _ms(duration: Any, what: str) -> int:
-    try:
-        return durations.parse_ms(duration)
-    except ValueError as error:
-        raise WorkflowFatalError(f"{what}: {error}") from None
-
-
-def _shown(name: Any) -> str:
-    return repr(name)[:80] if isinstance(name, str) else type(name).__name__
