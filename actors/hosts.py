@@ -69,6 +69,10 @@ class Listener(Protocol):
         """The isolate is gone with these lifetimes in it."""
         ...
 
+    def on_mistake(self, mistake: Exception) -> None:
+        """The platform's own code failed on what a guest said."""
+        ...
+
 
 class Host:
     """One code of one tenant in one isolate."""
@@ -173,6 +177,10 @@ class Host:
                 self._hosts.listener.on_messages(self, about_lives)
         except ProtocolViolation as violation:
             self.kill(f"protocol: {violation}", kind="protocol", is_tenants_own=True)
+        except Exception as mistake:
+            # Ours: what was decided of this frame is unknown, so nothing may go on from here.
+            self.kill(f"our mistake: {mistake!r}", kind="platform", is_tenants_own=False)
+            self._hosts.listener.on_mistake(mistake)
 
     def _on_own(self, life: int, message: Reply | Loaded | Call | Log) -> None:
         if isinstance(message, Reply):

@@ -160,7 +160,11 @@ class Pump:
             batch, self._open = self._open, Batch()
             batch.settle(self._error)
             return
-        self._before()
+        try:
+            self._before()
+        except Exception as mistake:  # ours, as below
+            self._fail(mistake)
+            raise
         if self._open.rows or self._open.effects or self._open.secrets:
             self._hand_over()
         # Whoever awaits a batch in which nothing was decided has nothing to wait for.

@@ -307,6 +307,11 @@ class Tenant(TenantCalls):
             )
             self._pump.take(decision)
 
+    def on_mistake(self, mistake: Exception) -> None:
+        """Memory can no longer be trusted; the log can: start again from it."""
+        _logger.error("tenant %r: a mistake of ours", self.tenant_id, exc_info=mistake)
+        self._fail(mistake)
+
     async def caught_up(self) -> None:
         """Wait until everything that was decided has taken effect."""
         await self._pump.caught_up()
@@ -501,8 +506,11 @@ class Tenant(TenantCalls):
 
     def _on_due(self) -> None:
         self._timer = self._timer_us = None
-        if not self._is_closed and self.failed is None:
-            self._pump.take(self.core.due(self._clock.now_us()))
+        if not self.is_over:
+            try:
+                self._pump.take(self.core.due(self._clock.now_us()))
+            except Exception as mistake:
+                self.on_mistake(mistake)
 
     def _retry_at(self, due_us: int) -> None:
         """Look again at what can run then: loading failed."""

@@ -374,6 +374,25 @@ async def test_many_instances_without_code_do_not_hold_up_one_with_code() -> Non
         assert outputs == [{"n": 1, "tail": "x"}] * 600
 
 
+async def test_a_mistake_of_ours_makes_the_tenant_start_again_from_its_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with testing.connect(load=load) as platform:
+        instance = await platform.tenant("acme").workflows.create(params={"wait": True})
+        await platform.clock.advance("1 second")
+        tenant = await shell(platform)
+
+        def broken(*args: Any, **named: Any) -> Any:
+            raise AssertionError("a fold that does not fit")
+
+        tenant.core.on_message = broken  # type: ignore[method-assign]
+        await instance.send_event("go", 1)
+        await platform.clock.settle()
+        assert isinstance(tenant.failed, AssertionError)
+        assert await instance.result() == 1
+        assert await shell(platform) is not tenant
+
+
 async def test_a_guest_that_floods_the_platform_with_calls_loses_its_isolate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
