@@ -79,6 +79,8 @@ class TenantCore(Schedules):
             if summary.status == PAUSING:
                 self._emit(d, summary, "workflow_paused", now_us=now_us)
             self._rest(summary, now_us)
+            if summary.is_ended and summary.timer is not None and summary.timer.due_us <= now_us:
+                self._delete(d, summary, now_us)  # Its id is free from the first call on.
         self._arm_schedules()
         return d
 
@@ -193,7 +195,7 @@ class TenantCore(Schedules):
     def next_wake_us(self) -> int | None:
         """The earliest moment for which this tenant must be awake; None: nothing is due ever. 0:
         there is something to do now."""
-        if len(self._queues) or any(not life.idle for life in self._lives.values()):
+        if len(self._queues) or self._busy:
             return 0
         return self._timers.next_due_us()
 

@@ -49,6 +49,9 @@ from .summary import Summary
 SHORT_US = 100_000
 """An instance that rests for less than this is not shown as waiting."""
 
+LIVE_MAX = 10_000
+"""With more lifetimes than this, those that wait for an event are let go of at once."""
+
 _CONTROL = re.compile("[\x00-\x1f]")
 _AT_MAX = 1_000
 
@@ -163,7 +166,9 @@ class Running(Waits):
         asks. Everything is checked here, before anything is written."""
         if message.token in life.tokens or message.token < 0:
             raise ProtocolViolation(f"token {message.token} was used before")
-        if len(message.name) > 256 or _CONTROL.search(message.name) or message.count < 1:
+        name = message.name
+        is_plain = name.isprintable() or not _CONTROL.search(name)
+        if not is_plain or len(name) > 256 or message.count < 1:
             raise ProtocolViolation("a step's name or count is out of range")
         if message.at is not None and len(message.at) > _AT_MAX:
             raise ProtocolViolation("a step's place is too long")
@@ -300,7 +305,8 @@ class Running(Waits):
         suspend_us = now_us + self.config.instance_idle_us
         if due_us <= suspend_us:
             return
-        if any(step.kind == WAIT for step in asked) and suspend_us > now_us:
+        may_stay = suspend_us > now_us and len(self._lives) <= LIVE_MAX
+        if may_stay and any(step.kind == WAIT for step in asked):
             self._cancel_timer(summary)
             summary.timer = self._timers.arm(suspend_us, SUSPEND, summary)
         else:

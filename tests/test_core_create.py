@@ -244,6 +244,21 @@ def test_after_its_retention_an_instance_is_gone_and_its_id_is_free() -> None:
     world.create("good")
 
 
+@pytest.mark.behaviour(15)
+def test_what_outlived_its_retention_while_nobody_was_there_is_gone_when_the_log_is_opened() -> (
+    None
+):
+    world = World(quick, retention_success_us=10 * S)
+    key = world.create("a", 1)
+    world.pump()
+    world.now += 10 * S
+    world.crash()
+    assert not world.core.exists(key)
+    world.create("a", 2)
+    world.pump()
+    assert world.output(key) == 2
+
+
 @pytest.mark.behaviour(29, 30, 43)
 def test_an_unknown_instance_is_not_found_by_any_command() -> None:
     world = World(quick)
