@@ -161,7 +161,7 @@ def test_what_cannot_be_a_bundle_is_refused_with_its_place(
 
 def test_misspelt_fields_are_refused() -> None:
     with pytest.raises(ValidationError):
-        dw.WorkerCode(main_module="a.py", modules={}, environment={})  # type: ignore[call-arg]
+        dw.WorkerCode(main_module="a.py", modules={}, environment={})
 
 
 async def test_stored_code_that_was_changed_is_noticed() -> None:

@@ -272,7 +272,7 @@ async def test_tenants_with_equal_ids_and_steps_do_not_interfere() -> None:
 async def test_a_noisy_tenant_uses_up_its_own_quota_alone() -> None:
     config = dw.PlatformConfig(creates_per_second_max=1)
     async with testing.connect(app=seeds.app, config=config) as platform:
-        many = [{} for _ in range(3)]
+        many: list[dict[str, Any]] = [{} for _ in range(3)]
         await post(platform, "acme", {"op": "batch", "items": many})
         with pytest.raises(dw.LimitExceededError) as caught:
             await post(platform, "acme", {})
