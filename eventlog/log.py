@@ -161,10 +161,19 @@ class EventLog:
             newest, walk = await self._survey()
             if is_fence_up and newest.manifest.epoch > self.epoch:
                 raise self._was_overtaken()
+            if is_fence_up and newest.manifest.wal_first > self._wal.number:
+                # The name was free only because what had it was sealed and removed meanwhile: it
+                # stands before the log, not behind it, and fences nobody.
+                is_fence_up = False
             if not is_fence_up:
                 self.epoch = walk.epoch + 1
                 try:
-                    await self._wal.fence(self._make_header(walk.next_number))
+                    # Names that no manifest knows may be unsynced: one above them must not
+                    # survive a power cut that takes them.
+                    await self._wal.fence(
+                        self._make_header(walk.next_number),
+                        sync_first=walk.next_number - 1 > newest.manifest.wal_last,
+                    )
                 except AlreadyExists:
                     continue
                 is_fence_up = True

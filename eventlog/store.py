@@ -151,6 +151,9 @@ async def create_once(store: Store, key: str, data: bytes) -> None:
             problem = error
         try:
             if await store.get(key) == data:
+                if store.local_path(key) is not None:
+                    # What can be read from a disk need not be on it yet: the sync may have failed.
+                    await store.put(key, data)
                 return
             raise AlreadyExists(f"{store.root}: {key} exists with other content")
         except NotFound:

@@ -91,6 +91,8 @@ class Block:
     end: int
     first_seq: int
     span: int
+    synced: int
+    """Up to here the file was on the medium when this block was written."""
     body: bytes
 
     @property
@@ -253,15 +255,15 @@ class FileParser:
         head = _head_of(rest, start)
         if head is None:
             return None
-        kind, length, first_seq, seqs, _, body_crc = head
+        kind, length, first_seq, seqs, synced, body_crc = head
         end = start + HEAD_BYTES + length + len(END)
         if len(rest) < end:
             return None
         body = rest[start + HEAD_BYTES : end - len(END)]
         if rest[end - len(END) : end] != END or crc32c(body) != body_crc:
             return None
-        size = end - start
-        return Block(kind, self.key, self.offset, self.offset + size, first_seq, seqs, body)
+        offset = self.offset
+        return Block(kind, self.key, offset, offset + end - start, first_seq, seqs, synced, body)
 
     def _refuse_damage(self, rest: bytes) -> None:
         """Raise Corrupt unless a crash can have left these bytes at the end of the file."""

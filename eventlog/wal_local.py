@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .disk import explain, open_unnamed
+from .disk import explain, open_unnamed, write_all
 from .errors import Fenced, PlatformClosed, WorkflowsError
 from .events import Row
 from .store import NotFound
@@ -80,10 +80,17 @@ class LocalWal:
 
     # -- becoming the owner ------------------------------------------------------------------
 
-    async def fence(self, header: WalHeader) -> None:
-        """Create the next file, which stops the owner before; AlreadyExists when it is taken."""
+    async def fence(self, header: WalHeader, *, sync_first: bool) -> None:
+        """Create the next file, which stops the owner before; AlreadyExists when it is taken.
+
+        `sync_first`: sync the names below before.
+        """
         encoded = self._encoder.header(header)
-        self._file = await self._run(self._create_steps(header.number, encoded))
+        steps = self._create_steps(header.number, encoded, sync_first=sync_first)
+        old, self._file = self._file, None
+        if old is not None:
+            await self._run(self._close_steps(old))
+        self._file = await self._run(steps)
         self._number = header.number
 
     async def adopt(self, walk: Walk) -> bool:
@@ -366,7 +373,10 @@ class LocalWal:
             raise
         return file
 
-    def _create_steps(self, number: int, header: bytes) -> Steps[WalFile]:
+    def _create_steps(self, number: int, header: bytes, *, sync_first: bool) -> Steps[WalFile]:
+        if sync_first:
+            self._disk.sync_directory(str(self._directory))
+            yield
         file = yield from self._prepare_steps(number, header)
         yield
         try:
@@ -408,18 +418,28 @@ class LocalWal:
             path = self._directory / f"{file.number:020d}"
             is_last = file.number == walk.last.number
             if is_last:
-                # Its owner may have died between a write and its sync: what we go on from must not
-                # be lost when we acknowledge what follows it.
-                handle = self._disk.open(str(path), os.O_RDONLY)
-                try:
-                    self._disk.datasync(handle)
-                finally:
-                    self._disk.close(handle)
+                self._harden(path, walk.synced, walk.last.end)
                 yield
             if self._has_block(path, file.key, walk.last.end if is_last else file.header_end):
                 return False
             yield
         return True
+
+    def _harden(self, path: Path, start: int, end: int) -> None:
+        """Bring to the medium what we read and go on from.
+
+        Its owner may have died between a write and its sync. Or its sync has failed: then the
+        kernel takes the pages for clean, though they were never written, and a sync alone would do
+        nothing. So the bytes that are not known to be synced are written again, as they are.
+        """
+        data = self._disk.read(str(path), start, end - start)
+        handle = self._disk.open(str(path), os.O_RDWR)
+        try:
+            if data:
+                write_all(self._disk, handle, data, start)
+            self._disk.datasync(handle)
+        finally:
+            self._disk.close(handle)
 
     def _has_block(self, path: Path, key: str, start: int) -> bool:
         """Whether a whole block begins at `start`."""

@@ -83,8 +83,11 @@ class ObjectWal:
         assert self._cut is not None
         return self._cut.last_seq
 
-    async def fence(self, header: WalHeader) -> None:
-        """Create the next file, which stops the owner before; AlreadyExists when it is taken."""
+    async def fence(self, header: WalHeader, *, sync_first: bool) -> None:
+        """Create the next file, which stops the owner before; AlreadyExists when it is taken.
+
+        `sync_first` says nothing here: what an object store shows is durable.
+        """
         key = wal_key(self._stream, header.number)
         encoded = self._encoder.header(header)
         if not await self._create(key, encoded):

@@ -65,6 +65,8 @@ class Walk:
     """The data files that count, in order."""
     last: WalCut = field(default=WalCut(number=0, end=0, sha256="", last_seq=0))
     """Where the next data file goes on from."""
+    synced: int = 0
+    """Up to here the last of the chain is known to have been on the medium."""
     torn: TornTail | None = None
     after: int = 0
     """Only blocks with rows above this are given."""
@@ -187,6 +189,7 @@ class Walk:
     def _read_file(self, file: FoundFile, next_cut: WalCut | None) -> Steps[None]:
         assert file.cut is not None
         seq = file.cut.last_seq
+        synced = file.header_end
         stop = file.size if next_cut is None else next_cut.end
         parser = FileParser(file.key)
         position = 0
@@ -198,6 +201,7 @@ class Walk:
                         what = f"rows {block.first_seq} to {block.last_seq} follow row {seq}"
                         raise corrupt(file.key, block.offset, f"{what}: repeated or missing block")
                     seq = block.last_seq
+                    synced = block.synced
                     if seq > self.manifest.sealed_seq and seq > self.after:
                         self.on_block(block)
                 elif (block.kind == HEADER) != (block.offset == 0):
@@ -215,4 +219,5 @@ class Walk:
         elif (sha256, seq) != (next_cut.sha256, next_cut.last_seq):
             raise corrupt(file.key, 0, "its hash is not the one that the next file has for it")
         self.last = WalCut(number=file.number, end=parser.offset, sha256=sha256, last_seq=seq)
+        self.synced = synced
         file.head = b""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
 import random
 import selectors
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
-from simdisk import Medium, SimStore
+from simdisk import Medium, SimDisk, SimStore
 
 from dynamic_workflows.eventlog import compaction, log, upkeep
 from dynamic_workflows.eventlog.clock import VirtualClock
@@ -190,6 +191,9 @@ class SteppedLocalStore(SimStore):
     def __init__(self, medium: Medium, process: Process) -> None:
         super().__init__(medium)
         self._process = process
+        assert isinstance(self.disk, SimDisk)
+        rng = process.world.rng
+        self.disk.fails_to_sync = lambda: rng.random() < process.fault_rate
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         async def effect() -> T:
@@ -213,16 +217,19 @@ class StepRunner:
                 await before
             while True:
                 await self._process.gate()
+                dice = self._process.world.rng.random()
                 try:
+                    if dice < self._process.fault_rate / 2:
+                        raise OSError(errno.EIO, "a call failed by the explorer")
                     next(steps)
+                    if dice > 1 - self._process.fault_rate / 2:
+                        raise OSError(errno.ENOSPC, "a call failed late by the explorer")
                 except StopIteration as stop:
                     await self._process.gate()
                     done(stop.value, None)
                     return
-                except OSError as error:
-                    done(None, error)
-                    return
-                except WorkflowsError as error:
+                except Exception as error:
+                    steps.close()
                     done(None, error)
                     return
 

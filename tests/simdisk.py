@@ -21,12 +21,27 @@ SECTOR = 512
 
 
 class Inode:
-    __slots__ = ("data", "names", "synced")
+    __slots__ = ("data", "dirty", "names", "synced")
 
     def __init__(self) -> None:
         self.data = bytearray()
         self.synced = b""
+        self.dirty: set[int] = set()
+        """Sectors that the kernel knows to be unwritten: a sync writes these and no others."""
         self.names = 0
+
+    def mark(self, start: int, stop: int) -> None:
+        self.dirty.update(range(start // SECTOR, -(-stop // SECTOR)))
+
+    def sync(self) -> None:
+        synced = bytearray(self.synced)
+        synced.extend(bytes(len(self.data) - len(synced)))
+        del synced[len(self.data) :]
+        for sector in self.dirty:
+            place = slice(sector * SECTOR, (sector + 1) * SECTOR)
+            synced[place] = self.data[place]
+        self.synced = bytes(synced)
+        self.dirty.clear()
 
 
 class Medium:
@@ -63,6 +78,7 @@ class Medium:
                 torn[start:stop] = inode.data[start:stop]
         inode.data = torn
         inode.synced = bytes(torn)
+        inode.dirty.clear()
 
 
 class SimDisk(Disk):
@@ -70,6 +86,7 @@ class SimDisk(Disk):
 
     def __init__(self, medium: Medium) -> None:
         self.medium = medium
+        self.fails_to_sync: Callable[[], bool] = lambda: False
         self._handles: dict[int, Inode] = {}
 
     def _inode(self, path: str) -> Inode:
@@ -94,10 +111,12 @@ class SimDisk(Disk):
         pass
 
     def pwrite(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
-        target = self._handles[handle].data
+        inode = self._handles[handle]
+        target = inode.data
         if len(target) < offset + len(data):
             target.extend(bytes(offset + len(data) - len(target)))
         target[offset : offset + len(data)] = data
+        inode.mark(offset, offset + len(data))
         return len(data)
 
     def read(self, path: str, offset: int, length: int) -> bytes:
@@ -108,7 +127,11 @@ class SimDisk(Disk):
 
     def datasync(self, handle: int) -> None:
         inode = self._handles[handle]
-        inode.synced = bytes(inode.data)
+        if self.fails_to_sync():
+            # As Linux does it: the pages count as clean from now on, though they were not written.
+            inode.dirty.clear()
+            raise OSError(5, "sync failed by the test")
+        inode.sync()
 
     def sync_directory(self, path: str) -> None:
         prefix = f"{path}/"
