@@ -78,7 +78,7 @@ class Running(Waits):
         if kind:
             self._emit(d, summary, kind, now_us=now_us, code_hash=self._news_of_code(summary))
         life = self._begin_life(summary, "rollback" if summary.rolling_back else "run")
-        self._send(d, life, self._run_message(summary, summary.instance, life))
+        self._send(d, life, self._run_message(summary, summary.instance, life, now_us))
         d.answer = life.number
         return d
 
@@ -87,7 +87,9 @@ class Running(Waits):
         code."""
         return summary.code_hash if summary.get("pin") == "latest" else None
 
-    def _run_message(self, summary: Summary, instance: Instance, life: Lifetime) -> Run:
+    def _run_message(
+        self, summary: Summary, instance: Instance, life: Lifetime, now_us: int
+    ) -> Run:
         workflow, instance_id = summary.key
         history: list[Known] = [step.known() for step in instance.steps.values()]
         return Run(
@@ -101,6 +103,7 @@ class Running(Waits):
             life.mode,
             None,
             summary.get("workflow_name"),
+            now_us,
         )
 
     def _settle(self, d: Decision, summary: Summary, now_us: int) -> None:

@@ -256,6 +256,8 @@ class Step:
             return self._answered(known, _nothing)
         if life.is_rollback:
             return _nothing()
+        if known is None and until_us is not None and until_us < life.run.now_us:
+            return _raise_past(name)
         work = Performing(life, SLEEP, name, count, DEFAULT)
         work.is_resumed = known is not None
         work.at = self._place(None)
@@ -375,6 +377,10 @@ async def _value(call: Call, text: bytes | None) -> Any:
 async def _raise(life: Lifetime, error: wire.Error | None) -> Any:
     assert error is not None, "history holds an outcome without a value or an error"
     raise life.guest.from_wire(error)
+
+
+async def _raise_past(name: str) -> None:
+    raise ValueError(f"the end of sleep {name!r} lies in the past")
 
 
 async def _nothing() -> None:

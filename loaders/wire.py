@@ -95,6 +95,9 @@ class Run(msgspec.Struct, array_like=True, gc=False):
     mode: str = "run"  # or "rollback": register handlers only, run no callback
     props: bytes | None = None
     workflow_name: str | None = None
+    now_us: int = 0
+    """When this lifetime starts: a `sleep_until` before it that history does not hold was refused as
+    past in an earlier lifetime, too; so a replay need not ask."""
 
 
 class Go(msgspec.Struct, array_like=True, gc=False):

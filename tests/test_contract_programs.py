@@ -156,7 +156,9 @@ await step.sleep("a day", "1 day")
 try:
     await step.sleep_until("an hour", at)
 except ValueError:
-    return "past"
+    await step.do("note", lambda: "past")
+await step.sleep("another day", "1 day")
+return "past"
 """
     instance = await started(platform, body)
     assert await instance.result() == "past"
