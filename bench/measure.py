@@ -64,6 +64,26 @@ def fdatasync_ms(folder: Path, *, times: int = 400) -> tuple[float, float]:
     return percentile(spent, 50), percentile(spent, 99)
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a figure depends on and the script does not decide; others may use the machine, too."""
+
+    disk_p50_ms: float
+    disk_p99_ms: float
+    load: float
+
+    def __str__(self) -> str:
+        return (
+            f"fdatasync of 4 KiB p50 {self.disk_p50_ms:.2f} ms, p99 {self.disk_p99_ms:.2f} ms, "
+            f"load average {self.load:.1f}"
+        )
+
+
+def surroundings(folder: Path) -> Surroundings:
+    """As they are now, on the disk of the folder."""
+    return Surroundings(*fdatasync_ms(folder), os.getloadavg()[0])
+
+
 def processor() -> str:
     """The processor's name as the kernel knows it."""
     with contextlib.suppress(OSError):
@@ -132,8 +152,8 @@ def report(
     question: str,
     figures: dict[tuple[str, str], Figure],
     options: argparse.Namespace,
-    disk: tuple[float, float],
-    load: tuple[float, float],
+    before: Surroundings,
+    after: Surroundings,
 ) -> str:
     """The block of figures with everything needed to judge them."""
     lines = [
@@ -141,8 +161,8 @@ def report(
         "",
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit()}, {options.runs} runs",
         f"on {machine()};",
-        f"fdatasync of 4 KiB p50 {disk[0]:.2f} ms, p99 {disk[1]:.2f} ms; "
-        f"load average {load[0]:.1f} before, {load[1]:.1f} after",
+        f"before: {before};",
+        f"after: {after}",
         "",
         "| figure | median | lowest | highest |",
         "|---|---|---|---|",
@@ -164,7 +184,7 @@ async def answer(
     options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="run-") as name:
         folder = Path(name)
-        disk, load_before = fdatasync_ms(folder), os.getloadavg()[0]
+        before = surroundings(folder)
         async with measured(folder) as run:
             for number in range(1, options.runs + 1):
                 for key, value in (await run()).items():
@@ -175,7 +195,7 @@ async def answer(
                         f"{f.name} {shown(f.per_run[-1])} {f.unit}" for f in figures.values()
                     )
                 )
-        text = report(question, figures, options, disk, (load_before, os.getloadavg()[0]))
+        text = report(question, figures, options, before, surroundings(folder))
     say("")
     say(text)
     if options.append:
