@@ -432,11 +432,11 @@ class LocalWal:
         kernel takes the pages for clean, though they were never written, and a sync alone would do
         nothing. So the bytes that are not known to be synced are written again, as they are.
         """
-        data = self._disk.read(str(path), start, end - start)
         handle = self._disk.open(str(path), os.O_RDWR)
         try:
-            if data:
-                write_all(self._disk, handle, data, start)
+            for offset in range(start, end, CHUNK_BYTES):
+                data = self._disk.read(str(path), offset, min(CHUNK_BYTES, end - offset))
+                write_all(self._disk, handle, data, offset)
             self._disk.datasync(handle)
         finally:
             self._disk.close(handle)
