@@ -60,6 +60,8 @@ class TenantClient:
         self._peer: Peer | None = None
         self._gone: str | None = None
         self._moves = 0
+        self._failures = 0
+        self._problem: Exception | None = None
         # A session is one unbroken connection: with each new one every call without an outcome is
         # sent again, and what still answers for an older one is ignored.
         self._session = 0
@@ -147,14 +149,23 @@ class TenantClient:
                 wait_s,
                 timeout_s=wait_s + self._timeout_s,
             )
-        except Lost:
+        except (Lost, Unavailable) as error:
+            self._problem = error
+            self._failures += 1
             self._disconnect(session)
             return
         except Moved:
             self._moves += 1
             self._disconnect(session)
             return
+        except Exception as error:
+            # The tenant cannot be opened: this is the outcome of every call that waits for it.
+            if session == self._session and self._peer is not None:
+                self._gone, self._peer = self._peer.name, None
+                self._fail(error)
+            return
         self._down_since = None
+        self._failures = 0
         if batch:
             self._moves = 0
         self._settle(answers)
@@ -183,8 +194,8 @@ class TenantClient:
     async def _connect_now(self) -> None:
         try:
             for tries in itertools.count():
-                if tries or self._moves:
-                    await self._rest(tries)
+                if tries or self._moves or self._failures > 1:
+                    await self._rest(tries + max(0, self._failures - 1))
                 if not self._pending:
                     return
                 if await self._try_to_connect():
@@ -199,18 +210,19 @@ class TenantClient:
         now = time.monotonic()
         if self._down_since is None:
             self._down_since = now
-        try:
-            self._peer = await self._resolve(self._tenant_id, self._gone)
-        except (Lost, Unavailable) as error:
-            if time.monotonic() - self._down_since < self._timeout_s:
-                return False
+        if now - self._down_since >= self._timeout_s:
             self._fail(
                 Unavailable(
                     f"tenant {self._tenant_id!r} did not answer for {self._timeout_s:g} s "
-                    f"({error}): look at the cluster, then call again"
+                    f"({self._problem}): look at the cluster, then call again"
                 )
             )
             return True
+        try:
+            self._peer = await self._resolve(self._tenant_id, self._gone)
+        except (Lost, Unavailable) as error:
+            self._problem = error
+            return False
         except Exception as error:
             self._fail(error)
             return True

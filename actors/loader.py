@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -31,6 +31,8 @@ LOOK_S = 2.0
 """How often slots are asked whether they live; a restarted one tells by itself."""
 LOOKS_MAX = 50
 """Slots that are asked in one look."""
+LAST_WORDS_S = 1.0
+"""How long a slot stays whose tenant could not be opened."""
 REFILL_AFTER_S = 0.05
 """Starting a process is work: the tenant that has just got a slot goes first."""
 
@@ -78,6 +80,9 @@ class _Place:
         self.is_wanted = is_wanted
         self.peer: Peer | None = None
         self.opening: asyncio.Future[Peer] | None = None
+        """Where it lives; done when clients may go there, though it may still be opening."""
+        self.adopted: asyncio.Future[None] | None = None
+        """Done when the tenant is open."""
         self.released = asyncio.Event()
 
 
@@ -129,8 +134,9 @@ class Loader:
     async def resolve(self, tenant_id: str, gone: str | None = None) -> Peer:
         """The slot where the tenant lives, opened if need be.
 
-        `gone` names the slot that did not serve it when the caller last tried. Raises what opening
-        the tenant raised, PlatformClosed after `close`.
+        `gone` names the slot that did not serve it when the caller last tried. The tenant may still
+        be opening there: its slot answers when it is open, or says why it cannot be. Raises
+        Unavailable where no slot can be had, PlatformClosed after `close`.
         """
         if self._is_closed:
             raise PlatformClosed("the platform is closing: connect again")
@@ -224,23 +230,32 @@ class Loader:
             self._room.release()
             raise
         place.peer = peer
-        return await self._adopt(place, peer)
-
-    async def _adopt(self, place: _Place, peer: Peer) -> Peer:
-        """Listed as open, and open: in this order for whoever asks, though both go on at once."""
         self._record("slot_adopted", peer.name, place.tenant_id)
-        listing = asyncio.ensure_future(self._list_as_open(place.tenant_id))
+        place.adopted = asyncio.ensure_future(self._adopt(place, peer))
+        place.adopted.add_done_callback(_seen)
         try:
-            await self._adopt_at(place, peer)
-            await listing
-        except Exception:
-            # Nothing of the tenant ran there, but a slot that failed once is not worth keeping.
+            await self._list_as_open(place.tenant_id)
+        except BaseException:
             await self._launcher.kill(peer.name)
             raise
-        finally:
-            listing.cancel()
-        self._stats.adopted += 1
+        # The slot makes clients wait until the tenant is open, so they need not wait here.
         return peer
+
+    async def _adopt(self, place: _Place, peer: Peer) -> None:
+        try:
+            await self._adopt_at(place, peer)
+        except Exception:
+            # Nothing of the tenant ran there, but a slot that failed once is not worth keeping.
+            # It has some time to tell its clients why.
+            self._forget(place)
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._kill_soon, peer.name)
+            raise
+        self._stats.adopted += 1
+
+    def _kill_soon(self, name: str) -> None:
+        task = asyncio.ensure_future(self._launcher.kill(name))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
 
     async def _adopt_at(self, place: _Place, peer: Peer) -> None:
         waited_s = 0.0
@@ -277,6 +292,9 @@ class Loader:
                 pass
         except Unavailable:
             pass
+        except WorkflowsError:
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._kill_soon, peer.name)
+            raise
         await self._launcher.kill(peer.name)
         self._forget(place)
         return await self.resolve(place.tenant_id)
@@ -285,7 +303,7 @@ class Loader:
         if place.opening is None or place.opening.done():
             place.opening = self._begin(place, self._reopen(place, peer))
             # Nobody may be waiting for this one; the error is the next caller's to see.
-            place.opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+            place.opening.add_done_callback(_seen)
 
     async def _wake(self, tenant_id: str) -> bool:
         async with self._wakes:
@@ -295,6 +313,8 @@ class Loader:
             assert place.opening is not None
             try:
                 await asyncio.shield(place.opening)
+                if place.adopted is not None:
+                    await asyncio.shield(place.adopted)
             except (Lost, WorkflowsError):
                 return False
             return True
@@ -373,8 +393,9 @@ class Loader:
             self._check(place, peer)
 
     async def _close(self, place: _Place) -> None:
-        if place.opening is not None:
-            await asyncio.wait({place.opening})
+        for step in (place.opening, place.adopted):
+            if step is not None:
+                await asyncio.wait({step})
         if place.peer is not None and not place.released.is_set():
             try:
                 await place.peer.call("close", timeout_s=GIVE_UP_S)
@@ -432,4 +453,10 @@ class Loader:
             type=kind, workflow="", instance_id=slot, ts=self._clock.now_us(), payload=payload
         )
         future = self._log.append([row], durable=False)
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        future.add_done_callback(_seen)
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Nobody may be waiting for this one; its error is told otherwise."""
+    if not future.cancelled():
+        future.exception()

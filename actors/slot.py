@@ -29,6 +29,8 @@ GRACE_S = 0.02
 """How long a message waits for its slower calls before the quicker ones are answered."""
 SESSION_KEPT_S = 120.0
 """How long a client's outcomes are kept for it after its last message."""
+ADOPTION_S = 1.0
+"""How long a client waits at a blank slot for its tenant to come."""
 _LOOK_S = 1.0
 
 
@@ -103,6 +105,7 @@ class Slot:
         self._tenant_id: str | None = None
         self._resident: Resident | None = None
         self._opening: asyncio.Future[Resident] | None = None
+        self._adopted = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
         self._sessions: dict[str, _Session] = {}
         self._stats = SlotStats(pid=os.getpid())
@@ -115,29 +118,31 @@ class Slot:
         """Be this tenant: open its log and go on with its instances. Harmless to repeat.
 
         `is_wanted`: a client asked for it, and is likely to create something next.
-        Raises what opening raised (Corrupt, Unavailable, …) and stays blank then; Moved when this
-        slot is another tenant's or is closing.
+        Raises what opening raised (Corrupt, Unavailable, …), and so does every later call, until
+        the loader ends this slot; Moved when it is another tenant's or is closing.
         """
         if self._closing is not None or self._tenant_id not in (None, tenant_id):
             raise Moved(f"{self._name} does not serve {tenant_id!r}")
         if self._opening is None:
             self._tenant_id = tenant_id
             self._on_adopted(tenant_id)
-            self._opening = asyncio.ensure_future(self._open_tenant(tenant_id, is_wanted))
-        try:
-            self._resident = await asyncio.shield(self._opening)
-        except Exception:
-            self._tenant_id, self._opening = None, None
-            raise
+            self._opening = asyncio.ensure_future(self._open(tenant_id, is_wanted))
+            self._adopted.set()
+        await asyncio.shield(self._opening)
+
+    async def _open(self, tenant_id: str, is_wanted: bool) -> Resident:
+        self._resident = await self._open_tenant(tenant_id, is_wanted)
         self._used_us = self._clock.now_us()
-        if self._look is None:
-            self._look_later()
+        self._look_later()
+        return self._resident
 
     async def who(self) -> tuple[str | None, str]:
-        """The tenant that is served here, and "blank", "open" or "closing"."""
+        """The tenant that is served here, and "blank", "opening", "open" or "closing"."""
         if self._closing is not None:
             return self._tenant_id, "closing"
-        return self._tenant_id, "blank" if self._resident is None else "open"
+        if self._tenant_id is None:
+            return None, "blank"
+        return self._tenant_id, "opening" if self._resident is None else "open"
 
     async def stats(self) -> SlotStats:
         """What this process has done, for operators and tests."""
@@ -173,15 +178,10 @@ class Slot:
 
         With calls: as soon as every quick one has its outcome (where none is quick: as soon as any
         has one), or after a short grace. Without: a long poll, as soon as there is an outcome, at
-        the latest after `wait_s`. An outcome is
-        (number, whether it succeeded, value or error), and is told once. Raises Moved.
+        the latest after `wait_s`. An outcome is (number, whether it succeeded, value or error), and
+        is told once. Raises Moved, and what opening the tenant raised.
         """
-        resident = self._resident
-        if resident is None or self._closing is not None or self._tenant_id != tenant_id:
-            raise Moved(f"{self._name} does not serve {tenant_id!r}")
-        if resident.failed is not None:
-            self._end()
-            raise Moved(f"{self._name} lost {tenant_id!r}: {resident.failed}")
+        resident = await self._serving(tenant_id)
         self._used_us = self._clock.now_us()
         session = self._sessions.get(session_id)
         if session is None:
@@ -196,6 +196,23 @@ class Slot:
         if (self._closing is not None or session.is_broken) and not session.outcomes:
             raise Moved(f"{self._name} does not serve {tenant_id!r} any more")
         return session.take()
+
+    async def _serving(self, tenant_id: str) -> Resident:
+        """The tenant, once it is open; Moved if it is not here, or what opening raised."""
+        if self._opening is None and self._closing is None:
+            # A client may be here before the word of the loader that sent it.
+            try:
+                await asyncio.wait_for(self._adopted.wait(), ADOPTION_S)
+            except TimeoutError:
+                pass
+        if self._opening is None or self._tenant_id != tenant_id or self._closing is not None:
+            raise Moved(f"{self._name} does not serve {tenant_id!r}")
+        resident = await asyncio.shield(self._opening)
+        if resident.failed is not None:
+            self._end()
+        if self._closing is not None:
+            raise Moved(f"{self._name} does not serve {tenant_id!r} any more")
+        return resident
 
     # --- going to sleep
 

@@ -11,7 +11,13 @@ from dynamic_workflows.actors.peers import Lost, Peer, pack_call, serve, unpack_
 from dynamic_workflows.actors.slot import Slot
 from dynamic_workflows.actors.timer import Timer
 from dynamic_workflows.eventlog.clock import VirtualClock
-from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, PlatformClosed, WorkflowsError
+from dynamic_workflows.eventlog.errors import (
+    Corrupt,
+    InvalidError,
+    PlatformClosed,
+    Unavailable,
+    WorkflowsError,
+)
 from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.log import EventLog
 from dynamic_workflows.eventlog.store import Store, open_store
@@ -130,6 +136,7 @@ class World:
         self.wakes: dict[str, int] = {}
         self.busy: set[str] = set()
         self.corrupt: set[str] = set()
+        self.unavailable: set[str] = set()
         self.opened: list[str] = []
         self.tills: dict[str, Till] = {}
         self.slots: dict[str, LocalPeer] = {}
@@ -231,6 +238,8 @@ class World:
             self.killed.append(name)
 
     async def open_tenant(self, tenant_id: str, is_wanted: bool) -> Till:
+        if tenant_id in self.unavailable:
+            raise Unavailable("the store does not answer")
         if tenant_id in self.corrupt:
             raise Corrupt("damaged", path="x", offset=0)
         self.opened.append(tenant_id)

@@ -29,6 +29,7 @@ async def test_a_tenant_gets_a_slot_from_the_pool_which_fills_up_again() -> None
     blank = {peer.name for peer in world.loader._pool}
     peer = await world.loader.resolve("acme")
     assert peer.name in blank
+    await until(lambda: world.opened == ["acme"])
     assert await peer.call("who") == ("acme", "open")
     await until(lambda: len(world.loader._pool) == 2)
     assert (await world.loader.stats()).from_pool == 1
@@ -38,7 +39,8 @@ async def test_a_tenant_gets_a_slot_from_the_pool_which_fills_up_again() -> None
 async def test_without_a_pool_slots_are_started_when_they_are_needed() -> None:
     world = await World(pool_size=0).start()
     assert not world.slots
-    assert await (await world.loader.resolve("acme")).call("who") == ("acme", "open")
+    await world.loader.resolve("acme")
+    assert world.opened == ["acme"]
     assert len(world.slots) == 1
     await world.stop()
 
@@ -199,15 +201,34 @@ async def test_a_slot_that_nobody_knows_is_ended() -> None:
     await world.stop()
 
 
-async def test_a_tenant_that_cannot_be_opened_says_why_and_is_tried_afresh() -> None:
+async def test_a_tenant_that_cannot_be_opened_says_why_and_is_tried_afresh(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loader_module, "LAST_WORDS_S", 0.01)
     world = await World().start()
     world.corrupt.add("acme")
     for _ in range(2):
+        peer = await world.loader.resolve("acme")
         with pytest.raises(Corrupt):
-            await world.loader.resolve("acme")
+            await peer.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
+        await until(lambda name=peer.name: name in world.killed)  # type: ignore[misc]
     assert await world.loader.wake(["acme", "other"]) == ["acme"]
+    assert await world.loader.residents() == ["other"]
     world.corrupt.clear()
-    assert await (await world.loader.resolve("acme")).call("who") == ("acme", "open")
+    peer = await world.loader.resolve("acme")
+    await peer.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
+    await world.stop()
+
+
+async def test_a_client_may_come_before_the_word_of_the_loader() -> None:
+    world = await World().start()
+    peer = world.loader._pool[0]
+    early = asyncio.ensure_future(
+        peer.call("exchange", "acme", "s", [(1, "add", {"token": "t", "amount": 3})], [], 0.0)
+    )
+    await asyncio.sleep(0.01)
+    await peer.call("adopt", "acme")
+    assert await early == [(1, True, 3)]
     await world.stop()
 
 

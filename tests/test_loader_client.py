@@ -11,7 +11,7 @@ from local_world import World, until
 from dynamic_workflows.actors import client as client_module
 from dynamic_workflows.actors.client import TenantClient
 from dynamic_workflows.actors.peers import Lost
-from dynamic_workflows.eventlog.errors import InvalidError, PlatformClosed, Unavailable
+from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, PlatformClosed, Unavailable
 
 
 def client_of(world: World, tenant_id: str = "acme", timeout_s: float = 30) -> TenantClient:
@@ -130,6 +130,31 @@ async def test_a_tenant_without_a_sign_of_life_is_unavailable() -> None:
         assert error.code == "platform.unavailable"
     with pytest.raises(Unavailable):
         await add(client, "later")
+    await world.stop()
+
+
+async def test_calls_to_a_tenant_that_cannot_be_opened_say_why() -> None:
+    world = await World().start()
+    world.corrupt.add("acme")
+    client = client_of(world)
+    calls = [asyncio.ensure_future(add(client, str(i))) for i in range(3)]
+    for error in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(error, Corrupt)
+    world.corrupt.clear()
+    assert await add(client, "later") == 1
+    await world.stop()
+
+
+async def test_calls_wait_for_a_tenant_whose_store_does_not_answer() -> None:
+    world = await World().start()
+    world.unavailable.add("acme")
+    client, hasty = client_of(world), client_of(world, timeout_s=0.3)
+    waiting = asyncio.ensure_future(add(client, "patient"))
+    with pytest.raises(Unavailable):
+        await add(hasty, "hasty")
+    assert not waiting.done()
+    world.unavailable.clear()
+    assert await waiting == 1
     await world.stop()
 
 
