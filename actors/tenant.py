@@ -491,17 +491,22 @@ class Tenant(TenantCalls):
             self._erase_us = self._clock.now_us() + self._upkeep_us()
 
     def _arm(self) -> None:
+        """See to it that `_on_due` is called when something is due, or earlier.
+
+        A timer that is armed too early stays: most are attempt timeouts, taken back before they
+        matter, and one look too many now and then costs less than a new timer for each.
+        """
         due_us = self.core.next_due_us()
-        if due_us == self._timer_us:
+        if due_us is None or (self._timer_us is not None and self._timer_us <= due_us):
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None
+            self._timer = None
         self._timer_us = due_us
-        if due_us is not None and due_us <= self._clock.now_us():
+        if due_us <= self._clock.now_us():
             # A clock that stands still would not call back for what is due already.
             asyncio.get_running_loop().call_soon(self._on_due)
-        elif due_us is not None:
+        else:
             self._timer = self._clock.call_at(due_us, self._on_due)
 
     def _on_due(self) -> None:
