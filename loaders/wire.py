@@ -96,8 +96,8 @@ class Run(msgspec.Struct, array_like=True, gc=False):
     props: bytes | None = None
     workflow_name: str | None = None
     now_us: int = 0
-    """When this lifetime starts: a `sleep_until` before it that history does not hold was refused as
-    past in an earlier lifetime, too; so a replay need not ask."""
+    """When this lifetime starts: a `sleep_until` before it that history does not hold was refused
+    as past in an earlier lifetime, too; so a replay need not ask."""
 
 
 class Go(msgspec.Struct, array_like=True, gc=False):
