@@ -91,7 +91,11 @@ class WorkflowInstance:
         await self._call("resume")
 
     async def terminate(self, rollback: bool = False) -> None:
-        """End it for good; with `rollback`, undo finished steps first."""
+        """End it for good; with `rollback`, undo finished steps first.
+
+        It returns once the termination is durable: with `rollback` handlers may still be running,
+        and `result()` waits for the end.
+        """
         if not isinstance(rollback, bool):
             raise TypeError(f"rollback is True or False, not {rollback!r}")
         await self._call("terminate", rollback=rollback)

@@ -216,3 +216,31 @@ await step.do("never", lambda: 1, rollback=undo)
         types = [(e.type, e.step) for e in await instance.history()]
         assert ("rollback_step_completed", "began") in types
         assert not [step for kind, step in types if kind.startswith("rollback") and step == "never"]
+
+
+@pytest.mark.behaviour(101, 102)
+async def test_a_callback_that_sleeps_in_real_time_meets_its_timeout_in_virtual_time(
+    platform: dw.Platform,
+) -> None:
+    body = """
+async def work(ctx):
+    await asyncio.sleep(3_600 if ctx.attempt < 3 else 0.01)
+    return ctx.attempt
+return await step.do("work", work, config={"timeout": "1 minute"})
+"""
+    instance = await started(platform, body)
+    assert await instance.result() == 3
+    lost = [e.payload["error"]["name"] for e in await instance.history() if "errored" in e.type]
+    assert lost == ["WorkflowTimeoutError"] * 2
+
+
+async def test_moving_time_does_not_wait_for_code_that_sleeps_longer() -> None:
+    body = """
+await step.do("work", lambda: asyncio.sleep(3_600), config={"retries": {"limit": 0, "delay": 0}})
+"""
+    async with testing.connect() as platform:
+        instance = await started(platform, body)
+        await platform.clock.advance("1 minute")
+        assert (await instance.status()).status == "running"
+        await platform.clock.advance("10 minutes")
+        assert (await instance.status()).status == "errored"
