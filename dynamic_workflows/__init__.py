@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .loaders.entrypoints import WorkflowFatalError as WorkflowFatalError
     from .loaders.entrypoints import WorkflowInternalError as WorkflowInternalError
     from .loaders.entrypoints import WorkflowTimeoutError as WorkflowTimeoutError
+    from .loaders.gateway import AllowList as AllowList
     from .loaders.http import Request as Request
     from .loaders.http import Response as Response
     from .loaders.records import Event as Event
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     )
     from .loaders.service import dispatch_workflow as dispatch_workflow
     from .loaders.service import wrap_workflow_binding as wrap_workflow_binding
+    from .loaders.sources import from_folder as from_folder
+    from .loaders.sources import from_git as from_git
+    from .loaders.sources import from_mapping as from_mapping
     from .loaders.worker import WorkerLoader as WorkerLoader
     from .loaders.worker import WorkerStub as WorkerStub
     from .platform import Platform as Platform
@@ -75,12 +79,14 @@ _HOMES = {
         EgressDeniedError NonRetryableDelayError NonRetryableError StepError WorkerEntrypoint
         WorkflowEntrypoint WorkflowFatalError WorkflowInternalError WorkflowTimeoutError
     """,
+    "loaders.gateway": "AllowList",
     "loaders.http": "Request Response",
     "loaders.records": "Event Status",
     "loaders.service": """
         App DynamicWorkflowBinding Service create_dynamic_workflow_entrypoint dispatch_workflow
         wrap_workflow_binding
     """,
+    "loaders.sources": "from_folder from_git from_mapping",
     "loaders.worker": "WorkerLoader WorkerStub",
     "platform": "Platform Tenant connect",
 }

@@ -326,12 +326,16 @@ def deploy(
     tenant: TenantArg,
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
     main_module: Annotated[str, typer.Option("--main", help="The main module.")] = "index.py",
+    revision: Annotated[
+        str | None,
+        typer.Option(help="A commit, tag or branch: the folder as git knows it there."),
+    ] = None,
     log: Log = DEFAULT_LOG,
     address: Address = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
 ) -> None:
     """Put the files of a folder in place as a tenant's code."""
-    code = _code_in(folder, main_module)
+    code = _code_in(folder, main_module, revision)
 
     async def work(platform: Any) -> None:
         typer.echo(await platform.tenant(tenant).deploy(code))
@@ -339,17 +343,12 @@ def deploy(
     _steer(log, address, namespace, work)
 
 
-def _code_in(folder: Path, main_module: str) -> Any:
-    from .loaders.bundle import WorkerCode
+def _code_in(folder: Path, main_module: str, revision: str | None) -> Any:
+    from .loaders.sources import read_folder, read_revision
 
-    modules: dict[str, str | bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        is_hidden = any(part.startswith((".", "__pycache__")) for part in name.split("/"))
-        if path.is_file() and not is_hidden:
-            data = path.read_bytes()
-            modules[name] = data.decode() if name.endswith((".py", ".txt", ".md")) else data
-    return WorkerCode(main_module=main_module, modules=modules)
+    if revision is None:
+        return read_folder(folder, main_module=main_module)
+    return asyncio.run(read_revision(folder, revision, main_module=main_module))
 
 
 @cli.command()

@@ -1,0 +1,243 @@
+"""Sources: tenant code from a folder, a revision of a git repository, or a mapping, as `load`.
+
+Each answers a callable for `connect(load=...)`: tenant id -> WorkerCode. Whatever else a WorkerCode
+takes (env, limits, tails, global_outbound, …) goes in as named arguments, for every tenant alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+from ..eventlog.errors import CodeError
+from .bundle import MODULES_BYTES_MAX, WorkerCode
+
+Load: TypeAlias = Callable[[str], Awaitable[WorkerCode]]
+
+MAIN_MODULE = "index.py"
+_TEXT = (".py", ".txt", ".md", ".html", ".csv", ".toml", ".yaml", ".yml")
+_GIT_SECONDS_MAX = 60.0
+# What git says of an object: mode, type, name, size or "-", and the path after a tab.
+_ENTRY = re.compile(rb"(\d+) (\w+) ([0-9a-f]+) +(\d+|-)\t(.+)", re.DOTALL)
+
+
+def from_mapping(
+    codes: Mapping[str, WorkerCode | Mapping[str, Any]],
+    *,
+    main_module: str = MAIN_MODULE,
+    **more: Any,
+) -> Load:
+    """Each tenant's code by its id: a WorkerCode, or its modules by path.
+
+    The mapping is asked each time, so it may change. CodeError for a tenant that is not in it.
+    """
+
+    async def load(tenant_id: str) -> WorkerCode:
+        try:
+            found = codes[tenant_id]
+        except KeyError:
+            raise _missing(f"there is no code for tenant {tenant_id!r}") from None
+        if isinstance(found, WorkerCode):
+            return found
+        return WorkerCode(main_module, dict(found), **more)
+
+    return load
+
+
+def from_folder(folder: str | Path, *, main_module: str = MAIN_MODULE, **more: Any) -> Load:
+    """The files below a folder, read again each time.
+
+    `{tenant}` in the path stands for the tenant's id; without it all tenants run the same code.
+    Files and folders that begin with a dot, caches, and links are left out.
+    """
+
+    async def load(tenant_id: str) -> WorkerCode:
+        root = Path(_filled(str(folder), tenant_id))
+        return await asyncio.to_thread(read_folder, root, main_module=main_module, **more)
+
+    return load
+
+
+def from_git(
+    repository: str | Path,
+    revision: str = "HEAD",
+    *,
+    folder: str = "",
+    main_module: str = MAIN_MODULE,
+    **more: Any,
+) -> Load:
+    """The files of a git repository on this machine, as they are at a revision.
+
+    `revision` is a commit, a tag or a branch, which is looked up each time: a tenant whose branch
+    has moved gets the new code. `repository` may be a folder inside one, and stands for that folder
+    alone; `folder` goes on from there. `{tenant}` in `revision` or `folder` stands for the tenant's
+    id. Nothing is checked out, and no file outside the repository is read; the program `git` has to
+    be installed.
+    """
+
+    async def load(tenant_id: str) -> WorkerCode:
+        return await read_revision(
+            repository,
+            _filled(revision, tenant_id),
+            folder=_filled(folder, tenant_id),
+            main_module=main_module,
+            **more,
+        )
+
+    return load
+
+
+def read_folder(folder: Path, *, main_module: str = MAIN_MODULE, **more: Any) -> WorkerCode:
+    """The files below a folder as code; CodeError when they cannot be read or are too many."""
+    modules: dict[str, str | bytes] = {}
+    size = 0
+    try:
+        if not folder.is_dir():
+            raise _missing(f"{folder} is no folder")
+        for path in _files(folder):
+            size += path.stat().st_size
+            _check_size(size, str(folder))
+            name = path.relative_to(folder).as_posix()
+            modules[name] = _content(name, path.read_bytes())
+    except OSError as error:
+        raise _missing(f"the code in {folder} cannot be read: {error}") from error
+    return WorkerCode(main_module, modules, **more)
+
+
+def _files(folder: Path) -> list[Path]:
+    found = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if _is_code(name)]
+        paths = (Path(where, name) for name in files if _is_code(name))
+        found += [path for path in paths if path.is_file() and not path.is_symlink()]
+    return sorted(found)
+
+
+def _is_code(name: str) -> bool:
+    return not name.startswith(".") and name != "__pycache__"
+
+
+async def read_revision(
+    repository: str | Path,
+    revision: str = "HEAD",
+    *,
+    folder: str = "",
+    main_module: str = MAIN_MODULE,
+    **more: Any,
+) -> WorkerCode:
+    """The files of a git repository at a revision as code; CodeError when they cannot be read."""
+    commit = await _commit(repository, revision)
+    prefix = (await _git(repository, "rev-parse", "--show-prefix")).decode().rstrip("\n")
+    tree = f"{commit}:{prefix}{_inside(folder)}"
+    modules: dict[str, str | bytes] = {}
+    entries = _entries(await _git(repository, "ls-tree", "-r", "-z", "--long", "--full-tree", tree))
+    _check_size(sum(size for _, _, size in entries), f"{tree[:12]}…")
+    wanted = "".join(f"{name}\n" for _, name, _ in entries).encode()
+    data = await _git(repository, "cat-file", "--batch", given=wanted) if entries else b""
+    for path, _, size in entries:
+        begin = data.index(b"\n") + 1
+        modules[path] = _content(path, data[begin : begin + size])
+        data = data[begin + size + 1 :]
+    return WorkerCode(main_module, modules, **more)
+
+
+async def _commit(repository: str | Path, revision: str) -> str:
+    # "--end-of-options" says it too; a revision is never worth finding out what else git takes.
+    if not revision or revision.startswith("-") or not revision.isprintable():
+        raise _missing(f"{revision!r} is no revision: name a commit, a tag or a branch")
+    options = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    try:
+        return (await _git(repository, *options)).decode().strip()
+    except CodeError as error:
+        raise _missing(f"{repository} has no revision {revision!r}: {error.message}") from None
+
+
+def _inside(folder: str) -> str:
+    path = PurePosixPath(folder)
+    if path.is_absolute() or ".." in path.parts:
+        raise _missing(f"{folder!r} is no folder of a repository")
+    return "" if str(path) == "." else str(path)
+
+
+def _entries(listing: bytes) -> list[tuple[str, str, int]]:
+    """(path, object, size) of the plain files: no links, no other repositories, nothing hidden."""
+    found = []
+    for entry in listing.split(b"\0")[:-1]:
+        parts = _ENTRY.fullmatch(entry)
+        if parts is None:
+            raise _missing(f"git lists what is no file: {entry[:80]!r}")
+        mode, kind, name, size, path = parts.groups()
+        text = path.decode("utf-8", "replace")
+        if kind == b"blob" and mode != b"120000" and all(map(_is_code, text.split("/"))):
+            found.append((text, name.decode(), int(size)))
+    return found
+
+
+async def _git(repository: str | Path, *arguments: str, given: bytes = b"") -> bytes:
+    """What git prints; CodeError when it fails. No shell, no prompts, no hooks, no network."""
+    if str(repository).startswith("-"):
+        raise _missing(f"{str(repository)!r} is no path of a repository")
+    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1"}
+    strays = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"}
+    environment = {name: value for name, value in os.environ.items() if name not in strays}
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "git",
+            "-C",
+            str(repository),
+            *arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment | quiet,
+        )
+    except OSError as error:
+        raise _missing(f"git cannot be started: {error}") from error
+    try:
+        async with asyncio.timeout(_GIT_SECONDS_MAX):
+            out, complaint = await process.communicate(given)
+    except TimeoutError:
+        raise _missing(f"git {arguments[0]} took longer than {_GIT_SECONDS_MAX:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        reason = complaint.decode("utf-8", "replace").strip() or "nothing found"
+        raise _missing(f"git {arguments[0]} in {repository}: {reason[:500]}")
+    return out
+
+
+def _content(path: str, data: bytes) -> str | bytes:
+    if path.endswith(_TEXT):
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return data
+    return data
+
+
+def _check_size(size: int, what: str) -> None:
+    if size > MODULES_BYTES_MAX:
+        raise CodeError(
+            f"the files of {what} have {size:,} bytes, more than {MODULES_BYTES_MAX:,}",
+            code="code.invalid",
+        )
+
+
+def _filled(template: str, tenant_id: str) -> str:
+    """The path with the tenant's id in it; an id that could lead elsewhere is refused."""
+    if "{tenant}" not in template:
+        return template
+    if tenant_id in ("", ".", "..") or "/" in tenant_id or "\\" in tenant_id or "\0" in tenant_id:
+        raise _missing(f"the id of tenant {tenant_id!r} cannot be part of a path")
+    return template.replace("{tenant}", tenant_id)
+
+
+def _missing(message: str) -> CodeError:
+    return CodeError(message, code="code.load_failed")

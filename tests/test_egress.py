@@ -1,0 +1,262 @@
+"""The ready-made gateway lets requests through to named hosts, and to nothing else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import cloudpickle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dynamic_workflows as dw
+from dynamic_workflows import testing
+
+SECRET = "Bearer s3cr3t"
+TENANT = """
+from dynamic_workflows import WorkerEntrypoint, WorkflowEntrypoint, fetch
+
+class Default(WorkerEntrypoint):
+    async def go(self, url, method="GET", headers=None, body=None):
+        response = await fetch(url, method=method, headers=headers, body=body)
+        return [response.status, dict(response.headers), await response.text()]
+
+    async def caught(self, url):
+        try:
+            await fetch(url)
+        except Exception as error:
+            return [type(error).__name__, str(error)]
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        return await step.do("ask", lambda: self.ask(event.payload["url"]))
+
+    async def ask(self, url):
+        return await (await fetch(url)).json()
+"""
+
+
+class Upstream(BaseHTTPRequestHandler):
+    """Answers with what it was asked, and keeps it."""
+
+    protocol_version = "HTTP/1.1"
+    seen: list[dict[str, Any]]
+
+    def _answer(self) -> None:
+        size = int(self.headers.get("content-length") or 0)
+        body = self.rfile.read(size)
+        self.seen.append(
+            {"line": self.requestline, "headers": dict(self.headers.items()), "body": body}
+        )
+        status = 302 if self.path == "/moved" else 200
+        answer = b"x" * int(self.path[6:]) if self.path.startswith("/size/") else b'{"ok": true}'
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        if status == 302:
+            self.send_header("Location", "http://elsewhere.example/")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_POST = do_DELETE = _answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Server:
+    """A server on this machine, and what it was asked."""
+
+    def __init__(self, port: int, seen: list[dict[str, Any]]) -> None:
+        self.host = f"http://localhost:{port}"
+        self.port = port
+        self.seen = seen
+
+
+@contextmanager
+def upstream() -> Iterator[Server]:
+    handler = type("Handler", (Upstream,), {"seen": []})
+    server = ThreadingHTTPServer(("localhost", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield Server(server.server_address[1], handler.seen)  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def code(gateway: dw.Service | None) -> dw.WorkerCode:
+    return dw.WorkerCode("index.py", {"index.py": TENANT}, global_outbound=gateway)
+
+
+@asynccontextmanager
+async def tenant(gateway: dw.Service | None) -> AsyncIterator[dw.Tenant]:
+    async with testing.connect(load=lambda tenant_id: code(gateway)) as platform:
+        yield platform.tenant("acme")
+
+
+async def test_a_named_host_is_reached_with_headers_that_the_tenant_never_sees() -> None:
+    with upstream() as server:
+        gateway = dw.AllowList(server.host, headers={server.host: {"Authorization": SECRET}})
+        async with tenant(gateway) as acme:
+            stub = acme.entrypoint()
+            status, headers, text = await stub.go(
+                f"{server.host}/v1?q=1",
+                "POST",
+                {"authorization": "mine", "x-mine": "yes", "Host": "evil", "Connection": "close"},
+                {"a": 1},
+            )
+            assert (status, text) == (200, '{"ok": true}')
+            assert SECRET not in str(headers)
+    [asked] = server.seen
+    assert asked["line"] == "POST /v1?q=1 HTTP/1.1"
+    assert asked["body"] == b'{"a":1}'
+    told = {name.lower(): value for name, value in asked["headers"].items()}
+    assert told["authorization"] == SECRET
+    assert told["x-mine"] == "yes"
+    assert told["host"] == f"localhost:{server.port}"
+    assert "connection" not in told
+
+
+async def test_a_step_asks_through_the_gateway() -> None:
+    with upstream() as server:
+        async with tenant(dw.AllowList(server.host)) as acme:
+            instance = await acme.workflows.create(params={"url": f"{server.host}/"})
+            assert await instance.result() == {"ok": True}
+
+
+@pytest.mark.behaviour(341)
+async def test_without_a_gateway_there_is_no_network() -> None:
+    async with tenant(None) as acme:
+        name, text = await acme.entrypoint().caught("https://api.example.com/")
+        assert name == "EgressDeniedError"
+        assert "global_outbound" in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.example.com.evil.test/",
+        "https://evil.test/#https://api.example.com/",
+        "https://api.example.com@evil.test/",
+        "https://evil.test\\@api.example.com/",
+        "https://user:word@api.example.com/",
+        "http://api.example.com/",
+        "https://api.example.com:444/",
+        "https://example.org/",
+        "https://xexample.org/",
+        "https://api.example.com/\r\nHost: evil",
+        "https://ap\u0456.example.com/",
+        "file:///etc/passwd",
+        "//api.example.com/",
+        "https:///",
+        "https://[::1/",
+        "https://api.example.com:99999/",
+        "",
+    ],
+)
+async def test_whatever_is_not_named_is_denied_with_the_reason(url: str) -> None:
+    gateway = dw.AllowList("api.example.com", "*.example.org")
+    with pytest.raises(dw.EgressDeniedError) as caught:
+        await gateway.fetch(dw.Request("GET", url))
+    assert len(str(caught.value)) > 20
+
+
+async def test_the_denial_reaches_the_tenant_and_names_what_it_may_reach() -> None:
+    async with tenant(dw.AllowList("api.example.com")) as acme:
+        name, text = await acme.entrypoint().caught("https://evil.test/secret?key=1")
+        assert name == "EgressDeniedError"
+        assert "https://evil.test is not among" in text
+        assert "https://api.example.com" in text
+
+
+async def test_methods_that_are_not_allowed_are_denied() -> None:
+    with upstream() as server:
+        gateway = dw.AllowList(server.host, methods=["get"])
+        answer = await gateway.fetch(dw.Request("GET", server.host))
+        assert answer.status == 200
+        with pytest.raises(dw.EgressDeniedError, match="DELETE"):
+            await gateway.fetch(dw.Request("DELETE", server.host))
+    assert len(server.seen) == 1
+
+
+async def test_a_redirect_is_an_answer_and_is_not_followed() -> None:
+    with upstream() as server:
+        answer = await dw.AllowList(server.host).fetch(dw.Request("GET", f"{server.host}/moved"))
+    assert answer.status == 302
+    assert answer.headers["location"] == "http://elsewhere.example/"
+
+
+async def test_answers_and_requests_have_a_size() -> None:
+    with upstream() as server:
+        gateway = dw.AllowList(server.host, body_bytes_max=100)
+        fits = await gateway.fetch(dw.Request("GET", f"{server.host}/size/100"))
+        assert len(await fits.body()) == 100
+        with pytest.raises(dw.EgressDeniedError, match="answer"):
+            await gateway.fetch(dw.Request("GET", f"{server.host}/size/101"))
+        with pytest.raises(dw.EgressDeniedError, match="request"):
+            await gateway.fetch(dw.Request("POST", server.host, body=b"x" * 101))
+
+
+async def test_a_wildcard_reaches_no_private_address() -> None:
+    with upstream() as server:
+        gateway = dw.AllowList(f"http://*.localhost:{server.port}")
+        # The name resolves to this machine, or not at all: both are no way in.
+        with pytest.raises((dw.EgressDeniedError, ConnectionError)):
+            await gateway.fetch(dw.Request("GET", f"http://a.localhost:{server.port}/"))
+        metadata = dw.AllowList("http://*.0.0.1:80")
+        with pytest.raises(dw.EgressDeniedError, match="private"):
+            await metadata.fetch(dw.Request("GET", "http://127.0.0.1/"))
+    assert server.seen == []
+
+
+async def test_a_host_that_does_not_answer_is_a_connection_error() -> None:
+    with upstream() as server:
+        host = server.host
+    with pytest.raises(ConnectionError, match="cannot be asked"):
+        await dw.AllowList(host).fetch(dw.Request("GET", host))
+
+
+async def test_it_travels_and_shows_no_secret() -> None:
+    with upstream() as server:
+        gateway = dw.AllowList(server.host, headers={server.host: {"x-key": SECRET}})
+        await gateway.fetch(dw.Request("GET", server.host))
+        travelled = cloudpickle.loads(cloudpickle.dumps(gateway))
+        await travelled.fetch(dw.Request("GET", server.host))
+        assert SECRET not in repr(travelled)
+    assert [asked["headers"]["x-key"] for asked in server.seen] == [SECRET, SECRET]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "a b", "*", "a.*.b", "*.*.a", "https://a/path", "ftp://a", "a:port", "http://", "ü.de"],
+)
+def test_a_host_that_is_none_is_refused_at_once(host: str) -> None:
+    with pytest.raises(ValueError, match="is no host|stands at the beginning|has a path"):
+        dw.AllowList(host)
+
+
+def test_headers_are_for_allowed_hosts_and_hold_no_line_break() -> None:
+    with pytest.raises(ValueError, match="not allowed"):
+        dw.AllowList("a.example", headers={"b.example": {"x": "y"}})
+    with pytest.raises(ValueError, match="line break"):
+        dw.AllowList("a.example", headers={"a.example": {"x": "y\r\nz: 1"}})
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_no_url_leads_to_a_host_that_was_not_named(before: str, after: str) -> None:
+    gateway = dw.AllowList("api.example.com")
+    try:
+        url, place, _ = gateway._allowed(
+            dw.Request("GET", f"https://{before}api.example.com{after}")
+        )
+    except dw.EgressDeniedError:
+        return
+    assert (place.host, place.port, url.scheme) == ("api.example.com", 443, "https")

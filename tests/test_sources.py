@@ -1,0 +1,160 @@
+"""Code comes from folders, git revisions and mappings, and from nothing beside them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit_tenants import load as kit_load
+
+import dynamic_workflows as dw
+from dynamic_workflows import cli, testing
+from dynamic_workflows.loaders.sources import read_revision
+
+CODE = """
+from dynamic_workflows import WorkflowEntrypoint
+from words import WORD
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        return WORD
+"""
+
+
+def write(folder: Path, word: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.py").write_text(CODE)
+    (folder / "words.py").write_text(f"WORD = {word!r}\n")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    environment = dict(os.environ) | {
+        "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b", "GIT_CONFIG_GLOBAL": os.devnull,
+    }  # fmt: skip
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def commit(folder: Path, word: str) -> str:
+    write(folder, word)
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", word)
+    return git(folder, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    return folder
+
+
+async def word(load: Any, tenant_id: str = "acme") -> Any:
+    async with testing.connect(load=load) as platform:
+        return await (await platform.tenant(tenant_id).workflows.create()).result()
+
+
+async def test_a_folder_is_the_code_of_every_tenant(tmp_path: Path) -> None:
+    folder = write(tmp_path / "code", "from a folder")
+    (folder / "data").mkdir()
+    (folder / "data" / "a.bin").write_bytes(b"\xff\x00")
+    (folder / ".secret").write_text("never")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "x.pyc").write_bytes(b"x")
+    (folder / "passwd.txt").symlink_to("/etc/passwd")
+    load = dw.from_folder(folder, limits={"steps": 7})
+    assert await word(load) == "from a folder"
+    code = await load("acme")
+    assert sorted(code.modules) == ["data/a.bin", "index.py", "words.py"]
+    assert code.modules["data/a.bin"] == b"\xff\x00"
+    assert code.limits == {"steps": 7}
+
+
+async def test_each_tenant_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "acme", "of acme")
+    write(tmp_path / "brown", "of brown")
+    load = dw.from_folder(tmp_path / "{tenant}")
+    assert [await word(load, name) for name in ("acme", "brown")] == ["of acme", "of brown"]
+    for odd in ("..", ".", "../acme", "acme/../brown"):
+        with pytest.raises(dw.CodeError, match="path"):
+            await load(odd)
+    with pytest.raises(dw.CodeError) as caught:
+        await load("nobody")
+    assert caught.value.code == "code.load_failed"
+
+
+async def test_a_git_revision_is_read_without_checking_it_out(repository: Path) -> None:
+    first = commit(repository, "one")
+    git(repository, "tag", "v1")
+    second = commit(repository, "two")
+    (repository / "words.py").write_text("WORD = 'not committed'\n")
+    assert await word(dw.from_git(repository, first)) == "one"
+    assert await word(dw.from_git(repository, "v1")) == "one"
+    assert await word(dw.from_git(repository, second[:10])) == "two"
+    assert await word(dw.from_git(repository)) == "two"
+    load = dw.from_git(repository, "main")
+    assert await word(load) == "two"
+    commit(repository, "three")
+    assert await word(load) == "three"
+
+
+async def test_a_folder_of_a_repository_is_code_too(repository: Path) -> None:
+    write(repository / "tenants" / "acme", "of acme")
+    write(repository / "tenants" / "brown", "of brown")
+    (repository / "link.py").symlink_to("/etc/passwd")
+    (repository / "data.bin").write_bytes(b"\x00\nabc\n")
+    commit(repository, "root")
+    load = dw.from_git(repository, folder="tenants/{tenant}")
+    assert [await word(load, name) for name in ("acme", "brown")] == ["of acme", "of brown"]
+    assert await word(dw.from_git(repository / "tenants" / "acme")) == "of acme"
+    whole = await read_revision(repository)
+    assert "link.py" not in whole.modules
+    assert whole.modules["data.bin"] == b"\x00\nabc\n"
+    assert whole.modules["tenants/acme/index.py"] == CODE
+    for odd in ("../..", "/etc"):
+        with pytest.raises(dw.CodeError, match="no folder"):
+            await read_revision(repository, folder=odd)
+
+
+@pytest.mark.parametrize(
+    "revision", ["", "-h", "--output=/tmp/x", "-", "HEAD\n--all", "nowhere", "HEAD:index.py", "a b"]
+)
+async def test_what_is_no_revision_is_refused(repository: Path, revision: str) -> None:
+    commit(repository, "one")
+    with pytest.raises(dw.CodeError) as caught:
+        await read_revision(repository, revision)
+    assert caught.value.code == "code.load_failed"
+
+
+async def test_a_repository_that_is_none_is_refused(tmp_path: Path) -> None:
+    for odd in (tmp_path, tmp_path / "nowhere", "--help"):
+        with pytest.raises(dw.CodeError) as caught:
+            await read_revision(odd)
+        assert caught.value.code == "code.load_failed"
+
+
+async def test_a_mapping_is_asked_each_time() -> None:
+    codes: dict[str, Any] = {"acme": {"index.py": CODE, "words.py": "WORD = 1"}}
+    load = dw.from_mapping(codes)
+    assert await word(load) == 1
+    codes["acme"] = await kit_load("order")
+    assert await load("acme") is codes["acme"]
+    with pytest.raises(dw.CodeError, match="nobody"):
+        await load("nobody")
+
+
+def test_the_command_line_reads_a_revision(repository: Path) -> None:
+    commit(repository, "one")
+    commit(repository, "two")
+    code = cli._code_in(repository, "index.py", "HEAD~1")
+    assert code.modules["words.py"] == "WORD = 'one'\n"
+    assert cli._code_in(repository, "index.py", None).modules["words.py"] == "WORD = 'two'\n"
