@@ -7,6 +7,7 @@ cut off as well. Nothing in the jail can be written but the private `/tmp` that 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -15,7 +16,7 @@ from . import kernel
 from .readable import Readable
 
 TMP = "/scratch/tmp"
-"""Where the private directory is mounted; `/tmp` leads to it."""
+"""Where the private directory is mounted; `/tmp` leads to it, and TMPDIR names it."""
 TMP_RULE = "/scratch"
 """The directory above it, for rules that are made before it is mounted."""
 
@@ -43,7 +44,8 @@ def enter(readable: Readable) -> None:
         else:
             _bind(path)
     os.makedirs(TMP)
-    os.symlink(TMP, "/tmp")
+    with contextlib.suppress(FileExistsError):  # where something readable lies below /tmp
+        os.symlink(TMP, "/tmp")
     kernel.umount(_OLD, _MNT_DETACH)
     os.rmdir(_OLD)
     for path in ("/", *hidden):

@@ -61,6 +61,7 @@ class ProcessIsolates:
         self._isolates: set[ProcessIsolate] = set()
         self._blanks: deque[ProcessIsolate] = deque()
         self._blank_limits = limits or Limits()
+        self._last_limits = self._blank_limits
         self._refill: asyncio.Task[None] | None = None
         self._refill_timer: asyncio.TimerHandle | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
@@ -101,11 +102,15 @@ class ProcessIsolates:
         return isolate
 
     def _take_blank(self, limits: Limits) -> ProcessIsolate | None:
+        last, self._last_limits = self._last_limits, limits
         if limits != self._blank_limits:
-            self._blank_limits = limits
-            for blank in self._blanks:
-                blank.kill(_CLOSED)
-            self._blanks.clear()
+            # Asked for twice: the blank ones had better be of this kind.
+            if limits == last:
+                self._blank_limits = limits
+                for blank in self._blanks:
+                    blank.kill(_CLOSED)
+                self._blanks.clear()
+            return None
         while self._blanks:
             blank = self._blanks.popleft()
             if not blank.has_ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import select
 import signal
@@ -24,6 +25,8 @@ from .spawner import Child, Spawner
 from .watchdog import Sample, Watchdog
 from .wire import FROM_GUEST, Frame, ProtocolViolation
 from .zygote import Exited, Spawn
+
+_log = logging.getLogger("dynamic_workflows.isolates")
 
 # Of replies that the guest has not read: above, we stop reading what it says.
 _UNSENT_BYTES_PAUSE = 1 << 20
@@ -157,8 +160,18 @@ class ProcessIsolate:
             return
         if CALL_KIND in kinds and not self._count(frames):
             return
-        if frames and self._on_frames is not None:
+        if frames:
+            self._deliver(frames)
+
+    def _deliver(self, frames: list[Frame]) -> None:
+        if self._on_frames is None:
+            return
+        try:
             self._on_frames(frames)
+        except Exception:
+            # These messages are lost, so what follows them makes no sense: better a fresh start.
+            _log.exception("the supervisor failed on messages of isolate %s", self.pid)
+            self.kill(Exit("its supervisor failed on a message", is_tenants_own=False))
 
     def _greet(self, frames: list[Frame]) -> list[Frame]:
         kind, _, body = frames[0]
@@ -208,8 +221,7 @@ class ProcessIsolate:
         self.kill(Exit(f"broken protocol: {what}", is_tenants_own=True, kind="protocol"))
 
     def _deliver_log(self, frame: Frame) -> None:
-        if self._on_frames is not None:
-            self._on_frames([(frame[0], self.life, frame[2])])
+        self._deliver([(frame[0], self.life, frame[2])])
 
     # --- watching and ending --------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,8 +17,21 @@ from isolates import CLOSED, ECHO, ECHOED, LOG, RESULT, TESTS, Talk, isolates, s
 from dynamic_workflows.eventlog.errors import PlatformClosed, SandboxUnavailable
 from dynamic_workflows.loaders.inside import CALL_KIND, REPLY_KIND
 from dynamic_workflows.loaders.isolate import Exit, Isolation, Limits
+from dynamic_workflows.loaders.process import ProcessIsolates
 from dynamic_workflows.loaders.walls import WallsPlan
-from dynamic_workflows.loaders.wire import Call, Log, Reply, pack
+from dynamic_workflows.loaders.wire import (
+    Call,
+    Go,
+    Load,
+    Log,
+    Module,
+    Reply,
+    Run,
+    pack,
+    unpack_from_guest,
+)
+
+LOADED, STEP, END = 16, 17, 22
 
 
 def is_alive(pid: int) -> bool:
@@ -414,3 +428,67 @@ async def test_threads_are_the_deployments_choice() -> None:
         talk = await start(made)
         assert (await talk.run(source))[0] == "ok"
         assert (await talk.run("import os; os.fork()"))[0] == "PermissionError"
+
+
+async def test_blank_isolates_follow_the_limits_that_are_asked_for() -> None:
+    small = Limits(memory_mb=64)
+    async with isolates(Isolation(warm=1)) as made:
+        for _ in range(2):
+            await (await start(made, small)).close()
+        async with asyncio.timeout(60):
+            while made.counts["started_warm"] == 0:
+                talk = await start(made, small)
+                assert (await talk.run("x = bytearray(100 << 20)"))[0] == "MemoryError"
+                await talk.close()
+
+
+async def test_a_failing_supervisor_gives_the_isolate_up_as_its_own_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(frames: object) -> None:
+        raise ZeroDivisionError
+
+    async with isolates() as made:
+        talk = Talk()
+        talk.isolate = await made.start(limits=Limits(), on_frames=fail, on_exit=talk.on_exit)
+        talk.tell("result = 1")
+        exit = await talk.end()
+    assert exit.reason == "its supervisor failed on a message"
+    assert not exit.is_tenants_own
+    assert "ZeroDivisionError" in caplog.text
+
+
+CODE = b"""
+import sys
+from dynamic_workflows import WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        print("begun")
+        one = await step.do("one", lambda: 1)
+        heavy = {"ray", "pyarrow", "duckdb", "obstore"} & set(sys.modules)
+        return {"one": one, "heavy": sorted(heavy)}
+"""
+
+
+@pytest.mark.parametrize("warm", [0, 1])
+async def test_the_real_guest_runs_a_workflow_behind_the_walls(warm: int) -> None:
+    made = ProcessIsolates(Isolation(warm=warm))
+    try:
+        if warm:
+            async with asyncio.timeout(60):
+                while not made._blanks:  # noqa: ASYNC110 - the pool fills in the background
+                    await asyncio.sleep(0.005)
+        talk = await start(made)
+        assert made.counts["started_warm"] == warm
+        load = Load("index.py", [Module("index.py", "py", CODE)], [])
+        talk.isolate.send([pack(load), pack(Run("TenantWorkflow", "i", b"null", 0, []), life=5)])
+        loaded: Any = unpack_from_guest(LOADED, await talk.hear(LOADED))
+        assert [export.name for export in loaded.exports] == ["TenantWorkflow"]
+        step: Any = unpack_from_guest(STEP, await talk.hear(STEP))
+        talk.isolate.send([pack(Go(step.token, 1), life=5)])
+        end: Any = unpack_from_guest(END, await talk.hear(END))
+        assert end.value == b'{"one":1,"heavy":[]}'
+        assert talk.isolate.life == 5
+    finally:
+        await made.close()
