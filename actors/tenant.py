@@ -36,6 +36,7 @@ from .guest_calls import GuestCalls
 from .hosts import Host, Hosts
 from .pump import Batch, Pump, whole
 from .streams import Feeds, Waiters
+from .tails import Tails
 from .tenant_calls import TenantCalls, not_found
 
 _STARTS_A_TURN_MAX = 512
@@ -133,6 +134,7 @@ class Tenant(TenantCalls):
         self._hosts = Hosts(isolates, codes, config, clock=clock, listener=self)
         self._codes = CodeCache(tenant_id, codes, self._hosts, clock)
         self._guest_calls = GuestCalls(self, codes)
+        self._tails = Tails(tenant_id, clock)
         self._pump = Pump(
             log, ids, before=self._start_runnable, landed=self._landed, failed=self._fail
         )
@@ -151,6 +153,7 @@ class Tenant(TenantCalls):
         self._retry_us: int | None = None
         self._sweep: TimerHandle | None = None
         self._landings = 0
+        self._upkeep: asyncio.Task[None] | None = None
         self._upkeep_until_us = 0
         self._erase_us: int | None = None
         self._workflows: dict[str, None] = {}
@@ -188,8 +191,11 @@ class Tenant(TenantCalls):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._upkeep is not None:
+            await self._upkeep  # a seal that is under way is better finished than cut off
         await self._pump.close()
         await self._hosts.close()
+        await self._tails.close()
         self._results.wake_all()
         self._feeds.waiters.wake_all()
         await self._log.close(seal=seal and self.failed is None)
@@ -203,8 +209,10 @@ class Tenant(TenantCalls):
             and self._pump.is_idle
             and not self._calls
             and not self._tasks
+            and (self._upkeep is None or self._upkeep.done())
             and not self._loads
             and not self._lives
+            and self._tails.is_idle
             and next(iter(self.core.runnable()), None) is None
             and all(host.is_unused() or host.error is not None for host in self._hosts)
         )
@@ -274,7 +282,7 @@ class Tenant(TenantCalls):
 
     def on_log(self, host: Host, life: int, log: wire.Log) -> None:
         """The guest printed."""
-        self._guest_calls.log(host, life, log)
+        self._tails.log(host, self.core.key_of(life), log)
 
     def on_ready(self, host: Host) -> None:
         """The code of a host is loaded, or is not to be had for now."""
@@ -296,7 +304,9 @@ class Tenant(TenantCalls):
             return
         lives = [life for life in lives if self._lives.pop(life, None) is not None]
         if exit.kind != "closed":
-            _logger.warning("tenant %r: an isolate ended: %s", self.tenant_id, exit.reason)
+            # The core alone says whose fault it was; this is where it most likely happened.
+            step, attempt = self.core.at_work(exit.life)
+            self._tails.ended(host, self.core.key_of(exit.life), exit, step, attempt)
         if lives:
             decision = self.core.lives_lost(
                 lives,
@@ -545,7 +555,8 @@ class Tenant(TenantCalls):
         self._feeds.sweep(now_us)
         if self._is_closed or self.failed is not None:
             return
-        self._spawn(self._maintain())
+        if self._upkeep is None or self._upkeep.done():
+            self._upkeep = asyncio.ensure_future(self._maintain())
         self._audit(now_us)
         if now_us < self._upkeep_until_us:
             self._sweep_later()
