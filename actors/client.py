@@ -6,7 +6,8 @@ over later, to the one long poll that a client keeps open however many results i
 
 Whatever happens to actors, a call goes on until it has an outcome: it is sent again to wherever the
 tenant lives now, for `timeout_s` without any sign of life, then it fails with `Unavailable`. A
-create carries a token, so sending it twice creates once; the other operations are safe to repeat.
+create carries a token, so sending it twice creates once; a delete or a terminate that was done
+before its reply was lost counts as done. An event or a restart whose reply was lost may come twice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
-from ..eventlog.errors import PlatformClosed, Unavailable
+from ..eventlog.errors import InstanceError, PlatformClosed, Unavailable
 from .peers import Lost, Peer
 from .slot import LONG_OPS, Moved
 
@@ -33,12 +34,13 @@ _MOVED_BACK_OFF_S = (0.05, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class _Call:
-    __slots__ = ("args", "future", "number", "op")
+    __slots__ = ("args", "future", "number", "op", "tries")
 
     def __init__(self, number: int, op: str, args: dict[str, Any]) -> None:
         self.number = number
         self.op = op
         self.args = args
+        self.tries = 0
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
@@ -86,10 +88,23 @@ class TenantClient:
             asyncio.get_running_loop().call_soon(self._flush)
         try:
             return await call.future
+        except InstanceError as error:
+            # The first try may have been carried out, and only its reply lost.
+            if call.tries > 1 and await self._was_done(op, args, error):
+                return None
+            raise
         finally:
             if self._pending.pop(call.number, None) is not None:
                 self._forgotten.append(call.number)
                 self._handed.discard(call.number)
+
+    async def _was_done(self, op: str, args: dict[str, Any], error: InstanceError) -> bool:
+        if op == "delete":
+            return error.code == "instance.not_found"
+        if op == "terminate" and error.code == "instance.cannot_terminate":
+            which = {name: args[name] for name in ("workflow", "id")}
+            return bool((await self.call("status", which)).status == "terminated")
+        return False
 
     def close(self) -> None:
         """Fail what has no outcome yet with PlatformClosed; later calls too."""
@@ -139,6 +154,8 @@ class TenantClient:
         """One message and its answers; a lost one ends the session."""
         forgotten, self._forgotten = self._forgotten, []
         calls = [(call.number, call.op, call.args) for call in batch]
+        for call in batch:
+            call.tries += 1
         try:
             answers = await peer.call(
                 "exchange",

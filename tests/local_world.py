@@ -13,6 +13,7 @@ from dynamic_workflows.actors.timer import Timer
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import (
     Corrupt,
+    InstanceError,
     InvalidError,
     PlatformClosed,
     Unavailable,
@@ -59,6 +60,10 @@ class Till:
             if self.is_closed:
                 raise PlatformClosed("closed")
             return args.get("number")
+        if op == "delete":
+            if book.pop(args["token"], None) is None:
+                raise InstanceError(f"there is no {args['token']}")
+            return None
         if op == "slow":
             await self.bell.wait()
             return "at last"

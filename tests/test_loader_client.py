@@ -6,12 +6,18 @@ import asyncio
 from typing import Any
 
 import pytest
-from local_world import World, until
+from local_world import LocalPeer, World, until
 
 from dynamic_workflows.actors import client as client_module
 from dynamic_workflows.actors.client import TenantClient
 from dynamic_workflows.actors.peers import Lost
-from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, PlatformClosed, Unavailable
+from dynamic_workflows.eventlog.errors import (
+    Corrupt,
+    InstanceError,
+    InvalidError,
+    PlatformClosed,
+    Unavailable,
+)
 
 
 def client_of(world: World, tenant_id: str = "acme", timeout_s: float = 30) -> TenantClient:
@@ -89,21 +95,37 @@ async def test_calls_go_on_through_the_death_of_the_tenants_process() -> None:
     await world.stop()
 
 
+def lose_next_reply(peer: LocalPeer) -> None:
+    """The next message arrives, and what is answered does not."""
+    honest = peer.call
+
+    async def call(op: str, *args: Any, timeout_s: float | None = None) -> Any:
+        peer.call = honest  # type: ignore[method-assign]
+        await honest(op, *args, timeout_s=timeout_s)
+        raise Lost("the reply was lost")
+
+    peer.call = call  # type: ignore[method-assign]
+
+
 async def test_a_call_whose_reply_was_lost_is_made_once() -> None:
     world = await World().start()
     client = client_of(world)
     await add(client, "before")
-    slot = world.slot_of("acme")
-    honest = slot.call
-
-    async def loses_its_reply(op: str, *args: Any, timeout_s: float | None = None) -> Any:
-        slot.call = honest  # type: ignore[method-assign]
-        await honest(op, *args, timeout_s=timeout_s)
-        raise Lost("the reply was lost")
-
-    slot.call = loses_its_reply  # type: ignore[method-assign]
+    lose_next_reply(world.slot_of("acme"))
     assert await add(client, "token", 5) == 6
     assert world.books["acme"] == {"before": 1, "token": 5}
+    await world.stop()
+
+
+async def test_a_delete_whose_reply_was_lost_has_succeeded() -> None:
+    world = await World().start()
+    client = client_of(world)
+    await add(client, "token")
+    lose_next_reply(world.slot_of("acme"))
+    await client.call("delete", {"token": "token"})
+    assert world.books["acme"] == {}
+    with pytest.raises(InstanceError):
+        await client.call("delete", {"token": "token"})
     await world.stop()
 
 
