@@ -1,9 +1,10 @@
 """Appending to a log: rows a second with 1, 10, 100 and 1,000 appenders, and how long one waits.
 
-An append is one row with a payload of 40 bytes, durable: written and synced before the appender goes
-on. The disk's own speed is measured beside it, in the same minutes: fdatasync of 4 KiB appended to a
-file (what a program without a log would do), and of one block's bytes into reserved space (what the
-log itself does). Also: opening a log with a million rows in its tail, and appends while it seals.
+An append is one row with a payload of 40 bytes, durable: written and synced before the appender
+goes on. The disk's own speed is measured beside it, in the same minutes: fdatasync of 4 KiB
+appended to a file (what a program without a log would do), and of one block's bytes into reserved
+space (what the log itself does). Also: opening a log with a million rows in its tail, and appends
+while it seals.
 """
 
 from __future__ import annotations

@@ -108,9 +108,7 @@ class Tail:
             self._indexed = position + 1
 
     def histories(self, keys: set[tuple[str, str]]) -> dict[tuple[str, str], list[Row]]:
-        """The unfolded rows of some instances, by (workflow, instance). May read the disk.
-
-        """
+        """The unfolded rows of some instances, by (workflow, instance). May read the disk."""
         # Blocks that were appended since the caller looked are indexed here: there are few.
         while self.wants_index():
             self.index_some()
