@@ -105,6 +105,18 @@ class TenantCore(Schedules):
         """Run this code from the next lifetime on; the row of its start says so."""
         self._find(key).code_hash = code_hash
 
+    def key_of(self, life: int) -> Key | None:
+        """The instance that a lifetime is of, while it lasts."""
+        lifetime = self._lives.get(life)
+        return None if lifetime is None else lifetime.summary.key
+
+    def at_work(self, life: int) -> tuple[str | None, int]:
+        """The step and attempt that a lifetime is at, or (None, 0) where that is not one alone."""
+        lifetime = self._lives.get(life)
+        instance = None if lifetime is None else lifetime.summary.instance
+        steps = [] if instance is None else [s for s in instance.open.values() if s.in_flight]
+        return (steps[0].name, steps[0].attempt) if len(steps) == 1 else (None, 0)
+
     def metadata(self, key: Key) -> bytes | None:
         """The dispatcher's metadata of a loaded instance."""
         return self._loaded(key)[1].metadata

@@ -225,6 +225,8 @@ class Attempts(Rests):
         exempt: bool,
     ) -> None:
         is_last = not exempt and step.lost_in_a_row >= self.config.lost_in_a_row_max
+        if own:
+            error = own_error(error.name, f'{error.message} in step "{step.name}"')
         if step.config.lost == "fail":
             self._give_up(d, summary, step, error, now_us, lost=not own)
         elif own:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
@@ -15,9 +13,6 @@ from ..loaders.calls import TENANT_OPS, pack_answer, unpack_args
 from .codes import CodeSource
 from .core import TenantCore
 from .hosts import Host
-
-_logger = logging.getLogger("dynamic_workflows.tenant")
-_TAIL_RECORDS_MAX = 10_000
 
 
 class Desk(Protocol):
@@ -36,13 +31,11 @@ class Desk(Protocol):
 
 
 class GuestCalls:
-    """Answers the calls of guests, and passes on what they print."""
+    """Answers the calls of guests."""
 
     def __init__(self, desk: Desk, codes: CodeSource) -> None:
         self._desk = desk
         self._codes = codes
-        self._records: dict[Host, list[dict[str, Any]]] = {}
-        self._tails: set[asyncio.Task[None]] = set()
         self.services_out = 0
         """Calls of services that have no answer yet."""
 
@@ -107,40 +100,6 @@ class GuestCalls:
             if tenant_id is not None and tenant_id != self._desk.tenant_id:
                 desk = self._codes.peer(tenant_id)
         return pack_answer(await desk.call(call.method, args))
-
-    # --- logs
-
-    def log(self, host: Host, life: int, log: wire.Log) -> None:
-        """Pass on a line that the guest printed."""
-        _logger.debug("tenant %r: %s: %s", self._desk.tenant_id, log.level, log.text)
-        if host.bundle is None or not host.bundle.tails:
-            return
-        record = {
-            "kind": "log",
-            "tenant_id": self._desk.tenant_id,
-            "code_hash": host.code_hash,
-            "level": log.level,
-            "text": log.text,
-            "step": log.step,
-            "attempt": log.attempt,
-            "dropped": log.dropped,
-        }
-        records = self._records.setdefault(host, [])
-        if len(records) < _TAIL_RECORDS_MAX:
-            records.append(record)
-        if len(records) == 1:
-            task = asyncio.ensure_future(self._tail(host))
-            self._tails.add(task)
-            task.add_done_callback(self._tails.discard)
-
-    async def _tail(self, host: Host) -> None:
-        await asyncio.sleep(0)  # what is printed in one turn travels together
-        records = self._records.pop(host)
-        assert host.services is not None
-        try:
-            await host.services.tail(records)
-        except Exception as error:  # a tail is an observer: its mistakes are its own
-            _logger.warning("tenant %r: a tail failed: %r", self._desk.tenant_id, error)
 
 
 def _tenant_of(metadata: bytes) -> str | None:

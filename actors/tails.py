@@ -1,0 +1,175 @@
+"""Tails: what tenant code prints, logs and dies of, on its way to the tails and the actor's log.
+
+A record is a dict: `kind` ("log", or "exit" for the end of an isolate), `tenant_id`, `workflow`,
+`instance_id` (both None outside instances), `step`, `attempt`, `code_hash`, `level`, `text`, `ts`,
+`dropped` (lines that were lost before this one). Nothing in it can steer a terminal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import Any
+
+from ..eventlog.clock import Clock, to_datetime
+from ..loaders import wire
+from ..loaders.isolate import Exit
+from .decisions import Key
+from .hosts import Host
+
+_logger = logging.getLogger("dynamic_workflows.tenant_code")
+_tail_logger = logging.getLogger("dynamic_workflows.tenant")
+
+# A guest of ours keeps to less by itself; these hold for one that was tampered with.
+LINES_PER_S = 2_000
+TEXT_CHARACTERS_MAX = 16_384
+_NAME_CHARACTERS_MAX = 256
+_WAITING_MAX = 10_000
+_CLOSE_S = 1.0
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+}
+# Joiners belong to scripts and emoji; line breaks and tabs are what logs are made of.
+_HARMLESS = frozenset("\n\t\u200c\u200d")
+
+
+class Tails:
+    """The records of one tenant."""
+
+    def __init__(self, tenant_id: str, clock: Clock) -> None:
+        self._tenant_id = tenant_id
+        self._clock = clock
+        self._queues: dict[Host, _Queue] = {}
+        self._room = float(LINES_PER_S)
+        self._filled_s = time.monotonic()
+        self._dropped = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every tail has what it is to get."""
+        return not self._queues
+
+    def log(self, host: Host, key: Key | None, log: wire.Log) -> None:
+        """The guest printed."""
+        dropped = max(0, log.dropped)
+        if not self._may_pass():
+            self._dropped += dropped + 1
+            return
+        dropped, self._dropped = dropped + self._dropped, 0
+        level = log.level if log.level in _LEVELS else "info"
+        step = None if log.step is None else plain(log.step, _NAME_CHARACTERS_MAX)
+        attempt = log.attempt if step is not None else 0
+        self._pass(host, key, "log", level, plain(log.text), step, attempt, dropped)
+
+    def ended(
+        self, host: Host, key: Key | None, exit: Exit, step: str | None, attempt: int
+    ) -> None:
+        """The isolate died of something; `step` is what most likely did it."""
+        level = "error" if exit.is_tenants_own else "warning"
+        where = "" if step is None else f' in step "{step}"'
+        text = plain(f"the isolate ended: {exit.reason}{where}")
+        dropped, self._dropped = self._dropped, 0
+        step = None if step is None else plain(step, _NAME_CHARACTERS_MAX)
+        self._pass(host, key, "exit", level, text, step, attempt, dropped)
+
+    def _may_pass(self) -> bool:
+        now_s = time.monotonic()
+        self._room = min(LINES_PER_S, self._room + (now_s - self._filled_s) * LINES_PER_S)
+        self._filled_s = now_s
+        if self._room < 1:
+            return False
+        self._room -= 1
+        return True
+
+    def _pass(
+        self,
+        host: Host,
+        key: Key | None,
+        kind: str,
+        level: str,
+        text: str,
+        step: str | None,
+        attempt: int,
+        dropped: int,
+    ) -> None:
+        workflow, instance_id = key or (None, None)
+        number = _LEVELS[level]
+        if _logger.isEnabledFor(number):
+            place = "/".join(str(part) for part in (workflow, instance_id, step) if part)
+            lost = f" ({dropped} lines dropped before)" if dropped else ""
+            _logger.log(number, "tenant %r %s:%s %s", self._tenant_id, place, lost, text)
+        if host.bundle is None or not host.bundle.tails:
+            return
+        record = {
+            "kind": kind,
+            "tenant_id": self._tenant_id,
+            "workflow": workflow,
+            "instance_id": instance_id,
+            "step": step,
+            "attempt": attempt,
+            "code_hash": host.code_hash,
+            "level": level,
+            "text": text,
+            "ts": to_datetime(self._clock.now_us()),
+            "dropped": dropped,
+        }
+        queue = self._queues.get(host)
+        if queue is None:
+            queue = self._queues[host] = _Queue(host, self._tenant_id)
+            queue.task.add_done_callback(lambda done: self._queues.pop(host, None))
+        queue.add(record)
+
+    async def close(self) -> None:
+        """Let the tails have what is on its way, for a moment."""
+        tasks = [queue.task for queue in self._queues.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSE_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Queue:
+    """What the tails of one isolate's code have not been given yet; one delivery at a time."""
+
+    def __init__(self, host: Host, tenant_id: str) -> None:
+        self._host = host
+        self._tenant_id = tenant_id
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._dropped = 0
+        self.task = asyncio.ensure_future(self._deliver())
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Queue a record; one too many is counted in the next that finds room."""
+        if len(self._waiting) >= _WAITING_MAX:
+            self._dropped += record["dropped"] + 1
+            return
+        record["dropped"] += self._dropped
+        self._dropped = 0
+        self._waiting.append(record)
+
+    async def _deliver(self) -> None:
+        await asyncio.sleep(0)  # what is printed in one turn travels together
+        assert self._host.services is not None
+        while self._waiting:
+            records = list(self._waiting)
+            self._waiting.clear()
+            try:
+                await self._host.services.tail(records)
+            except Exception as error:  # a tail is an observer: its mistakes are its own
+                _tail_logger.warning("tenant %r: a tail failed: %r", self._tenant_id, error)
+
+
+def plain(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
+    """Text of a tenant as a terminal may show it: what would steer it is written out (`\\x1b`)."""
+    if len(text) > characters_max:
+        text = text[: characters_max - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _HARMLESS else ascii(c)[1:-1] for c in text)
