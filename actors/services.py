@@ -54,13 +54,20 @@ class Services:
         return codec.encode(http.response_to_plain(answer))
 
     async def tail(self, records: list[dict[str, Any]]) -> None:
-        """Hand log records to every tail, one after the other."""
+        """Hand log records to every tail, one after the other; raises what the last failure was."""
+        failure: Exception | None = None
         for i in range(len(self._bundle.tails)):
             service = self._at(f"tail:{i}")
-            if service is not None:
-                answer = public_method(service, "tail")(records)
+            if service is None:
+                continue
+            try:
+                answer = public_method(service, "tail")([dict(record) for record in records])
                 if inspect.isawaitable(answer):
                     await answer
+            except Exception as error:  # the others get it all the same
+                failure = error
+        if failure is not None:
+            raise failure
 
 
 def public_method(service: Service, method: str) -> Any:

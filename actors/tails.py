@@ -122,8 +122,11 @@ class Tails:
         queue = self._queues.get(host)
         if queue is None:
             queue = self._queues[host] = _Queue(host, self._tenant_id)
-            queue.task.add_done_callback(lambda done: self._queues.pop(host, None))
+            queue.task.add_done_callback(lambda done: self._drained(host))
         queue.add(record)
+
+    def _drained(self, host: Host) -> None:
+        self._dropped += self._queues.pop(host).dropped
 
     async def close(self) -> None:
         """Let the tails have what is on its way, for a moment."""
@@ -142,16 +145,17 @@ class _Queue:
         self._host = host
         self._tenant_id = tenant_id
         self._waiting: deque[dict[str, Any]] = deque()
-        self._dropped = 0
+        self.dropped = 0
+        """Lines that found no room, and that no record has told of yet."""
         self.task = asyncio.ensure_future(self._deliver())
 
     def add(self, record: dict[str, Any]) -> None:
         """Queue a record; one too many is counted in the next that finds room."""
         if len(self._waiting) >= _WAITING_MAX:
-            self._dropped += record["dropped"] + 1
+            self.dropped += record["dropped"] + 1
             return
-        record["dropped"] += self._dropped
-        self._dropped = 0
+        record["dropped"] += self.dropped
+        self.dropped = 0
         self._waiting.append(record)
 
     async def _deliver(self) -> None:
@@ -163,7 +167,12 @@ class _Queue:
             try:
                 await self._host.services.tail(records)
             except Exception as error:  # a tail is an observer: its mistakes are its own
-                _tail_logger.warning("tenant %r: a tail failed: %r", self._tenant_id, error)
+                _tail_logger.warning(
+                    "tenant %r: a tail failed on %d records: %r",
+                    self._tenant_id,
+                    len(records),
+                    error,
+                )
 
 
 def plain(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:

@@ -1,0 +1,80 @@
+"""A tenant in this process whose code runs in real isolates, behind real walls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import dynamic_workflows as dw
+from dynamic_workflows.actors.codes import Codes
+from dynamic_workflows.actors.resident import isolates_of
+from dynamic_workflows.actors.tenant import Tenant, open_tenant
+from dynamic_workflows.eventlog.clock import SystemClock
+from dynamic_workflows.eventlog.ids import SystemIds
+from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.loaders.worker import EntrypointStub
+
+
+class RealTenant:
+    """One tenant, as a driver holds it."""
+
+    def __init__(self, shell: Tenant) -> None:
+        self.shell = shell
+        self.workflows = dw.WorkflowBinding(shell)
+
+    def entrypoint(self, name: str | None = None, **more: Any) -> EntrypointStub:
+        return EntrypointStub(self._invoke, name, **more)
+
+    async def _invoke(self, args: dict[str, Any]) -> bytes:
+        answer: bytes = await self.shell.call("invoke", args)
+        return answer
+
+
+@asynccontextmanager
+async def real_tenant(
+    code: dw.WorkerCode | dict[str, Any], **config: Any
+) -> AsyncIterator[RealTenant]:
+    """A tenant whose code is `code` (a WorkerCode, or modules)."""
+    if not isinstance(code, dw.WorkerCode):
+        code = dw.WorkerCode("index.py", code)
+    settings = dw.PlatformConfig(**({"warm_isolates": 0} | config))
+    store, clock = MemoryStore(), SystemClock()
+    codes = Codes(store, clock=clock, ttl_s=60, load=lambda tenant_id: code)
+    isolates = isolates_of(settings)
+    shell = await open_tenant(
+        "acme", store=store, isolates=isolates, codes=codes, clock=clock, ids=SystemIds(),
+        config=settings, has_maintenance=False,
+    )  # fmt: skip
+    try:
+        yield RealTenant(shell)
+    finally:
+        await shell.close(seal=False)
+        await isolates.close()
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """Wait until the condition holds; a minute is long enough for a busy machine."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+class Tail(dw.Service):
+    """Collects records, in this process."""
+
+    def __init__(self) -> None:
+        super().__init__(props=None)
+        self.records: list[dict[str, Any]] = []
+
+    async def tail(self, records: list[dict[str, Any]]) -> None:
+        self.records += records
+
+    def texts(self, **facts: Any) -> list[str]:
+        """The texts of the records with these facts."""
+        return [
+            record["text"]
+            for record in self.records
+            if all(record[name] == value for name, value in facts.items())
+        ]
