@@ -66,6 +66,11 @@ class Batch:
         elif self.error is not None:
             raise self.error
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for it."""
+        return self._future is not None
+
     def settle(self, error: BaseException | None = None) -> None:
         """Wake who waits."""
         self.is_done, self.error = True, error
@@ -167,10 +172,12 @@ class Pump:
             raise
         if self._open.rows or self._open.effects or self._open.secrets:
             self._hand_over()
-        # Whoever awaits a batch in which nothing was decided has nothing to wait for.
+        # Whoever awaits a batch in which nothing was decided waits for those before it alone.
         elif not self._way:
             self._open.settle()
             self._open = Batch()
+        elif self._open.is_awaited:
+            self._hand_over()
 
     def _hand_over(self) -> None:
         batch, self._open = self._open, Batch()
