@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 from pathlib import Path
 
 from .errors import Unavailable, WorkflowsError
@@ -22,13 +23,36 @@ TEMPORARY = ".tmp-"
 class Disk:
     """The operating system's calls, as they are. Raises OSError."""
 
+    def __init__(self) -> None:
+        # Where the file system has no files without a name: their temporary names, by handle.
+        self._temporary: dict[int, str] = {}
+
+    def open_unnamed(self, directory: str) -> int:
+        """A new file for reading and writing that no listing shows until it is linked."""
+        try:
+            return self.open_tmpfile(directory)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+                raise
+        path = os.path.join(directory, f"{TEMPORARY}{secrets.token_hex(8)}")
+        handle = self.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+        self._temporary[handle] = path
+        return handle
+
+    def open_tmpfile(self, directory: str) -> int:
+        """A file without a name, where the file system has such a thing."""
+        return self.open(directory, os.O_TMPFILE | os.O_RDWR)
+
     def open(self, path: str, flags: int, mode: int = 0o644) -> int:
         """A handle."""
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
     def close(self, handle: int) -> None:
-        """Give the handle back."""
+        """Give the handle back; a file that was never linked goes."""
+        temporary = self._temporary.pop(handle, None)
         os.close(handle)
+        if temporary is not None:
+            os.unlink(temporary)
 
     def pwrite(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         """Write at an offset; how many bytes were taken."""
@@ -74,6 +98,12 @@ class Disk:
 
     def link(self, handle: int, path: str) -> None:
         """Give an open file a name; FileExistsError where the name is taken."""
+        temporary = self._temporary.get(handle)
+        if temporary is not None:
+            os.link(temporary, path)
+            del self._temporary[handle]
+            os.unlink(temporary)
+            return
         # A directory handle (unused: the path is absolute) is what makes Python follow the link.
         os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
 
@@ -114,7 +144,7 @@ def write_all(disk: Disk, handle: int, data: bytes | bytearray | memoryview, off
 def open_unnamed(disk: Disk, directory: Path) -> int:
     """A new file in a directory that nobody can see until it is linked."""
     disk.make_directory(str(directory))
-    return disk.open(str(directory), os.O_TMPFILE | os.O_RDWR)
+    return disk.open_unnamed(str(directory))
 
 
 def create_file(disk: Disk, path: Path, data: bytes) -> None:

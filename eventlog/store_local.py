@@ -7,8 +7,7 @@ told from a good one by looking; the probe refuses those that let two creates of
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +19,6 @@ from .store import Entries, Entry, check_key
 T = TypeVar("T")
 
 THREADS_MAX = 4
-
-_temporaries = itertools.count()
 
 
 class LocalStore:
@@ -44,7 +41,8 @@ class LocalStore:
     async def put(self, key: str, data: bytes) -> None:
         """Rename a synced file over the name."""
         path = self.local_path(key)
-        token = f"{os.getpid()}-{next(_temporaries)}"
+        # Other machines may share the directory, so a process id is no name.
+        token = secrets.token_hex(8)
         await self._run(lambda: replace_file(self.disk, path, data, token=token), path)
 
     async def get(self, key: str) -> bytes:

@@ -105,6 +105,7 @@ class FaultDisk(Disk):
     """The machine's disk, counted, and failing when told to."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.calls: list[str] = []
         self._errors: dict[str, tuple[int, bool]] = {}
         self.short_writes = False
@@ -129,6 +130,10 @@ class FaultDisk(Disk):
         yield
         if code:
             raise OSError(code, f"{call} failed by the test")
+
+    def open_tmpfile(self, directory: str) -> int:
+        with self._call("open_tmpfile"):
+            return super().open_tmpfile(directory)
 
     def pwrite(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         with self._call("pwrite"):

@@ -85,6 +85,7 @@ class SimDisk(Disk):
     """One process's calls to the medium."""
 
     def __init__(self, medium: Medium) -> None:
+        super().__init__()
         self.medium = medium
         self.fails_to_sync: Callable[[], bool] = lambda: False
         self._handles: dict[int, Inode] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from faults import FaultDisk
 
 from dynamic_workflows.eventlog import wal_local
 from dynamic_workflows.eventlog.clock import VirtualClock
-from dynamic_workflows.eventlog.errors import Unavailable
+from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.log import EventLog, LogConfig
@@ -190,6 +191,22 @@ async def test_without_reserved_blocks_the_log_goes_on(tmp_path: Path) -> None:
     again = await opened(tmp_path, FaultDisk(), 2)
     assert again.last_seq == 100
     await closed(again)
+
+
+async def test_file_systems_without_unnamed_files_will_do(tmp_path: Path) -> None:
+    disk = FaultDisk()
+    disk.fail("open_tmpfile", errno.EOPNOTSUPP)
+    log = await opened(tmp_path, disk)
+    await log.append([row("a")])
+    await log.seal()
+    await log.append([row("b")])
+    again = await opened(tmp_path, disk, 2)
+    with pytest.raises(Fenced):
+        await log.append([row("c")])
+    assert again.last_seq in (2, 3)
+    await closed(again)
+    await closed(log)
+    assert not [name for _, _, names in os.walk(tmp_path) for name in names if "tmp" in name]
 
 
 @pytest.mark.parametrize("call", ["link", "sync_directory", "datasync", "pwrite"])
