@@ -7,6 +7,7 @@ told from a good one by looking; the probe refuses those that let two creates of
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
