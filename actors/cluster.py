@@ -1,8 +1,7 @@
 """Cluster: the one door to Ray. Plain classes become actors here, and nothing else happens.
 
 Every actor is named, detached and restarted by Ray when its process dies; it finds its state again
-in its log. An embedded Ray belongs to the driver's process: it starts with the first platform, ends
-with the last, and what a killed driver leaves of it is cleared away.
+in its log.
 """
 
 from __future__ import annotations
@@ -10,27 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.exceptions
 
-from ..eventlog.errors import PlatformClosed, Unavailable, WorkflowsError
-from ..eventlog.ids import SystemIds
-from ..eventlog.store import open_store
-from . import pickles, reaper
-from .client import TenantClient
-from .config import PlatformConfig
-from .house import Clients, LoaderHouse, Setup, TimerHouse, root_of
+from ..eventlog.errors import Unavailable
+from .house import LoaderHouse, Setup, TimerHouse
 from .peers import Lost, Peer, pack_call, serve, unpack_outcome
-from .remote import Persistent, RemoteCodes
 
 _log = logging.getLogger("dynamic_workflows.cluster")
 
@@ -40,8 +27,6 @@ TENANT_MEMORY = 150 * MIB
 SUPERVISOR_MEMORY = 150 * MIB
 CALLS_AT_ONCE_MAX = 10_000
 OBJECT_STORE = 256 * MIB
-# Sockets lie in the folder, and their names may have no more than 107 characters.
-_FOLDER_CHARACTERS_MAX = 40
 
 
 class RayPeer:
@@ -112,7 +97,7 @@ class TimerActor(_Actor):
     """The timer, as an actor."""
 
     def __init__(self, setup: Setup) -> None:
-        self._house = TimerHouse(setup, _finder(setup, "loader"))
+        self._house = TimerHouse(setup, finder(setup, "loader"))
         super().__init__()
 
     async def _open(self) -> Any:
@@ -129,7 +114,7 @@ class LoaderActor(_Actor):
     """The loader, as an actor."""
 
     def __init__(self, setup: Setup) -> None:
-        self._house = LoaderHouse(setup, RayLauncher(setup), _finder(setup, "timer-0"))
+        self._house = LoaderHouse(setup, RayLauncher(setup), finder(setup, "timer-0"))
         super().__init__()
 
     async def _open(self) -> Any:
@@ -166,7 +151,7 @@ class TenantActor(_Actor):
         from .resident import SlotHouse
 
         setup = self._setup
-        loader, timer = _finder(setup, "loader"), _finder(setup, "timer-0")
+        loader, timer = finder(setup, "loader"), finder(setup, "timer-0")
         house = SlotHouse(setup, self._name, loader, timer, self._adopted, lambda: os._exit(0))
         await house.open()
         if self._is_spare:
@@ -188,27 +173,41 @@ _OPTIONS = {
 }
 
 
-def _start_actor(kind: type[Any], name: str, setup: Setup, *args: Any, **options: Any) -> RayPeer:
+def start_supervisors(setup: Setup) -> RayPeer:
+    """The timer and the loader, unless they are there; answers the loader."""
+    start_actor(TimerActor, setup.name("timer-0"), setup, memory=SUPERVISOR_MEMORY)
+    return start_actor(LoaderActor, setup.name("loader"), setup, memory=SUPERVISOR_MEMORY)
+
+
+def start_actor(kind: type[Any], name: str, setup: Setup, *args: Any, **options: Any) -> RayPeer:
+    """The actor of that name, started if there is none."""
     remote = ray.remote(kind).options(
         name=name, namespace=setup.namespace, get_if_exists=True, **(_OPTIONS | options)
     )
     return RayPeer(name, remote.remote(setup, *args))
 
 
-def _find_actor(name: str, namespace: str) -> RayPeer | None:
+def find_actor(name: str, namespace: str) -> RayPeer | None:
+    """An actor by name, if it exists."""
     try:
         return RayPeer(name, ray.get_actor(name, namespace=namespace))
     except ValueError:
         return None
 
 
-def _finder(setup: Setup, role: str) -> Callable[[], Awaitable[Peer]]:
+def kill_actor(peer: RayPeer) -> None:
+    """End an actor for good."""
+    ray.kill(peer.handle, no_restart=True)
+
+
+def finder(setup: Setup, role: str) -> Callable[[], Awaitable[Peer]]:
+    """How to find the loader or the timer; raises Lost where there is none."""
     held: list[Peer] = []
 
     async def find() -> Peer:
         # A handle outlives the restarts of its actor; only a new actor needs a new handle.
         if not held:
-            peer = _find_actor(setup.name(role), setup.namespace)
+            peer = find_actor(setup.name(role), setup.namespace)
             if peer is None:
                 raise Lost(f"there is no {role}")
             held.append(_Forgetting(peer, held))
@@ -245,7 +244,7 @@ class RayLauncher:
         resources = dict(self._setup.config.resources)
         # Registering an actor asks Ray's control service and waits: not in the loop.
         return await asyncio.to_thread(
-            _start_actor,
+            start_actor,
             TenantActor,
             self._setup.name(name),
             self._setup,
@@ -268,16 +267,16 @@ class RayLauncher:
 
     async def find(self, name: str) -> Peer | None:
         """A slot by name."""
-        return _find_actor(name, self._setup.namespace)
+        return find_actor(name, self._setup.namespace)
 
     async def kill(self, name: str) -> None:
         """End a slot for good."""
         await asyncio.to_thread(self._kill, name)
 
     def _kill(self, name: str) -> None:
-        peer = _find_actor(name, self._setup.namespace)
+        peer = find_actor(name, self._setup.namespace)
         if peer is not None:
-            ray.kill(peer.handle, no_restart=True)
+            kill_actor(peer)
 
 
 def _die_with_parent() -> None:
@@ -292,244 +291,33 @@ def _die_with_parent() -> None:
     asyncio.get_running_loop().add_reader(watched, os._exit, 1)
 
 
-# --- the driver's side
+# --- this process's connection
 
 
-class Cluster:
-    """A platform on Ray, as its driver holds it."""
-
-    def __init__(self, setup: Setup, session: _Session) -> None:
-        self._setup = setup
-        self._session = session
-        self._is_closed = False
-        self._loader = Persistent(
-            "the loader actor",
-            _finder(setup, "loader"),
-            timeout_s=setup.config.client_timeout_seconds,
-        )
-        self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, SystemIds())
-        self.codes = RemoteCodes(
-            self._loader,
-            open_store(setup.log_root),
-            is_app=setup.is_app,
-            calls=self.calls,
-            pickle=lambda source: pickles.dumps(source, is_elsewhere=session.is_elsewhere),
-        )
-
-    @classmethod
-    async def start(
-        cls,
-        log_root: str | Path,
-        *,
-        load: Callable[[str], Any] | None = None,
-        app: Any = None,
-        address: str | None = None,
-        namespace: str = "dynamic-workflows",
-        config: PlatformConfig | None = None,
-    ) -> Cluster:
-        """Start or join Ray, and the platform's actors on it.
-
-        `address` None: an embedded Ray, or the one that this process is connected to already.
-        Raises Unavailable where Ray cannot be reached or started.
-        """
-        config = config or PlatformConfig()
-        session = await _Session.begin(address, config)
-        setup = Setup(
-            log_root=root_of(log_root),
-            config=config,
-            namespace=namespace,
-            callbacks=pickles.dumps((load, app), is_elsewhere=session.is_elsewhere),
-            is_app=app is not None,
-        )
-        session.use(setup.prefix)
-        cluster = cls(setup, session)
-        try:
-            await cluster._start_actors(is_visitor=load is None and app is None)
-        except BaseException:
-            await session.end(setup.prefix)
-            raise
-        return cluster
-
-    async def _start_actors(self, *, is_visitor: bool) -> None:
-        setup = self._setup
-        options = {"memory": SUPERVISOR_MEMORY}
-        _start_actor(TimerActor, setup.name("timer-0"), setup, **options)
-        loader = _start_actor(LoaderActor, setup.name("loader"), setup, **options)
-        fingerprint = await self._loader.call("fingerprint")
-        # A visitor brings no callbacks: it takes the loader as it is.
-        if fingerprint != setup.fingerprint and not is_visitor:
-            # An earlier driver's loader has other callbacks. Slots outlive it and are found again.
-            ray.kill(loader.handle, no_restart=True)
-            while _find_actor(setup.name("loader"), setup.namespace) is not None:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-            _start_actor(LoaderActor, setup.name("loader"), setup, **options)
-            await self._loader.call("fingerprint")
-
-    def calls(self, tenant_id: str) -> TenantClient:
-        """The calls of a tenant."""
-        return self._clients.of(tenant_id)
-
-    async def loader_call(self, op: str, *args: Any) -> Any:
-        """Call the loader, through its restarts."""
-        if self._is_closed:
-            raise PlatformClosed("the platform was closed: connect again")
-        return await self._loader.call(op, *args)
-
-    async def _resolve(self, tenant_id: str, gone: str | None) -> Peer:
-        peer: Peer = await self._loader.call("resolve", tenant_id, gone)
-        return peer
-
-    async def close(self) -> None:
-        """Leave the platform; an embedded one goes to sleep and ends with its last driver."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._clients.close()
-        if self._session.release(self._setup.prefix):
-            await self._end_actors()
-        await self._session.end(self._setup.prefix)
-
-    async def _end_actors(self) -> None:
-        for role in ("loader", "timer-0"):
-            peer = _find_actor(self._setup.name(role), self._setup.namespace)
-            if peer is not None:
-                try:
-                    await peer.call("close", timeout_s=60.0)
-                except (Lost, WorkflowsError) as error:
-                    _log.warning("the %s did not close cleanly: %s", role, error)
-                ray.kill(peer.handle, no_restart=True)
+def is_connected() -> bool:
+    """Whether this process is connected to some Ray, by us or by somebody else."""
+    return bool(ray.is_initialized())
 
 
-class _Session:
-    """This process's connection to Ray; shared by its platforms."""
-
-    _current: _Session | None = None
-    _lock: asyncio.Lock | None = None
-
-    def __init__(self, *, is_owned: bool, is_elsewhere: bool, is_embedded: bool) -> None:
-        self.is_owned = is_owned
-        """Whether Ray was initialised by us, and is shut down by us."""
-        self.is_elsewhere = is_elsewhere
-        """Whether actors may run on other machines."""
-        self.is_embedded = is_embedded
-        """Whether the platforms end with their drivers."""
-        self._users = 0
-        self._platforms: dict[str, int] = {}
-        self._ray: _EmbeddedRay | None = None
-
-    @classmethod
-    async def begin(cls, address: str | None, config: PlatformConfig) -> _Session:
-        """The connection that this process has, or a new one."""
-        current = cls._current
-        if current is None or not ray.is_initialized():
-            current = cls._current = await cls._connect(address, config)
-        current._users += 1
-        return current
-
-    @classmethod
-    async def _connect(cls, address: str | None, config: PlatformConfig) -> _Session:
-        if ray.is_initialized():
-            return cls(is_owned=False, is_elsewhere=True, is_embedded=address is None)
-        embedded = _EmbeddedRay(address, dashboard=config.dashboard)
-        session = cls(is_owned=True, is_elsewhere=address is not None, is_embedded=address is None)
-        session._ray = embedded
-        await embedded.start()
-        return session
-
-    def use(self, prefix: str) -> None:
-        """One more driver of a platform."""
-        self._platforms[prefix] = self._platforms.get(prefix, 0) + 1
-
-    def release(self, prefix: str) -> bool:
-        """One driver less; whether the platform has to end now."""
-        self._platforms[prefix] -= 1
-        return self.is_embedded and not self._platforms[prefix]
-
-    async def end(self, prefix: str) -> None:
-        """One user less; the last one disconnects."""
-        self._users -= 1
-        if not self._users and self._ray is not None:
-            _Session._current = None
-            await self._ray.stop()
+def connect(address: str | None, *, folder: str | None, has_dashboard: bool) -> None:
+    """Join the Ray at an address, or start one in the folder. Blocks for some seconds."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        ray.init(address=address, **options)
+        return
+    ray.init(
+        address="local",
+        include_dashboard=has_dashboard,
+        object_store_memory=OBJECT_STORE,
+        _temp_dir=folder,
+        **options,
+    )
+    _quieten()
 
 
-class _EmbeddedRay:
-    """Ray in a thread of ours. Its processes die with the thread that started them, so it stays."""
-
-    def __init__(self, address: str | None, *, dashboard: bool) -> None:
-        self._address = address
-        self._dashboard = dashboard
-        self._folder: str | None = None
-        self._watch: subprocess.Popen[bytes] | None = None
-        self._stop = threading.Event()
-        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
-
-    async def start(self) -> None:
-        """Start, or connect to the address; raises Unavailable."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-        await self._started
-
-    async def stop(self) -> None:
-        """Shut down, and leave nothing behind."""
-        self._loop = asyncio.get_running_loop()
-        self._stopped = self._loop.create_future()
-        self._stop.set()
-        await self._stopped
-
-    def _run(self) -> None:
-        try:
-            self._init()
-        except Exception as error:
-            problem = Unavailable(f"Ray cannot be started or reached: {error}")
-            self._clear()
-            self._loop.call_soon_threadsafe(self._started.set_exception, problem)
-            return
-        self._loop.call_soon_threadsafe(self._started.set_result, None)
-        self._stop.wait()
-        ray.shutdown()
-        self._clear()
-        self._loop.call_soon_threadsafe(self._stopped.set_result, None)
-
-    def _init(self) -> None:
-        options: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": logging.ERROR,
-            "namespace": "dynamic-workflows",
-        }
-        if self._address is not None:
-            ray.init(address=self._address, **options)
-            return
-        folder = self._folder = tempfile.mkdtemp(prefix="dw-", dir=_short_temp())
-        self._watch = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(reaper.__file__), folder, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-        ray.init(
-            address="local",
-            include_dashboard=self._dashboard,
-            object_store_memory=OBJECT_STORE,
-            _temp_dir=folder,
-            **options,
-        )
-        _quieten()
-
-    def _clear(self) -> None:
-        """Let the reaper end what is left; it removes the folder."""
-        if self._watch is not None:
-            assert self._watch.stdin is not None
-            self._watch.stdin.close()
-            self._watch.wait(30)
-        elif self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _short_temp() -> str:
-    temporary = tempfile.gettempdir()
-    return temporary if len(temporary) <= _FOLDER_CHARACTERS_MAX else "/tmp"
+def disconnect() -> None:
+    """Leave Ray; one that was started here ends. Blocks for about a second."""
+    ray.shutdown()
 
 
 def _quieten() -> None:

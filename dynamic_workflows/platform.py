@@ -240,7 +240,7 @@ def connect(
     settings = _settings(log, load, app, config)
 
     async def start() -> Backend:
-        from .actors.cluster import Cluster
+        from .actors.driver import Cluster
 
         return await Cluster.start(
             log, load=load, app=app, address=address, namespace=namespace, config=settings
