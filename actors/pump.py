@@ -66,11 +66,6 @@ class Batch:
         elif self.error is not None:
             raise self.error
 
-    @property
-    def is_awaited(self) -> bool:
-        """Whether somebody waits for it."""
-        return self._future is not None
-
     def settle(self, error: BaseException | None = None) -> None:
         """Wake who waits."""
         self.is_done, self.error = True, error
@@ -172,12 +167,15 @@ class Pump:
             raise
         if self._open.rows or self._open.effects or self._open.secrets:
             self._hand_over()
-        # Whoever awaits a batch in which nothing was decided waits for those before it alone.
-        elif not self._way:
-            self._open.settle()
+        else:
+            self._settle_empty()
+
+    def _settle_empty(self) -> None:
+        """Whoever awaits a batch in which nothing was decided waits for those before it alone."""
+        batch = self._open
+        if not self._way and not (batch.rows or batch.effects or batch.secrets):
             self._open = Batch()
-        elif self._open.is_awaited:
-            self._hand_over()
+            batch.settle()
 
     def _hand_over(self) -> None:
         batch, self._open = self._open, Batch()
@@ -235,6 +233,7 @@ class Pump:
             self._fail(mistake)
             raise
         batch.settle()
+        self._settle_empty()
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:
