@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,7 +17,6 @@ import msgspec
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.compaction import CompactionConfig
 from ..eventlog.errors import (
-    InstanceError,
     WorkflowsError,
 )
 from ..eventlog.events import span
@@ -27,23 +25,20 @@ from ..eventlog.log import EventLog, LogConfig, tenant_stream
 from ..eventlog.store import Store
 from ..loaders import wire
 from ..loaders.isolate import Exit, Isolates
-from .code_cache import CodeCache, unwrapped
+from .code_cache import CodeCache
 from .codes import CodeSource
 from .config import PlatformConfig
 from .core import TenantCore
-from .decisions import Decision, DropLife, Finished, ForgetBlobs, Key, Send
+from .decisions import DropLife, Finished, ForgetBlobs, Key, Send
 from .guest_calls import GuestCalls
 from .hosts import Host, Hosts
-from .pump import Batch, Pump, whole
+from .pump import Batch, Pump
 from .streams import Feeds, Waiters
 from .tails import Tails
-from .tenant_calls import TenantCalls, not_found
+from .tenant_starts import TenantStarts
 
-_STARTS_A_TURN_MAX = 512
 _LOADS_AT_ONCE_MAX = 16
 _SWEEP_US = 60 * US
-_RESTING_MAX = 4_096
-"""Instances at rest that stay in memory; beyond it half of them go."""
 _AUDIT_MAX = 50_000
 """Instances up to which the auditor looks at all of them; it would hold up others beyond that."""
 _EVICT_EVERY = 32
@@ -106,7 +101,7 @@ async def open_tenant(
     return tenant
 
 
-class Tenant(TenantCalls):
+class Tenant(TenantStarts):
     """One tenant in memory. Made by `open_tenant`; belongs to one event loop."""
 
     def __init__(
@@ -332,134 +327,6 @@ class Tenant(TenantCalls):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # --- starting what can run
-
-    def _start_runnable(self) -> None:
-        """Start lifetimes, as far as slots and loaded code reach; at the end of each turn."""
-        if self._is_closed or not self._is_open:
-            return
-        keys = list(islice(self.core.runnable(), _STARTS_A_TURN_MAX))
-        moved = [self._try_to_start(key) for key in keys]
-        if len(keys) == _STARTS_A_TURN_MAX and any(moved):
-            self._pump.kick()  # there may be more behind them
-        self._arm()
-
-    def _try_to_start(self, key: Key) -> bool:
-        """Start one, or note why not; False: it stands where it stood, something is under way."""
-        follows = self.core.pin(key) == "latest"
-        is_loaded = self.core.is_loaded(key)
-        if follows and is_loaded:
-            latest = self._latest(key)
-            if latest is None:
-                return False
-            if latest != self.core.code_hash(key):
-                self.core.repin(key, latest)
-        if not is_loaded and follows:
-            self._load_soon(key)  # its metadata says what it follows
-            return False
-        code_hash = self.core.code_hash(key)
-        assert code_hash is not None, "every instance is created with code"
-        host = self._hosts.get((code_hash, None, ()))
-        if not host.is_ready or not self._codes.has_workflow(code_hash, key[0]):
-            return self._note_failure(key, host)
-        if not is_loaded:
-            self._load_soon(key)
-            return False
-        self._start(key, host)
-        return True
-
-    def _note_failure(self, key: Key, host: Host) -> bool:
-        """Show why an instance cannot start, if there is a reason beyond a little patience."""
-        if host.error is not None:
-            self.core.note_load_failure(key, host.error.code, host.error.message)
-            self._retry_at(host.retry_us)
-        elif host.is_ready:
-            self.core.note_load_failure(
-                key, "code.class_missing", f"the code has no workflow class {key[0]!r}"
-            )
-        else:
-            return False
-        is_news = key not in self._failing
-        self._failing.add(key)
-        return is_news
-
-    def _start(self, key: Key, host: Host) -> None:
-        decision = self.core.start(key, now_us=self._clock.now_us())
-        self._failing.discard(key)
-        life = decision.answer
-        steps_max = host.limits.get("steps")
-        if steps_max is not None:
-            _lower_steps(decision, steps_max)
-        if life is not None:
-            self._lives[life] = host
-            host.lives.add(life)
-        self._pump.take(decision)
-
-    def _latest(self, key: Key) -> str | None:
-        """The newest code for an instance that follows it; None: it is being asked for."""
-        binding, metadata = unwrapped(self.core.metadata(key))
-        held = self._codes.held(binding, metadata)
-        if held is not None:
-            return held.code_hash
-        if self._codes.retry_us > self._clock.now_us():
-            return None
-        name = ("latest", metadata)
-        if name not in self._asking:
-            task = self._asking[name] = asyncio.ensure_future(
-                self._find_latest(key, binding, metadata)
-            )
-            task.add_done_callback(lambda done: self._asking.pop(name, None))
-        return None
-
-    async def _find_latest(self, key: Key, binding: str | None, metadata: bytes | None) -> None:
-        try:
-            await self._codes.current(binding, metadata)
-        except WorkflowsError as error:
-            if self.core.exists(key):
-                self.core.note_load_failure(key, error.code, error.message)
-            self._retry_at(self._codes.retry_us)
-        self._pump.kick()
-
-    # --- instances that are not in memory
-
-    async def _load(self, key: Key) -> None:
-        await asyncio.shield(self._load_soon(key))
-
-    def _load_soon(self, key: Key) -> asyncio.Task[None]:
-        task = self._loads.get(key)
-        if task is None:
-            task = self._loads[key] = asyncio.ensure_future(self._load_now(key))
-            task.add_done_callback(lambda done: self._loaded_now(key, done))
-        return task
-
-    async def _load_now(self, key: Key) -> None:
-        async with self._load_slots:
-            if not self._pump.written():
-                await self._pump.caught_up()
-            if not self.core.exists(key):
-                raise not_found(self.tenant_id, key[1])
-            if self.core.is_loaded(key):
-                return
-            rows = await whole(self._log, await self._log.history(*key), secrets=True)
-            if self.core.exists(key) and not self.core.is_loaded(key):
-                self.core.load(key, rows)
-
-    def _loaded_now(self, key: Key, task: asyncio.Task[None]) -> None:
-        self._loads.pop(key, None)
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None and not isinstance(error, InstanceError):
-            self._fail(error)
-        self._pump.kick()
-
-    def _evict(self) -> None:
-        """Forget what has rested longest, once there is much of it."""
-        resting = list(self.core.evictable())
-        if len(resting) > _RESTING_MAX and self._pump.written():
-            for key in resting[: len(resting) - _RESTING_MAX // 2]:
-                self.core.evict(key)
-
     # --- effects and timers
 
     def _landed(self, batch: Batch) -> None:
@@ -588,10 +455,3 @@ class Tenant(TenantCalls):
             self._results.wake_all()
             self._changes.wake_all()
             self._feeds.waiters.wake_all()
-
-
-def _lower_steps(decision: Decision, steps_max: int) -> None:
-    """The code's own limit holds where it is below the platform's."""
-    for effect in decision.effects:
-        if type(effect) is Send and isinstance(effect.message, wire.Run):
-            effect.message.steps_max = min(effect.message.steps_max, steps_max)

@@ -261,7 +261,7 @@ async def test_a_tenant_with_nothing_to_do_says_when_it_has_to_wake() -> None:
 async def test_instances_at_rest_leave_memory_and_come_back_when_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamic_workflows.actors.tenant._RESTING_MAX", 16)
+    monkeypatch.setattr("dynamic_workflows.actors.tenant_starts._RESTING_MAX", 16)
     monkeypatch.setattr("dynamic_workflows.actors.tenant._EVICT_EVERY", 1)
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("acme").workflows
