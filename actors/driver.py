@@ -26,6 +26,9 @@ from .remote import Persistent, RemoteCodes
 
 _log = logging.getLogger("dynamic_workflows.cluster")
 
+_START_S = 120.0
+"""How long the supervisors may take to start: a log to open, or a node to wait for."""
+
 
 class Cluster:
     """A platform on Ray, as its driver holds it."""
@@ -89,7 +92,7 @@ class Cluster:
     async def _start_actors(self, *, is_visitor: bool) -> None:
         setup = self._setup
         loader = door.start_supervisors(setup)
-        fingerprint = await self._loader.call("fingerprint")
+        fingerprint = await self._loader.call("fingerprint", timeout_s=_START_S)
         # A visitor brings no callbacks: it takes the loader as it is.
         if fingerprint != setup.fingerprint and not is_visitor:
             # An earlier driver's loader has other callbacks. Slots outlive it and are found again.
@@ -97,7 +100,7 @@ class Cluster:
             while door.find_actor(loader.name, setup.namespace) is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             door.start_supervisors(setup)
-            await self._loader.call("fingerprint")
+            await self._loader.call("fingerprint", timeout_s=_START_S)
 
     def calls(self, tenant_id: str) -> TenantClient:
         """The calls of a tenant."""
