@@ -46,6 +46,7 @@ class TenantLimits(BaseModel):
     retention: Retention | None = None
     pin: Literal["hash", "latest"] | None = None
     memory_mb: int | None = Field(default=None, ge=16)
+    isolates_max: int | None = Field(default=None, ge=1, le=256)
     packages: tuple[str, ...] | None = None
 
 
@@ -110,6 +111,8 @@ class PlatformConfig(BaseModel):
     """CPU seconds of one turn of an isolate's event loop."""
     turn_wall_seconds: float = Field(default=5.0, gt=0)
     """Wall seconds of one turn of an isolate's event loop."""
+    isolates_max: int = Field(default=1, ge=1, le=256)
+    """Isolates that one version of a tenant's code may have while it keeps them all busy."""
     isolate_idle_seconds: float = Field(default=30.0, gt=0)
     """Seconds without an instance or a call after which an isolate is closed."""
     warm_isolates: int = Field(default=1, ge=0)

@@ -1,4 +1,4 @@
-"""Hosts: the isolates of one tenant, one for each code that is in use, started when needed.
+"""Hosts: the isolates of one tenant, one or some for each code in use, started when needed.
 
 A host holds several lifetimes of the same code. What its guest says is decoded here and handed on
 as typed messages; whatever no correct guest would send ends the isolate.
@@ -32,6 +32,8 @@ from ..loaders.wire import (
     unpack_from_guest,
 )
 from .codes import CodeSource
+from .crowd import Crowd, Looks
+from .patience import Patience
 from .services import Services
 
 if TYPE_CHECKING:
@@ -42,8 +44,6 @@ HostKey: TypeAlias = tuple[str, str | None, tuple[tuple[str, int], ...]]
 
 _logger = logging.getLogger("dynamic_workflows.hosts")
 _CALLS_OUT_MAX = 2 * Limits.calls_in_flight_max
-_BACK_OFF_US = 50_000
-_BACK_OFF_US_MAX = 30 * US
 
 
 class Listener(Protocol):
@@ -69,6 +69,10 @@ class Listener(Protocol):
         """The isolate is gone with these lifetimes in it."""
         ...
 
+    def on_room(self) -> None:
+        """A lifetime that found no place may find one now."""
+        ...
+
     def on_mistake(self, mistake: Exception) -> None:
         """The platform's own code failed on what a guest said."""
         ...
@@ -89,6 +93,11 @@ class Host:
         self.retry_us = 0
         """When loading may be tried again, after an error."""
         self.is_ready = False
+        self.is_parked = False
+        """The code has ended too many isolates, and waits until `retry_us`."""
+        self.has_progressed = False
+        """Something that it ran got somewhere."""
+        self.looks = Looks()
         self.lives: set[int] = set()
         self.used_us = 0
         self.subrequests: dict[int, int] = {}
@@ -106,9 +115,16 @@ class Host:
         """The code it runs."""
         return self.key[0]
 
+    @property
+    def load(self) -> int:
+        """Lifetimes and calls that are in it."""
+        return len(self.lives) + len(self._invokes)
+
     async def loaded(self) -> None:
-        """Wait until the code is loaded; raises what loading raised."""
+        """Wait until the code is loaded; raises what loading raised, or why it may not run now."""
         await asyncio.shield(self._loaded)
+        if self.error is not None:
+            raise self.error
 
     def send(self, frames: list[Frame]) -> None:
         """Hand messages to the guest; they are lost if it is gone."""
@@ -162,7 +178,7 @@ class Host:
     # --- what the isolate says
 
     def _on_frames(self, frames: list[Frame]) -> None:
-        if self._hosts.of(self.key) is not self:
+        if not self._hosts.holds(self):
             return
         self.used_us = self._hosts.clock.now_us()
         about_lives: list[tuple[int, msgspec.Struct]] = []
@@ -213,10 +229,9 @@ class Host:
 
     def _fail(self, error: WorkflowsError) -> None:
         self.error = error
-        self.retry_us = self._hosts.retry_at(self)
         if not self._loaded.done():
             self._loaded.set_exception(error)
-        self._hosts.listener.on_ready(self)
+        self._hosts.failed(self)
 
     def _on_exit(self, exit: Exit) -> None:
         self.isolate, self.is_ready = None, False
@@ -224,7 +239,7 @@ class Host:
             kind = "import_failed" if exit.is_tenants_own else "load_failed"
             self._fail(CodeError(f"the isolate ended: {exit.reason}", code=f"code.{kind}"))
         elif self.error is None:
-            self._hosts.forget(self)
+            self._hosts.ended(self, exit)
         lives = sorted(self.lives)
         for life in {*lives, *self.waits}:
             self.end(life)
@@ -263,53 +278,97 @@ class Hosts:
         self._codes = codes
         self._config = config
         self._hosts: dict[HostKey, Host] = {}
-        self._deaths: dict[HostKey, int] = {}
+        self._more: dict[HostKey, list[Host]] = {}
+        """Where one isolate was not enough: the others."""
+        self._patience = Patience(clock)
+        self._crowd = Crowd(
+            config.isolates_max, hosts=lambda: list(self), grow=self._grow, on_room=listener.on_room
+        )
         self._starting: set[asyncio.Task[None]] = set()
         self._sweep: TimerHandle | None = None
         self._is_closed = False
 
     def __iter__(self) -> Iterator[Host]:
-        return iter(list(self._hosts.values()))
+        more = (host for hosts in self._more.values() for host in hosts)
+        return iter([*self._hosts.values(), *more])
 
-    def of(self, key: HostKey) -> Host | None:
-        """The host of this code, if there is one."""
-        return self._hosts.get(key)
+    def holds(self, host: Host) -> bool:
+        """Whether the host is one of these, and not one that was forgotten."""
+        return self._hosts.get(host.key) is host or host in self._more.get(host.key, ())
 
     def get(self, key: HostKey) -> Host:
         """The host of this code; starts one where there is none, or where the last try is old."""
         host = self._hosts.get(key)
         if host is None or (host.error is not None and host.retry_us <= self.clock.now_us()):
-            host = self._hosts[key] = Host(key, self)
-            host.used_us = self.clock.now_us()
-            task = asyncio.ensure_future(self._start(host))
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
-            self._sweep_later()
+            host = self._hosts[key] = self._begin(key)
         return host
 
+    def place(self, host: Host) -> Host | None:
+        """The host for one more lifetime of this one's code; None: not yet, `on_room` follows."""
+        return self._crowd.place(host, self._more.get(host.key, ()))
+
     async def ready(self, key: HostKey, *, fresh: bool = False) -> Host:
-        """The host of this code, loaded, or CodeError; `fresh` forgets a past failure."""
+        """The host of this code, loaded, or CodeError; `fresh` forgets that loading failed."""
         held = self._hosts.get(key)
-        if fresh and held is not None and held.error is not None:
+        if fresh and held is not None and held.error is not None and not held.is_parked:
             del self._hosts[key]
         host = self.get(key)
         await host.loaded()
         return host
 
-    def forget(self, host: Host) -> None:
-        """The host is gone; the next `get` starts another."""
-        if self._hosts.get(host.key) is host:
-            del self._hosts[host.key]
+    def _begin(self, key: HostKey) -> Host:
+        host = Host(key, self)
+        host.used_us = self.clock.now_us()
+        task = asyncio.ensure_future(self._start(host))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        self._sweep_later()
+        return host
 
-    def retry_at(self, host: Host) -> int:
-        """When to try again after one more failure."""
-        deaths = self._deaths[host.key] = self._deaths.get(host.key, 0) + 1
-        back_off_us = min(_BACK_OFF_US << min(deaths - 1, 20), _BACK_OFF_US_MAX)
-        return self.clock.now_us() + back_off_us
+    def _grow(self, host: Host) -> None:
+        self._more.setdefault(host.key, []).append(self._begin(host.key))
+
+    def forget(self, host: Host) -> None:
+        """The host is gone; the next `get` takes another, or starts one."""
+        more = self._more.get(host.key, [])
+        if host in more:
+            more.remove(host)
+        elif self._hosts.get(host.key) is host:
+            del self._hosts[host.key]
+            if more:
+                self._hosts[host.key] = more.pop(0)
+        if not more:
+            self._more.pop(host.key, None)
+
+    def failed(self, host: Host) -> None:
+        """Its code could not be loaded."""
+        if self._hosts.get(host.key) is host:
+            host.retry_us = self._patience.failed(host.key)
+            self.listener.on_ready(host)
+        else:
+            self.forget(host)
+            self._crowd.growth_failed()
+
+    def ended(self, host: Host, exit: Exit) -> None:
+        """Its isolate is gone. Code that does so again and again has to wait, and says why."""
+        count, retry_us = 0, 0
+        if exit.is_tenants_own:
+            count, retry_us = self._patience.died(host.key, had_progress=host.has_progressed)
+        if not retry_us or self._hosts.get(host.key) is not host:
+            self.forget(host)
+            return
+        wait_s = (retry_us - self.clock.now_us()) / US
+        text = f"the code ended its isolate {count} times in a row, the last time by: {exit.reason}"
+        host.error = CodeError(f"{text}; it is tried again in {wait_s:g} s", code="isolate.died")
+        host.retry_us, host.is_parked = retry_us, True
+        _logger.warning("%s", host.error)
+        self.listener.on_ready(host)
 
     def made_progress(self, host: Host) -> None:
         """What it runs gets somewhere: earlier failures do not count any more."""
-        self._deaths.pop(host.key, None)
+        if not host.has_progressed:
+            host.has_progressed = True
+            self._patience.made_progress(host.key)
 
     def check(self, value: bytes | None) -> None:
         """Prove that text from a guest is a value; ProtocolViolation when it is none."""
@@ -324,11 +383,13 @@ class Hosts:
         self._is_closed = True
         if self._sweep is not None:
             self._sweep.cancel()
+        self._crowd.close()
         for task in list(self._starting):
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
-        hosts, self._hosts = self._hosts, {}
-        for host in hosts.values():
+        hosts = list(self)
+        self._hosts, self._more = {}, {}
+        for host in hosts:
             host.kill("closed", kind="closed", is_tenants_own=False)
 
     async def _start(self, host: Host) -> None:

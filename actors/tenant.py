@@ -317,6 +317,10 @@ class Tenant(TenantStarts):
         _logger.error("tenant %r: a mistake of ours", self.tenant_id, exc_info=mistake)
         self._fail(mistake)
 
+    def on_room(self) -> None:
+        """A lifetime that found no isolate with room may find one now."""
+        self._pump.kick()
+
     async def caught_up(self) -> None:
         """Wait until everything that was decided has taken effect."""
         await self._pump.caught_up()

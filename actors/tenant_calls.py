@@ -323,6 +323,7 @@ class TenantCalls:
     async def _invoke(self, args: dict[str, Any]) -> bytes:
         host_key = await self._code_to_invoke(args)
         host = await self._hosts.ready(host_key, fresh=True)
+        host = self._hosts.place(host) or host
         name = operations.optional_text(args, "entrypoint") or "Default"
         method = operations.text(args, "method")
         export = host.exports.get(name)

@@ -73,7 +73,10 @@ class TenantStarts(TenantCalls):
         if not is_loaded:
             self._load_soon(key)
             return False
-        self._start(key, host)
+        place = self._hosts.place(host)
+        if place is None:
+            return False
+        self._start(key, place)
         return True
 
     def _note_failure(self, key: Key, host: Host) -> bool:

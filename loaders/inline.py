@@ -23,6 +23,7 @@ class InlineIsolate:
 
     level = "inline"
     pid: int | None = None
+    is_busy = False
 
     def __init__(self, on_frames: OnFrames, on_exit: OnExit) -> None:
         self._loop = asyncio.get_running_loop()

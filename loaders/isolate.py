@@ -81,6 +81,11 @@ class Isolate(Protocol):
     """The walls reached, for people: "landlock7+seccomp+jail", "unsafe-none", "inline"."""
     pid: int | None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether its event loop has work at this moment, by its own account."""
+        ...
+
     def send(self, frames: list[Frame]) -> None:
         """Queue messages; one loop turn, one write. Never blocks, never raises."""
         ...

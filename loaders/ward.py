@@ -90,6 +90,11 @@ class ProcessIsolate:
         return self.ended.done() or self._sentence is not None
 
     @property
+    def is_busy(self) -> bool:
+        """Whether its event loop has work at this moment, as far as the isolate tells."""
+        return not self.ended.done() and self._page.is_busy
+
+    @property
     def life(self) -> int:
         """The lifetime that was resumed last, as far as the isolate tells."""
         return 0 if self.ended.done() else self._page.life
