@@ -71,6 +71,7 @@ class LocalPlatform:
         self._tenants: dict[str, asyncio.Future[Tenant]] = {}
         self._waiting = 0
         self._pilot: asyncio.Task[None] | None = None
+        self._settling = asyncio.Lock()
         self.sessions: set[tuple[str, ...]] = set()
         """What is under introspection."""
         self._is_closed = False
@@ -164,6 +165,11 @@ class LocalPlatform:
         Tenant code that sleeps in real time (asyncio.sleep in a callback) is waited for, unless
         something else is due before it would wake: the attempt's own timeout, say.
         """
+        # One at a time: two of these would keep each other's loop turn awake for ever.
+        async with self._settling:
+            await self._settle(until_us)
+
+    async def _settle(self, until_us: int) -> None:
         loop: Any = asyncio.get_running_loop()
         patient_until_s = loop.time() + _PATIENCE_S
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -84,3 +85,31 @@ async def test_the_view_of_instances_agrees_with_the_core(seed: int) -> None:
         }
         assert told == held
         assert len({status for status, *_ in held.values()}) >= 3
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("VIEW_SEEDS", "4"))))
+async def test_commands_given_together_are_all_answered_and_leave_one_truth(seed: int) -> None:
+    chance = random.Random(seed)
+    async with testing.connect(load=load, crash_at_every_step=seed % 3 == 2) as platform:
+        workflows = platform.tenant("acme").workflows
+        plots = ["fail", "sleep", "wait", "retry", "quick"]
+        handles = [
+            await workflows.create(id=f"{plot}-{n}", params=plot)
+            for n in range(3)
+            for plot in plots
+        ]
+        choices = moves(chance)
+
+        async def give() -> None:
+            command, more = next(choices)
+            with contextlib.suppress(dw.InstanceError):
+                await getattr(chance.choice(handles), command)(**more)
+
+        for _ in range(6):
+            together = [give() for _ in range(10)]
+            clock = platform.clock.advance(chance.choice(["1 second", "1 day"]))
+            await asyncio.wait_for(asyncio.gather(clock, *together), 30)
+        await platform.clock.advance("1 second")
+        held = {item.id: item.status for item in await workflows.list(limit=100)}
+        shown = platform.query("select instance_id, status from instances").to_pylist()
+        assert {row["instance_id"]: row["status"] for row in shown} == held
