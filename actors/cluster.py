@@ -145,9 +145,9 @@ class TenantActor(_Actor):
     def __init__(self, setup: Setup, name: str, is_spare: bool) -> None:
         self._setup = setup
         self._name = name
-        # Restarted after a crash, a tenant waits for it, however it began.
-        context = ray.get_runtime_context()
-        self._is_spare = is_spare and not context.was_current_actor_reconstructed
+        self._is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        # After a crash a tenant waits for it, however it began.
+        self._is_spare = is_spare and not self._is_restarted
         super().__init__()
 
     async def _open(self) -> Any:
@@ -157,6 +157,8 @@ class TenantActor(_Actor):
         loader, timer = finder(setup, "loader"), finder(setup, "timer-0")
         house = SlotHouse(setup, self._name, loader, timer, self._adopted, lambda: os._exit(0))
         await house.open()
+        if self._is_restarted:
+            house.tell_of_restart()
         if self._is_spare:
             await house.rehearse()
         return house.target

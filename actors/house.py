@@ -152,7 +152,7 @@ class LoaderHouse:
 
     def __getattr__(self, op: str) -> Any:
         # What the loader itself does is called under its own name.
-        if op in ("resolve", "wake", "residents", "stats", "slot_started", "released"):
+        if op in ("resolve", "wake", "residents", "stats", "slot_restarted", "released"):
             return getattr(self.__dict__["_loader"], op)
         raise AttributeError(op)
 

@@ -172,8 +172,8 @@ class Loader:
 
     # --- what slots call
 
-    async def slot_started(self, name: str) -> None:
-        """A slot's process has started; if it had died, its tenant is opened there again."""
+    async def slot_restarted(self, name: str) -> None:
+        """A slot's process died and was started anew: its tenant is opened there again."""
         for place in self._places.values():
             if place.peer is not None and place.peer.name == name:
                 self._check(place, place.peer)

@@ -67,7 +67,7 @@ class SlotHouse:
         self.target: Slot | None = None
 
     async def open(self) -> None:
-        """Get everything ready that does not depend on the tenant, and tell the loader."""
+        """Get everything ready that does not depend on the tenant."""
         self._store: Store = open_store(self._setup.log_root)
         self._codes = RemoteCodes(
             self._loader, self._store, is_app=self._setup.is_app, calls=self._clients.of
@@ -85,7 +85,10 @@ class SlotHouse:
             on_end=self._on_end,
         )
         _settle_memory()
-        self._telling = asyncio.ensure_future(tell(self._loader, "slot_started", self._name))
+
+    def tell_of_restart(self) -> None:
+        """Let the loader know that this slot died and is blank again, though nobody calls it."""
+        self._telling = asyncio.ensure_future(tell(self._loader, "slot_restarted", self._name))
 
     async def rehearse(self) -> None:
         """Be a tenant that does not exist, so that nothing is done for the first time later.

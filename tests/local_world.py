@@ -214,7 +214,7 @@ class World:
     async def restart(self, peer: LocalPeer) -> None:
         """What Ray does with an actor whose process died."""
         peer.revive(self._slot(peer.name))
-        await self.loader.slot_started(peer.name)
+        await self.loader.slot_restarted(peer.name)
 
     # --- the launcher
 

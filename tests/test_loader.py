@@ -196,7 +196,7 @@ async def test_a_tenant_that_died_together_with_the_loader_is_opened_again() -> 
 async def test_a_slot_that_nobody_knows_is_ended() -> None:
     world = await World().start()
     stray = await world.start_slot("stray")
-    await world.loader.slot_started(stray.name)
+    await world.loader.slot_restarted(stray.name)
     assert "stray" in world.killed
     await world.stop()
 
