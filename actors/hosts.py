@@ -15,7 +15,7 @@ import msgspec
 
 from ..eventlog import codec
 from ..eventlog.clock import US, Clock, TimerHandle
-from ..eventlog.errors import CodeError, Unavailable, WorkflowsError
+from ..eventlog.errors import CodeError, LimitExceededError, Unavailable, WorkflowsError
 from ..loaders.bundle import Bundle
 from ..loaders.isolate import Exit, Isolate, Isolates, Limits
 from ..loaders.wire import (
@@ -245,10 +245,21 @@ class Host:
             self.end(life)
         for future in self._invokes.values():
             if not future.done():
-                future.set_exception(Unavailable(f"the isolate ended: {exit.reason}"))
+                future.set_exception(_call_error(exit))
         self._hosts.listener.on_lost(self, lives, exit)
 
 
+def _call_error(exit: Exit) -> WorkflowsError:
+    """What a call is told whose isolate ended under it."""
+    text = f"the isolate ended: {exit.reason}"
+    if not exit.is_tenants_own:
+        return Unavailable(text)
+    if exit.kind in _LIMIT_KINDS:
+        return LimitExceededError(text, limit=exit.kind)
+    return CodeError(text, code="isolate.died")
+
+
+_LIMIT_KINDS = frozenset({"cpu", "wall", "memory", "silent"})
 _LOAD_CODES = frozenset({"code.invalid", "code.import_failed", "code.class_missing"})
 
 

@@ -82,8 +82,9 @@ class HeartbeatWriter:
         self._words[_BUSY] = 0
 
     def resume(self, life: int) -> None:
-        """This lifetime is about to run."""
+        """This lifetime is about to run: what others used before it is not its fault."""
         self._words[_LIFE] = life
+        self._words[_TURN] += 1
 
 
 class HeartbeatSelector(selectors.EpollSelector):
