@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -99,7 +100,8 @@ class _Broken:
 class TimerActor(_Actor):
     """The timer, as an actor."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, *parts: bytes) -> None:
+        setup = _whole(parts)
         self._house = TimerHouse(setup, finder(setup, "loader"))
         super().__init__()
 
@@ -116,7 +118,8 @@ class TimerActor(_Actor):
 class LoaderActor(_Actor):
     """The loader, as an actor."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, *parts: bytes) -> None:
+        setup = _whole(parts)
         self._house = LoaderHouse(setup, RayLauncher(setup), finder(setup, "timer-0"))
         super().__init__()
 
@@ -142,8 +145,8 @@ class _Closing:
 class TenantActor(_Actor):
     """A slot, as an actor."""
 
-    def __init__(self, setup: Setup, name: str, is_spare: bool) -> None:
-        self._setup = setup
+    def __init__(self, name: str, is_spare: bool, *parts: bytes) -> None:
+        self._setup = _whole(parts)
         self._name = name
         self._is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         # After a crash a tenant waits for it, however it began.
@@ -180,7 +183,8 @@ _OPTIONS = {
 
 def start_supervisors(setup: Setup) -> RayPeer:
     """The timer and the loader, unless they are there; answers the loader."""
-    start_actor(TimerActor, setup.name("timer-0"), setup, memory=SUPERVISOR_MEMORY)
+    timer = setup.name("timer-0")
+    start_actor(TimerActor, timer, setup.without_callbacks(), memory=SUPERVISOR_MEMORY)
     return start_actor(LoaderActor, setup.name("loader"), setup, memory=SUPERVISOR_MEMORY)
 
 
@@ -189,7 +193,23 @@ def start_actor(kind: type[Any], name: str, setup: Setup, *args: Any, **options:
     remote = ray.remote(kind).options(
         name=name, namespace=setup.namespace, get_if_exists=True, **(_OPTIONS | options)
     )
-    return RayPeer(name, remote.remote(setup, *args))
+    return RayPeer(name, remote.remote(*args, *_parts(setup)))
+
+
+# What is larger than 100 kB would lie in the object store of whoever starts the actor, and be gone
+# with it: an actor could not be started again after its driver has left.
+_PART_BYTES = 64 * 1024
+
+
+def _parts(setup: Setup) -> list[bytes]:
+    whole = pickle.dumps(setup, protocol=5)
+    return [whole[at : at + _PART_BYTES] for at in range(0, len(whole), _PART_BYTES)]
+
+
+def _whole(parts: tuple[bytes, ...]) -> Setup:
+    setup = pickle.loads(b"".join(parts))
+    assert isinstance(setup, Setup)
+    return setup
 
 
 def find_actor(name: str, namespace: str) -> RayPeer | None:
@@ -252,7 +272,7 @@ class RayLauncher:
             start_actor,
             TenantActor,
             self._setup.name(name),
-            self._setup,
+            self._setup.without_callbacks(),
             self._setup.name(name),
             is_spare,
             memory=TENANT_MEMORY,

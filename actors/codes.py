@@ -8,7 +8,6 @@ the hash, and holds the answers for a while.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -32,6 +31,7 @@ from ..loaders.entrypoints import build
 from ..loaders.records import Record
 from ..loaders.service import App, DispatchEvent, DispatchStep
 from ..loaders.worker import EntrypointStub, WorkerLoader, WorkerRef, Workers
+from .callbacks import Callbacks, answer_of
 
 _BUNDLES_HELD = 256
 _LIVE_HELD = 1_024
@@ -133,8 +133,10 @@ class Codes:
         load: Callable[[str], Any] | None = None,
         app: App | None = None,
         peer: Callable[[str], Calls] | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self.is_app = app is not None
+        self._callbacks = callbacks or Callbacks()
         self._bundles = Bundles(store)
         self._clock = clock
         self._ttl_us = round(ttl_s * 1_000_000)
@@ -239,7 +241,7 @@ class Codes:
                 code="code.load_failed",
             )
         what = f"load({tenant_id!r})"
-        code = await _answer(what, lambda: load(tenant_id))
+        code = await _answer(what, lambda: self._callbacks.answer_of(load, tenant_id))
         return Resolved(await self._stored(what, code, own_binding=True))
 
     async def _stored(self, what: str, code: Any, *, own_binding: bool) -> str:
@@ -254,7 +256,9 @@ class Codes:
 
     async def _made_worker(self, name: str | None, source: Any) -> WorkerRef:
         what = f"the callback of worker {name!r}"
-        code = await _answer(what, source) if callable(source) else source
+        code = source
+        if callable(source):
+            code = await _answer(what, lambda: self._callbacks.answer_of(source))
         code_hash = await self._stored(what, code, own_binding=False)
         tenant_id = _tenant_of(code) or name or "worker"
         return WorkerRef(tenant_id, code_hash, name or code_hash)
@@ -325,8 +329,7 @@ def _untagged() -> MissingDispatcherMetadataError:
 async def _answer(what: str, callback: Callable[[], Any]) -> Any:
     """What a platform's callback says; `code.load_failed` when it raises."""
     try:
-        answer = callback()
-        return await answer if inspect.isawaitable(answer) else answer
+        return await answer_of(callback)
     except WorkflowsError:
         raise
     except Exception as error:
@@ -339,12 +342,7 @@ async def _handed_over(kind: type[Any], env: Record, event: DispatchEvent) -> En
     entrypoint = build(kind, env=env, ctx=Record(props=None))
     step = DispatchStep()
 
-    async def run() -> None:
-        outcome = entrypoint.run(event, step)
-        if inspect.isawaitable(outcome):
-            await outcome
-
-    task = asyncio.ensure_future(run())
+    task = asyncio.ensure_future(answer_of(lambda: entrypoint.run(event, step)))
     try:
         await asyncio.wait({task, step.found}, return_when=asyncio.FIRST_COMPLETED)
         if step.found.done():

@@ -83,6 +83,8 @@ class PlatformConfig(BaseModel):
     # --- code
     code_ttl_seconds: float = Field(default=60.0, ge=0)
     """Seconds that the loader holds what `load` answered, of the platform's clock."""
+    load_timeout_seconds: float = Field(default=60.0, gt=0)
+    """Seconds that `load` may take to answer; then it has failed (`code.load_failed`)."""
     packages: tuple[str, ...] = ()
     """Installed packages that tenant code may import beside the standard library."""
 

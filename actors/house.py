@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsErro
 from ..eventlog.ids import Ids, SystemIds
 from ..eventlog.log import EventLog, LogConfig
 from ..eventlog.store import Store, open_store
+from .callbacks import Callbacks
 from .client import TenantClient
 from .codes import Codes, Resolved
 from .config import PlatformConfig
@@ -53,6 +54,10 @@ class Setup:
         """Equal for platforms that would decide alike."""
         told = self.callbacks + self.config.model_dump_json().encode()
         return sha256(told).hexdigest()
+
+    def without_callbacks(self) -> Setup:
+        """What everybody but the loader is told."""
+        return replace(self, callbacks=b"")
 
     def name(self, role: str) -> str:
         """The name of an actor."""
@@ -135,6 +140,7 @@ class LoaderHouse:
             load=load,
             app=app,
             peer=self._clients.of,
+            callbacks=Callbacks(timeout_s=setup.config.load_timeout_seconds, in_threads=True),
         )
         self._log = await open_log(store, LOADER_STREAM, clock=clock, ids=ids)
         self._loader = Loader(

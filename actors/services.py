@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 from ..eventlog import codec
@@ -11,6 +12,7 @@ from ..loaders import http
 from ..loaders.bundle import Bundle, Grants
 from ..loaders.entrypoints import EgressDeniedError
 from ..loaders.service import Service
+from .callbacks import answer_of
 
 
 class Services:
@@ -32,9 +34,7 @@ class Services:
             raise InvalidError(f"env has no service {name!r}")
         function = public_method(service, method)
         positional, named = _arguments(args, kwargs)
-        answer = function(*positional, **named)
-        if inspect.isawaitable(answer):
-            answer = await answer
+        answer = await answer_of(lambda: function(*positional, **named))
         return codec.encode(http.to_plain(answer))
 
     async def fetch(self, args: bytes, kwargs: bytes) -> bytes:
@@ -48,9 +48,8 @@ class Services:
         request = positional[0] if positional else None
         if not isinstance(request, http.Request):
             raise InvalidError("fetch takes one Request")
-        answer = public_method(gateway, "fetch")(request)
-        if inspect.isawaitable(answer):
-            answer = await answer
+        fetch = public_method(gateway, "fetch")
+        answer = await answer_of(lambda: fetch(request))
         return codec.encode(http.response_to_plain(answer))
 
     async def tail(self, records: list[dict[str, Any]]) -> None:
@@ -61,9 +60,9 @@ class Services:
             if service is None:
                 continue
             try:
-                answer = public_method(service, "tail")([dict(record) for record in records])
-                if inspect.isawaitable(answer):
-                    await answer
+                tail = public_method(service, "tail")
+                copies = [dict(record) for record in records]
+                await answer_of(partial(tail, copies))
             except Exception as error:  # the others get it all the same
                 failure = error
         if failure is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from ray_world import eventually, expected, loader_of, processes
+from ray_world import eventually, expected, kill, loader_of, processes
 
 import dynamic_workflows as dw
 
@@ -138,13 +138,18 @@ async def test_a_second_platform_of_the_process_shares_ray(
 
 
 JOIN = """
-import asyncio, sys
+import asyncio, random, sys
 import dynamic_workflows as dw
 sys.path.insert(0, {tests!r})
 from ray_world import loader_of
 
 async def main():
-    async with dw.connect({log!r}, load=loader_of(), address={address!r},
+    ballast = random.Random(1).randbytes(500_000)
+    def load(tenant_id, inner=loader_of()):
+        assert len(ballast) == 500_000
+        return inner(tenant_id)
+
+    async with dw.connect({log!r}, load=load, address={address!r},
                           namespace="joined", config={{"isolation": "unsafe-none"}}) as platform:
         instance = await platform.tenant("acme").workflows.create(id={id!r}, params={{"steps": 2}})
         print(await instance.result(timeout=60))
@@ -158,7 +163,7 @@ async def test_a_driver_joins_a_cluster_by_address_and_its_actors_live_on(
 ) -> None:
     import ray
 
-    address = ray.get_runtime_context().gcs_address
+    address, loaders = ray.get_runtime_context().gcs_address, set(processes("ray::LoaderActor"))
     for number in (1, 2):
         code = JOIN.format(
             tests=str(Path(__file__).parent), log=str(tmp_path), address=address, id=f"n{number}"
@@ -173,3 +178,9 @@ async def test_a_driver_joins_a_cluster_by_address_and_its_actors_live_on(
         )
         assert str(expected(f"n{number}", 2)) in done.stdout, done.stderr
         assert len(processes("ray::TenantActor: acme")) == 1, "it outlives its driver"
+    # So does the loader, and its callbacks, large as they are, outlive it.
+    (loader,) = set(processes("ray::LoaderActor")) - loaders
+    await kill(loader)
+    async with dw.connect(tmp_path, namespace="joined", config=CONFIG) as visitor:
+        instance = await visitor.tenant("later").workflows.create(id="n", params={"steps": 1})
+        assert await instance.result(timeout=60) == expected("n", 1)
