@@ -27,6 +27,14 @@ class HeartbeatReader:
     def __init__(self) -> None:
         self.fd = os.memfd_create("heartbeat", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         """To be passed to the isolate, then closed by `close_fd`."""
+        try:
+            self._map = self._seal_and_map()
+        except BaseException:
+            self.close_fd()
+            raise
+        self._words = memoryview(self._map).cast("Q")
+
+    def _seal_and_map(self) -> mmap.mmap:
         os.ftruncate(self.fd, PAGE_BYTES)
         # Without the seals a guest could shrink the file, and reading would end us with SIGBUS.
         fcntl.fcntl(
@@ -34,8 +42,7 @@ class HeartbeatReader:
             fcntl.F_ADD_SEALS,
             fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL,
         )
-        self._map = mmap.mmap(self.fd, PAGE_BYTES, access=mmap.ACCESS_READ)
-        self._words = memoryview(self._map).cast("Q")
+        return mmap.mmap(self.fd, PAGE_BYTES, access=mmap.ACCESS_READ)
 
     @property
     def turn(self) -> int:

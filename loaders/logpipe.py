@@ -16,6 +16,8 @@ from .wire import Frame, Log, pack
 
 _READ_BYTES = 64 * 1024
 _BYTES_A_SECOND = 64 * 1024
+# Who floods waits: else reading what is thrown away would cost the supervisor's time.
+_PAUSE_S = 0.05
 
 
 class LogPipe:
@@ -30,6 +32,7 @@ class LogPipe:
         self._budget = float(_BYTES_A_SECOND)
         self._filled_s = time.monotonic()
         self._dropped = 0
+        self._pause: asyncio.TimerHandle | None = None
         loop.add_reader(self._read_fd, self._read)
 
     def close_write_fd(self) -> None:
@@ -38,14 +41,18 @@ class LogPipe:
             os.close(self.write_fd)
             self.write_fd = -1
 
-    def _read(self) -> bool:
+    def _read_on(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._read_fd, self._read)
+
+    def _read(self) -> None:
         try:
             data = os.read(self._read_fd, _READ_BYTES)
         except BlockingIOError:
-            return False
+            return
         if not data:
             self._loop.remove_reader(self._read_fd)
-            return False
+            return
         now_s = time.monotonic()
         self._budget = min(
             _BYTES_A_SECOND, self._budget + (now_s - self._filled_s) * _BYTES_A_SECOND
@@ -58,7 +65,9 @@ class LogPipe:
             text = kept.decode("utf-8", "replace").rstrip("\n")
             self._on_log(pack(Log("info", text, dropped=self._dropped)))
             self._dropped = 0
-        return True
+        if self._budget < 1 and self._is_open and self._pause is None:
+            self._loop.remove_reader(self._read_fd)
+            self._pause = self._loop.call_later(_PAUSE_S, self._read_on)
 
     def close(self) -> None:
         """Deliver what was written last, and close."""
@@ -66,6 +75,8 @@ class LogPipe:
             return
         self._is_open = False
         self.close_write_fd()
+        if self._pause is not None:
+            self._pause.cancel()
         with contextlib.suppress(OSError):
             self._read()
         self._loop.remove_reader(self._read_fd)

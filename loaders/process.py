@@ -121,9 +121,12 @@ class ProcessIsolates:
     async def _make(self, limits: Limits, *, is_blank: bool) -> ProcessIsolate:
         for attempts_left in range(_ZYGOTE_ATTEMPTS - 1, -1, -1):
             spawner, ready = await self._zygote()
-            isolate = ProcessIsolate(
-                limits, level=ready.level, shared_bytes=ready.rss_bytes, on_ended=self._ended
-            )
+            try:
+                isolate = ProcessIsolate(
+                    limits, level=ready.level, shared_bytes=ready.rss_bytes, on_ended=self._ended
+                )
+            except OSError as error:
+                raise Unavailable(f"no isolate can be made for now: {error}") from error
             self._isolates.add(isolate)
             try:
                 await isolate.spawn(spawner, is_blank=is_blank)
@@ -169,13 +172,16 @@ class ProcessIsolates:
             await asyncio.sleep(min(_BACK_OFF_MAX_S, _BACK_OFF_FIRST_S * 2.0 ** (self._losses - 2)))
         self._spawner_began_s = time.monotonic()
         self.counts["zygotes"] += 1
-        return Spawner(
-            walls=self._walls,
-            packages=self._isolation.packages,
-            guest=self._guest,
-            path=self._path,
-            on_lost=self._lost,
-        )
+        try:
+            return Spawner(
+                walls=self._walls,
+                packages=self._isolation.packages,
+                guest=self._guest,
+                path=self._path,
+                on_lost=self._lost,
+            )
+        except OSError as error:
+            raise Unavailable(f"no zygote can be started for now: {error}") from error
 
     def _lost(self, spawner: Spawner) -> None:
         if time.monotonic() - self._spawner_began_s > _SETTLED_S:

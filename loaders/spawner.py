@@ -78,7 +78,9 @@ class Spawner:
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         errors, errors_end = os.pipe()
-        with theirs:
+        with contextlib.ExitStack() as undo, theirs:
+            undo.callback(os.close, errors)
+            undo.callback(ours.close)
             try:
                 # The thread of the loop starts it: the kernel's parent-death signal means a thread.
                 self._process = subprocess.Popen(
@@ -96,6 +98,7 @@ class Spawner:
                 )
             finally:
                 os.close(errors_end)
+            undo.pop_all()
         self._errors = errors
         self._control = ours
         ours.setblocking(False)
@@ -133,7 +136,19 @@ class Spawner:
             except OSError as error:
                 del self._requests[spawn.id], self._wards[spawn.id]
                 raise Unavailable(f"the zygote does not take requests: {error}") from error
-            return await asyncio.shield(reply)
+            try:
+                return await asyncio.shield(reply)
+            except asyncio.CancelledError:
+                self._abandon(reply)
+                raise
+
+    def _abandon(self, reply: asyncio.Future[Child]) -> None:
+        """Nobody waits for this process any more, be it there already or still to come."""
+        if reply.done() and not reply.cancelled() and reply.exception() is None:
+            child = reply.result()
+            kernel.kill(child.pidfd)
+            os.close(child.pidfd)
+        reply.cancel()
 
     def _receive(self) -> None:
         try:
@@ -152,20 +167,25 @@ class Spawner:
                 self._ready.set_exception(SandboxUnavailable(message))
                 self._ready.exception()  # nobody has to ask for it
             case Spawned(id, pid):
-                self._spawned(id, Child(pid, fds[0]))
+                self._spawned(id, pid, fds)
             case Failed(id, message):
                 del self._wards[id]
                 self._requests.pop(id).set_exception(Unavailable(f"fork failed: {message}"))
             case Exited() as report:
                 self._wards.pop(report.id).exited(report)
 
-    def _spawned(self, id: int, child: Child) -> None:
+    def _spawned(self, id: int, pid: int, fds: list[int]) -> None:
         reply = self._requests.pop(id)
-        if reply.cancelled():
-            kernel.kill(child.pidfd)
-            os.close(child.pidfd)
+        if not fds:
+            # The kernel drops a descriptor for which there is no room. The process goes by itself
+            # when its ward, whose start fails here, closes the channel.
+            if not reply.cancelled():
+                reply.set_exception(Unavailable("too many open files to hold another isolate"))
+        elif reply.cancelled():
+            kernel.kill(fds[0])
+            os.close(fds[0])
         else:
-            reply.set_result(child)
+            reply.set_result(Child(pid, fds[0]))
 
     def _lose(self) -> None:
         if self._is_lost:

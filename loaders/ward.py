@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import select
@@ -72,9 +73,13 @@ class ProcessIsolate:
         self._last: Sample | None = None
         self._calls: dict[int, int] = {}
         self._calls_bytes = 0
-        ours, self._theirs = socket.socketpair()
-        self._page = HeartbeatReader()
-        self._logs = LogPipe(self._loop, on_log=self._deliver_log)
+        with contextlib.ExitStack() as undo:
+            self._page = HeartbeatReader()
+            undo.callback(self._page.close)
+            self._logs = LogPipe(self._loop, on_log=self._deliver_log)
+            undo.callback(self._logs.close)
+            ours, self._theirs = socket.socketpair()
+            undo.pop_all()
         self._channel = Channel(
             ours,
             loop=self._loop,
@@ -127,7 +132,11 @@ class ProcessIsolate:
             self.pid = child.pid
             if self._sentence is not None:
                 kernel.kill(child.pidfd)
-        await asyncio.shield(self._hello)
+        try:
+            await asyncio.shield(self._hello)
+        except BaseException:
+            self.kill(_NEVER_STARTED)
+            raise
 
     def _close_their_ends(self) -> None:
         self._theirs.close()

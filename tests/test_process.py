@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import msgspec
 import pytest
 from isolates import CLOSED, ECHO, ECHOED, LOG, RESULT, TESTS, Talk, isolates, start
 
-from dynamic_workflows.eventlog.errors import PlatformClosed, SandboxUnavailable
+from dynamic_workflows.eventlog.errors import PlatformClosed, SandboxUnavailable, Unavailable
 from dynamic_workflows.loaders.inside import CALL_KIND, REPLY_KIND
 from dynamic_workflows.loaders.isolate import Exit, Isolation, Limits
 from dynamic_workflows.loaders.process import ProcessIsolates
@@ -310,19 +312,47 @@ async def test_closing_ends_every_process_and_starting_is_refused() -> None:
             await start(made)
 
 
-async def test_a_start_that_is_given_up_leaves_no_process() -> None:
+@pytest.mark.parametrize("turns", [0, 1, 2, 4, 8])
+async def test_a_start_that_is_given_up_leaves_no_process(turns: int) -> None:
     async with isolates() as made:
-        await made.ready()
+        await (await start(made)).close()
+        files = open_files()
         task = asyncio.ensure_future(start(made))
-        await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0.0005)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await task).close()
         talk = await start(made)
         abandoned = [isolate.ended for isolate in made._isolates if isolate is not talk.isolate]
         async with asyncio.timeout(60):
             await asyncio.gather(*abandoned)
         assert await talk.run("result = 1") == ("ok", "1")
+        await talk.close()
+        assert open_files() == files
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_where_no_file_can_be_opened_the_platform_is_unavailable() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with isolates() as made:
+        await (await start(made)).close()
+        files = open_files()
+        refused = 0
+        for spare in range(8):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files + spare - 1, hard))
+            try:
+                await (await start(made)).close()
+            except Unavailable:
+                refused += 1
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert open_files() == files
+        assert 4 <= refused <= 8
+        assert await (await start(made)).run("result = 1") == ("ok", "1")
 
 
 async def test_root_without_another_user_to_become_is_refused() -> None:
