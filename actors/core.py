@@ -110,6 +110,11 @@ class TenantCore(Schedules):
         lifetime = self._lives.get(life)
         return None if lifetime is None else lifetime.summary.key
 
+    def life_of(self, key: Key) -> int | None:
+        """The lifetime that the instance is in, or None."""
+        lifetime = self._find(key).lifetime
+        return None if lifetime is None else lifetime.number
+
     def at_work(self, life: int) -> tuple[str | None, int]:
         """The step and attempt that a lifetime is at, or (None, 0) where that is not one alone."""
         lifetime = self._lives.get(life)
@@ -216,6 +221,10 @@ class TenantCore(Schedules):
     def exists(self, key: Key) -> bool:
         """Whether there is such an instance."""
         return key in self._directory
+
+    def has_ended(self, key: Key) -> bool:
+        """Whether its run has ended."""
+        return self._find(key).is_ended
 
     def status(self, key: Key) -> StatusData | None:
         """The status as data, or None where the instance has to be loaded for it."""

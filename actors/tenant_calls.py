@@ -31,7 +31,7 @@ from .code_cache import CodeCache, envelope
 from .config import PlatformConfig
 from .core import TenantCore
 from .decisions import Decision, Key
-from .hosts import GuestError, HostKey, Hosts
+from .hosts import GuestError, Host, HostKey, Hosts
 from .pump import Pump, whole
 from .streams import Feeds, Waiters, page
 
@@ -50,6 +50,7 @@ class TenantCalls:
     _ids: Ids
     _pump: Pump
     _hosts: Hosts
+    _lives: dict[int, Host]
     _codes: CodeCache
     _results: Waiters
     _changes: Waiters
@@ -130,7 +131,15 @@ class TenantCalls:
             raise not_found(self.tenant_id, key[1])
 
     async def _status(self, args: dict[str, Any]) -> StatusData:
-        return await self._status_of(await self._key(args))
+        key = await self._key(args)
+        status = await self._status_of(key)
+        status.isolation = self._walls_of(key)
+        return status
+
+    def _walls_of(self, key: Key) -> str | None:
+        """What stands around the isolate that an instance is in."""
+        host = self._lives.get(self.core.life_of(key) or 0)
+        return None if host is None or host.isolate is None else host.isolate.level
 
     async def _status_of(self, key: Key) -> StatusData:
         await self._pump.caught_up()
@@ -294,6 +303,11 @@ class TenantCalls:
                 if rows is None:
                     rows = await self._rows_after(key, cursor)
                 taken, after, ended = page(rows, cursor)
+                if not taken and self.core.exists(key) and self.core.has_ended(key):
+                    # Its last row may still be on its way; if not, nothing will follow.
+                    taken, after, ended = page(await self._rows_after(key, cursor), cursor)
+                    if not taken:
+                        return EventPage(rows=[], cursor=after, ended=True)
                 if taken:
                     taken = await whole(self._log, taken, secrets=False)
                     return EventPage(rows=taken, cursor=after, ended=ended)
@@ -318,6 +332,9 @@ class TenantCalls:
         key = await self._key(args)
         await self._status_of(key)
         code, text = self.core.why(key)
+        walls = self._walls_of(key)
+        if walls is not None:
+            text = f"{text} (in an isolate, walls: {walls})"
         return {"code": code, "text": text}
 
     async def _invoke(self, args: dict[str, Any]) -> bytes:

@@ -248,6 +248,19 @@ async def test_a_subscription_of_a_restarted_instance_begins_with_its_present_ru
         assert every[0].ts <= every[-1].ts
 
 
+@pytest.mark.behaviour(267, 269)
+async def test_a_subscription_that_goes_on_behind_the_last_event_ends_at_once() -> None:
+    async with testing.connect(load=load) as platform:
+        instance = await platform.tenant("acme").workflows.create(params={"steps": 1})
+        await instance.result()
+        last = (await instance.history())[-1].seq
+        for cursor in (last, last + 1_000):
+            assert [event async for event in instance.subscribe(cursor=cursor)] == []
+        await instance.restart()
+        seen = [event.type async for event in instance.subscribe(cursor=last)]
+        assert (seen[0], seen[-1]) == ("workflow_restarted", "workflow_completed")
+
+
 @pytest.mark.behaviour(270)
 async def test_events_are_read_by_attribute_and_by_key() -> None:
     async with testing.connect(load=load) as platform:
