@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..loaders import durations
+from ..loaders.isolate import Limits
 from .decisions import CoreConfig
 
 MIB = 1024 * 1024
@@ -113,6 +115,18 @@ class PlatformConfig(BaseModel):
     """CPU seconds of one turn of an isolate's event loop."""
     turn_wall_seconds: float = Field(default=5.0, gt=0)
     """Wall seconds of one turn of an isolate's event loop."""
+    silent_cpu_seconds: float = Field(default=5.0, gt=0)
+    """CPU seconds that an isolate may use without a message to its supervisor."""
+    calls_in_flight_max: int = Field(default=10_000, ge=1)
+    """Calls of bindings in an isolate that have no answer yet; further ones wait."""
+    bytes_in_flight_max: int = Field(default=128 * MIB, ge=MIB)
+    """Bytes of such calls, of one message, and of what an isolate leaves unread."""
+    files_max: int = Field(default=64, ge=16)
+    """Open files of one isolate, its own few included."""
+    tmp_mb: int = Field(default=0, ge=0)
+    """MiB of a private /tmp in memory; more than 0 needs the jail."""
+    modules_bytes_max: int = Field(default=64 * MIB, ge=1, le=64 * MIB)
+    """Bytes of the modules of one bundle; more is refused with `code.invalid`."""
     isolates_max: int = Field(default=1, ge=1, le=256)
     """Isolates that one version of a tenant's code may have while it keeps them all busy."""
     isolate_idle_seconds: float = Field(default=30.0, gt=0)
@@ -138,6 +152,22 @@ class PlatformConfig(BaseModel):
             return self
         changes = {name: value for name, value in limits if value is not None}
         return self.model_copy(update=changes)  # counts what is changed as set
+
+    def limits(self, lower: Mapping[str, int] | None = None) -> Limits:
+        """What one isolate may use; of this and `lower` (memory_mb, cpu_ms), the lower holds."""
+        lower = lower or {}
+        cpu_ms = round(self.turn_cpu_seconds * 1000)
+        return Limits(
+            memory_mb=min(self.memory_mb, lower.get("memory_mb", self.memory_mb)),
+            turn_cpu_ms=min(cpu_ms, lower.get("cpu_ms", cpu_ms)),
+            turn_wall_ms=round(self.turn_wall_seconds * 1000),
+            silent_cpu_ms=round(self.silent_cpu_seconds * 1000),
+            calls_in_flight_max=self.calls_in_flight_max,
+            bytes_in_flight_max=self.bytes_in_flight_max,
+            files_max=self.files_max,
+            tmp_mb=self.tmp_mb,
+            modules_bytes_max=self.modules_bytes_max,
+        )
 
     def _burst(self) -> float:
         if self.creates_burst_max is not None:

@@ -17,7 +17,7 @@ from ..eventlog import codec
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import CodeError, LimitExceededError, Unavailable, WorkflowsError
 from ..loaders.bundle import Bundle
-from ..loaders.isolate import Exit, Isolate, Isolates, Limits
+from ..loaders.isolate import Exit, Isolate, Isolates
 from ..loaders.wire import (
     Call,
     Error,
@@ -43,7 +43,6 @@ HostKey: TypeAlias = tuple[str, str | None, tuple[tuple[str, int], ...]]
 """(code hash, name of a worker or None for the tenant's own code, limits below the code's own)"""
 
 _logger = logging.getLogger("dynamic_workflows.hosts")
-_CALLS_OUT_MAX = 2 * Limits.calls_in_flight_max
 
 
 class Listener(Protocol):
@@ -206,8 +205,8 @@ class Host:
                 future.set_result(message)
         elif isinstance(message, Call):
             # A guest holds back what is too much; one that does not is no guest of ours.
-            if self.calls_out > _CALLS_OUT_MAX:
-                raise ProtocolViolation(f"more than {_CALLS_OUT_MAX} calls at once")
+            if self.calls_out > self._hosts.calls_out_max:
+                raise ProtocolViolation(f"more than {self._hosts.calls_out_max} calls at once")
             self._hosts.listener.on_call(self, life, message)
         elif isinstance(message, Log):
             self._hosts.listener.on_log(self, life, message)
@@ -298,6 +297,7 @@ class Hosts:
         self._starting: set[asyncio.Task[None]] = set()
         self._sweep: TimerHandle | None = None
         self._is_closed = False
+        self.calls_out_max = 2 * config.calls_in_flight_max
 
     def __iter__(self) -> Iterator[Host]:
         more = (host for hosts in self._more.values() for host in hosts)
@@ -406,10 +406,11 @@ class Hosts:
     async def _start(self, host: Host) -> None:
         try:
             bundle = host.bundle = await self._codes.bundle(host.code_hash)
+            self._check_size(bundle)
             host.limits = _lower(bundle.limits, dict(host.key[2]))
             host.services = Services(bundle, self._codes.live(host.code_hash))
             isolate = await self._isolates.start(
-                limits=self._limits(host.limits),
+                limits=self._config.limits(host.limits),
                 on_frames=host._on_frames,
                 on_exit=host._on_exit,
             )
@@ -430,15 +431,10 @@ class Hosts:
         load = bundle.load_message(packages=self._config.packages, options=options)
         isolate.send([pack(load)])
 
-    def _limits(self, limits: dict[str, int]) -> Limits:
-        config = self._config
-        return Limits(
-            memory_mb=min(config.memory_mb, limits.get("memory_mb", config.memory_mb)),
-            turn_cpu_ms=min(
-                round(config.turn_cpu_seconds * 1000), limits.get("cpu_ms", 1_000_000_000)
-            ),
-            turn_wall_ms=round(config.turn_wall_seconds * 1000),
-        )
+    def _check_size(self, bundle: Bundle) -> None:
+        size, most = sum(len(one.data) for one in bundle.modules), self._config.modules_bytes_max
+        if size > most:
+            raise CodeError(f"the modules have {size:,} bytes, more than {most:,}")
 
     # --- isolates that nobody needs
 

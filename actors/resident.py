@@ -13,7 +13,7 @@ from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
 from ..eventlog.ids import SystemIds
 from ..eventlog.store import Store, open_store, probe
 from ..loaders.bundle import WorkerCode
-from ..loaders.isolate import Isolation, Limits
+from ..loaders.isolate import Isolation
 from ..loaders.process import ProcessIsolates
 from .codes import Codes, CodeSource
 from .config import PlatformConfig
@@ -182,9 +182,4 @@ def isolates_of(config: PlatformConfig) -> ProcessIsolates:
         threads=config.threads,
         warm=config.warm_isolates,
     )
-    limits = Limits(
-        memory_mb=config.memory_mb,
-        turn_cpu_ms=round(config.turn_cpu_seconds * 1000),
-        turn_wall_ms=round(config.turn_wall_seconds * 1000),
-    )
-    return ProcessIsolates(isolation, limits=limits)
+    return ProcessIsolates(isolation, limits=config.limits())

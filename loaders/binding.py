@@ -349,6 +349,7 @@ def _status(data: StatusData) -> Status:
         error=_error(data.error),
         rollback=rollback,
         reason=reason,
+        isolation=data.isolation,
     )
 
 

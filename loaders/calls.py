@@ -51,6 +51,8 @@ class StatusData(msgspec.Struct, kw_only=True):
     rollback_error: Error | None = None
     reason_code: str | None = None
     reason_message: str | None = None
+    isolation: str | None = None
+    """The walls around the isolate that the instance is in now."""
 
 
 class Calls(Protocol):

@@ -67,6 +67,7 @@ class Status(Record):
     `status` is queued, running, waiting, waitingForPause, paused, complete, errored or terminated.
     `output` and `error` are None unless the run ended so, `rollback` is None unless handlers ran,
     `reason` is None unless the platform holds the instance back (parked, or its code is missing).
+    `isolation` names the walls around it while it is in an isolate, else it is None.
     """
 
     status: str
@@ -74,6 +75,7 @@ class Status(Record):
     error: ErrorInfo | None
     rollback: RollbackInfo | None
     reason: Reason | None
+    isolation: str | None
 
 
 class Event(Record):

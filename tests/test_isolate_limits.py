@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from real_tenants import RealTenant, Tail, real_tenant, until
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors import patience
+from dynamic_workflows.loaders.isolate import Limits
 
 ONCE = 'config={"retries": {"limit": 0, "delay": 0}}'
 GUILTY = f"""
@@ -258,3 +260,47 @@ async def test_imports_find_the_bundle_then_what_is_granted_and_nothing_else() -
         assert await stub.say("pytz") == "pytz"
         assert await stub.find("pytz") == "pytz"
         assert await stub.say("duckdb") == "ModuleNotFoundError"
+
+
+# --- what operators see and set -------------------------------------------------------------------
+
+
+async def test_the_walls_that_stand_are_in_the_status_and_the_answer_to_why() -> None:
+    async with real_tenant(guilty()) as tenant:
+        instance = await tenant.workflows.create(params={"how": "good", "steps": 50})
+        await until(lambda: tenant.shell.core.life_of(("TenantWorkflow", instance.id)), "its life")
+        walls = (await instance.status()).isolation
+        assert walls is not None
+        assert "seccomp" in walls
+        assert walls in (await instance.why()).text
+        await instance.result(timeout=60)
+        assert (await instance.status()).isolation is None
+
+
+async def test_walls_that_were_left_out_are_named_as_well(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with real_tenant(guilty(), isolation="unsafe-none") as tenant:
+        instance = await tenant.workflows.create(params={"how": "good", "steps": 50})
+        await until(lambda: tenant.shell.core.life_of(("TenantWorkflow", instance.id)), "its life")
+        assert (await instance.status()).isolation == "unsafe-none"
+    assert any("WITHOUT walls" in record.getMessage() for record in caplog.records)
+
+
+async def test_modules_have_a_size() -> None:
+    async with real_tenant(guilty(), modules_bytes_max=100) as tenant:
+        with pytest.raises(dw.CodeError, match="more than 100") as caught:
+            await tenant.workflows.create()
+        assert caught.value.code == "code.invalid"
+
+
+def test_every_limit_of_an_isolate_is_a_setting() -> None:
+    config = dw.PlatformConfig(
+        memory_mb=32, turn_cpu_seconds=0.1, turn_wall_seconds=0.2, silent_cpu_seconds=0.3,
+        calls_in_flight_max=4, bytes_in_flight_max=5 << 20, files_max=60, tmp_mb=7,
+        modules_bytes_max=8,
+    )  # fmt: skip
+    assert dataclasses.astuple(config.limits()) == (32, 100, 200, 300, 4, 5 << 20, 60, 7, 8)
+    assert dataclasses.asdict(dw.PlatformConfig().limits()) == dataclasses.asdict(Limits())
+    lower = config.limits({"memory_mb": 16, "cpu_ms": 5_000})
+    assert (lower.memory_mb, lower.turn_cpu_ms) == (16, 100)

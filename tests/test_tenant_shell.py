@@ -393,11 +393,8 @@ async def test_a_mistake_of_ours_makes_the_tenant_start_again_from_its_log(
         assert await shell(platform) is not tenant
 
 
-async def test_a_guest_that_floods_the_platform_with_calls_loses_its_isolate(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("dynamic_workflows.actors.hosts._CALLS_OUT_MAX", 100)
-    async with testing.connect(load=load) as platform:
+async def test_a_guest_that_floods_the_platform_with_calls_loses_its_isolate() -> None:
+    async with testing.connect(load=load, config={"calls_in_flight_max": 50}) as platform:
         instance = await platform.tenant("acme").workflows.create(params={"wait": True})
         await platform.clock.advance("1 second")
         tenant = await shell(platform)
