@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -85,15 +86,18 @@ class RayThread:
         self._reaper = subprocess.Popen(
             [sys.executable, "-I", "-S", str(reaper.__file__), folder, str(os.getpid())],
             stdin=subprocess.PIPE,
-            start_new_session=True,
+            stdout=subprocess.PIPE,
         )
+        self._reaper.wait()  # it goes on as nobody's child
         return folder
 
     def _reap(self) -> None:
         if self._reaper is not None:
             assert self._reaper.stdin is not None
+            assert self._reaper.stdout is not None
             self._reaper.stdin.close()
-            self._reaper.wait(_REAPER_S)
+            select.select([self._reaper.stdout], [], [], _REAPER_S)
+            self._reaper.stdout.close()
 
 
 def _short_temp() -> str:

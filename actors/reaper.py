@@ -55,8 +55,12 @@ def reap(folder: str, *, spared: int) -> None:
 
 
 def main() -> None:
-    """Wait for the driver's end, then clean up."""
+    """Wait for the driver's end, then clean up; the end of standard output says that it is done."""
     _, folder, driver = sys.argv
+    # Who kills the driver with all its descendants does not mean this one.
+    if os.fork():
+        os._exit(0)
+    os.setsid()
     # Ctrl-C in a terminal reaches every process of the group; the driver decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while sys.stdin.buffer.read(1):

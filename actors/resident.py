@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import shutil
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from ..eventlog.clock import SystemClock
 from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
@@ -27,6 +30,7 @@ _log = logging.getLogger("dynamic_workflows.resident")
 
 _FENCED_TRIES_MAX = 20
 _REHEARSAL_S = 10.0
+_STAGE = "dw-rehearsal-"
 _SCRIPT = WorkerCode(
     main_module="rehearsal.py",
     modules={
@@ -95,7 +99,8 @@ class SlotHouse:
 
         Only speed is at stake: what goes wrong here will go wrong, and be told, with a tenant.
         """
-        with tempfile.TemporaryDirectory(prefix="dw-") as folder:
+        _remove_old_stages()
+        with tempfile.TemporaryDirectory(prefix=f"{_STAGE}{os.getpid()}-") as folder:
             store = open_store(folder)
             codes = Codes(store, clock=self._clock, ttl_s=60, load=lambda tenant_id: _SCRIPT)
             try:
@@ -156,6 +161,14 @@ class SlotHouse:
         except Unavailable as error:
             raise Lost(str(error)) from error
         return peer
+
+
+def _remove_old_stages() -> None:
+    """Remove what slots that were killed in their rehearsal left behind."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_STAGE}*"):
+        pid = folder.name.removeprefix(_STAGE).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _settle_memory() -> None:

@@ -93,13 +93,16 @@ def test_the_reaper_ends_the_clusters_processes_and_no_others(tmp_path: Path) ->
     member, driver, stranger = held
     try:
         program = [sys.executable, "-I", "-S", str(reaper.__file__), str(cluster), str(driver.pid)]
-        with subprocess.Popen(program, stdin=subprocess.PIPE) as watch:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(program, stdin=pipe, stdout=pipe) as watch:
             assert watch.stdin is not None
+            assert watch.stdout is not None
+            assert watch.wait(30) == 0, "it goes on as nobody's child"
             assert sorted(reaper.members(str(cluster), spared=os.getpid())) == sorted(
                 [member.pid, driver.pid]
             )
             watch.stdin.close()
-            assert watch.wait(30) == 0
+            assert watch.stdout.read() == b"", "the end of its output is the end of its work"
         assert member.wait(30) == -9
         assert driver.poll() is None
         assert stranger.poll() is None
