@@ -53,6 +53,7 @@ types: $(STAMP)  ## check types
 AZURITE := $(VENV)/azurite/node_modules/.bin/azurite-blob
 azurite: $(STAMP)  ## install Azure's emulator for the tests, where node and its registry are there
 	@test -x $(AZURITE) || ! command -v npm >/dev/null || npm install --silent --no-audit --no-fund \
+		--fetch-retries=1 --fetch-timeout=20000 \
 		--prefix $(VENV)/azurite azurite@3 >/dev/null 2>&1 || echo 'no azurite: its tests are skipped'
 
 unit: $(STAMP) azurite  ## run the tests that are not slow; PYTEST_ARGS adds arguments
