@@ -10,15 +10,20 @@ import asyncio
 import logging
 import os
 import pickle
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.exceptions
+from ray.util.metrics import Counter, Gauge
 
 from ..eventlog.errors import Unavailable
+from . import metrics
 from .house import LoaderHouse, Setup, TimerHouse
 from .peers import Lost, Peer, pack_call, serve, unpack_outcome
+
+if TYPE_CHECKING:
+    from .resident import SlotHouse
 
 _log = logging.getLogger("dynamic_workflows.cluster")
 
@@ -69,11 +74,27 @@ class _Actor:
 
     def __init__(self) -> None:
         _die_with_parent()
+        _log_to_stderr()
         self._opened = asyncio.ensure_future(self._open())
+        self._publishing = asyncio.ensure_future(self._publish_for_ever())
 
     async def _open(self) -> Any:
         """What answers the calls."""
         raise NotImplementedError
+
+    async def _samples(self) -> list[metrics.Sample]:
+        """What operators watch."""
+        raise NotImplementedError
+
+    async def _publish_for_ever(self) -> None:
+        """Tell Ray what there is to watch, now and then; nothing depends on it."""
+        meter = Meter()
+        while True:
+            await asyncio.sleep(metrics.PUBLISH_S)
+            try:
+                meter.record(await self._samples())
+            except Exception as error:
+                _log.warning("the metrics cannot be published: %r", error)
 
     async def rpc(self, op: str, body: bytes) -> bytes:
         """Carry out a packed call."""
@@ -87,6 +108,48 @@ class _Actor:
 
     def _check(self) -> None:
         """End the process if it cannot go on; Ray starts it again."""
+
+
+def _log_to_stderr() -> None:
+    """Have what we and tenants log in the actor's own file, where Ray puts its stderr."""
+    logger = logging.getLogger("dynamic_workflows")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+class Meter:
+    """Samples as metrics of Ray."""
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Any] = {}
+        self._counted: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+
+    def record(self, samples: Iterable[metrics.Sample]) -> None:
+        """Set the gauges, and let the counters grow by what is new."""
+        for name, value, tags in samples:
+            tags = dict.fromkeys(metrics.TAGS, "") | tags
+            metric = self._metric(name)
+            if isinstance(metric, Gauge):
+                metric.set(value, tags)
+                continue
+            key = (name, frozenset(tags.items()))
+            more = value - self._counted.get(key, 0)
+            self._counted[key] = value
+            if more > 0:
+                metric.inc(more, tags)
+
+    def _metric(self, name: str) -> Any:
+        metric = self._metrics.get(name)
+        if metric is None:
+            kind = Counter if name.endswith("_total") else Gauge
+            metric = self._metrics[name] = kind(
+                metrics.full_name(name), metrics.DESCRIPTIONS[name], metrics.TAGS
+            )
+        return metric
 
 
 class _Broken:
@@ -109,6 +172,9 @@ class TimerActor(_Actor):
         await self._house.open()
         return _Closing(self._house, self._house.target)
 
+    async def _samples(self) -> list[metrics.Sample]:
+        return await self._house.samples()
+
     def _check(self) -> None:
         # A log that failed for want of its disk is opened anew; one that was taken over is not.
         if isinstance(self._house.failed, Unavailable):
@@ -126,6 +192,9 @@ class LoaderActor(_Actor):
     async def _open(self) -> Any:
         await self._house.open()
         return self._house
+
+    async def _samples(self) -> list[metrics.Sample]:
+        return await self._house.samples()
 
 
 class _Closing:
@@ -151,6 +220,7 @@ class TenantActor(_Actor):
         self._is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         # After a crash a tenant waits for it, however it began.
         self._is_spare = is_spare and not self._is_restarted
+        self._house: SlotHouse | None = None
         super().__init__()
 
     async def _open(self) -> Any:
@@ -160,11 +230,15 @@ class TenantActor(_Actor):
         loader, timer = finder(setup, "loader"), finder(setup, "timer-0")
         house = SlotHouse(setup, self._name, loader, timer, self._adopted, lambda: os._exit(0))
         await house.open()
+        self._house = house
         if self._is_restarted:
             house.tell_of_restart()
         if self._is_spare:
             await house.rehearse()
         return house.target
+
+    async def _samples(self) -> list[metrics.Sample]:
+        return [] if self._house is None else await self._house.samples()
 
     def _adopted(self, tenant_id: str) -> None:
         # Ray writes the class's name into the process title after each call.

@@ -17,6 +17,7 @@ from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsErro
 from ..eventlog.ids import Ids, SystemIds
 from ..eventlog.log import EventLog, LogConfig
 from ..eventlog.store import Store, open_store
+from . import metrics
 from .callbacks import Callbacks
 from .client import TenantClient
 from .codes import Codes, Resolved
@@ -99,6 +100,10 @@ class TimerHouse:
         self.target = Timer(log=self._log, clock=clock, loader=self._loader)
         await self.target.open()
 
+    async def samples(self) -> list[metrics.Sample]:
+        """What operators watch."""
+        return [] if self.target is None else list(metrics.of_timer(await self.target.stats()))
+
     @property
     def failed(self) -> WorkflowsError | None:
         """Why the log takes nothing any more."""
@@ -161,6 +166,10 @@ class LoaderHouse:
         if op in ("resolve", "wake", "residents", "stats", "slot_restarted", "released"):
             return getattr(self.__dict__["_loader"], op)
         raise AttributeError(op)
+
+    async def samples(self) -> list[metrics.Sample]:
+        """What operators watch."""
+        return [] if self._loader is None else list(metrics.of_loader(await self._loader.stats()))
 
     async def fingerprint(self) -> str:
         """What this loader was told, to compare."""

@@ -18,6 +18,7 @@ from ..eventlog.store import Store, open_store, probe
 from ..loaders.bundle import WorkerCode
 from ..loaders.isolate import Isolation
 from ..loaders.process import ProcessIsolates
+from . import metrics
 from .codes import Codes, CodeSource
 from .config import PlatformConfig
 from .house import Clients, Find, Setup, tell
@@ -69,6 +70,7 @@ class SlotHouse:
         )
         self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, self._ids)
         self.target: Slot | None = None
+        self._tenant: Tenant | None = None
 
     async def open(self) -> None:
         """Get everything ready that does not depend on the tenant."""
@@ -89,6 +91,15 @@ class SlotHouse:
             on_end=self._on_end,
         )
         _settle_memory()
+
+    async def samples(self) -> list[metrics.Sample]:
+        """What operators watch."""
+        tenant = self._tenant
+        if tenant is None:
+            return list(metrics.of_isolates(self._isolates, ""))
+        tenant_id = metrics.shown(tenant.tenant_id)
+        found = metrics.of_isolates(self._isolates, tenant_id)
+        return [*found, *metrics.of_tenant(tenant)]
 
     def tell_of_restart(self) -> None:
         """Let the loader know that this slot died and is blank again, though nobody calls it."""
@@ -137,7 +148,7 @@ class SlotHouse:
         is_wanted = is_wanted and not self._codes.is_app
         if is_wanted:
             self._codes.fetch_ahead(tenant_id)
-        tenant = await self._open_unfenced(tenant_id)
+        tenant = self._tenant = await self._open_unfenced(tenant_id)
         if is_wanted:
             self._preparing = asyncio.ensure_future(_prepare(tenant))
         return tenant

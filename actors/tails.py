@@ -24,6 +24,9 @@ _tail_logger = logging.getLogger("dynamic_workflows.tenant")
 
 # A guest of ours keeps to less by itself; these hold for one that was tampered with.
 LINES_PER_S = 2_000
+LOGGED_PER_S = 200
+"""Of which so many go into the actor's log, which lies on a disk that tenants share."""
+_LOGGED_CHARACTERS_MAX = 2_000
 TEXT_CHARACTERS_MAX = 16_384
 _NAME_CHARACTERS_MAX = 256
 _WAITING_MAX = 10_000
@@ -46,9 +49,13 @@ class Tails:
         self._tenant_id = tenant_id
         self._clock = clock
         self._queues: dict[Host, _Queue] = {}
-        self._room = float(LINES_PER_S)
-        self._filled_s = time.monotonic()
+        self._rate = _Rate(LINES_PER_S)
+        self._logged = _Rate(LOGGED_PER_S)
+        self._unlogged = 0
         self._dropped = 0
+        self.lines = 0
+        """Passed on so far."""
+        self.lines_dropped = 0
 
     @property
     def is_idle(self) -> bool:
@@ -58,9 +65,12 @@ class Tails:
     def log(self, host: Host, key: Key | None, log: wire.Log) -> None:
         """The guest printed."""
         dropped = max(0, log.dropped)
-        if not self._may_pass():
+        if not self._rate.allows():
             self._dropped += dropped + 1
+            self.lines_dropped += dropped + 1
             return
+        self.lines += 1
+        self.lines_dropped += dropped
         dropped, self._dropped = dropped + self._dropped, 0
         level = log.level if log.level in _LEVELS else "info"
         step = None if log.step is None else plain(log.step, _NAME_CHARACTERS_MAX)
@@ -78,15 +88,6 @@ class Tails:
         step = None if step is None else plain(step, _NAME_CHARACTERS_MAX)
         self._pass(host, key, "exit", level, text, step, attempt, dropped)
 
-    def _may_pass(self) -> bool:
-        now_s = time.monotonic()
-        self._room = min(LINES_PER_S, self._room + (now_s - self._filled_s) * LINES_PER_S)
-        self._filled_s = now_s
-        if self._room < 1:
-            return False
-        self._room -= 1
-        return True
-
     def _pass(
         self,
         host: Host,
@@ -99,11 +100,7 @@ class Tails:
         dropped: int,
     ) -> None:
         workflow, instance_id = key or (None, None)
-        number = _LEVELS[level]
-        if _logger.isEnabledFor(number):
-            place = "/".join(str(part) for part in (workflow, instance_id, step) if part)
-            lost = f" ({dropped} lines dropped before)" if dropped else ""
-            _logger.log(number, "tenant %r %s:%s %s", self._tenant_id, place, lost, text)
+        self._write(_LEVELS[level], (workflow, instance_id, step), text, dropped)
         if host.bundle is None or not host.bundle.tails:
             return
         record = {
@@ -128,6 +125,21 @@ class Tails:
     def _drained(self, host: Host) -> None:
         self._dropped += self._queues.pop(host).dropped
 
+    def _write(self, level: int, place: tuple[str | None, ...], text: str, dropped: int) -> None:
+        """Into the actor's log."""
+        if not _logger.isEnabledFor(level):
+            return
+        if not self._logged.allows():
+            self._unlogged += 1 + dropped
+            return
+        dropped, self._unlogged = dropped + self._unlogged, 0
+        lost = f" ({dropped} lines dropped before)" if dropped else ""
+        where = plain("/".join(part for part in place if part))
+        if len(text) > _LOGGED_CHARACTERS_MAX:
+            text = text[:_LOGGED_CHARACTERS_MAX] + "…"
+        text = text.replace("\n", "\n    | ")  # so that nobody can forge a line of its own
+        _logger.log(level, "tenant %r %s:%s %s", self._tenant_id, where, lost, text)
+
     async def close(self) -> None:
         """Let the tails have what is on its way, for a moment."""
         tasks = [queue.task for queue in self._queues.values()]
@@ -136,6 +148,25 @@ class Tails:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Rate:
+    """So many a second, and as many at once."""
+
+    def __init__(self, per_s: int) -> None:
+        self._per_s = per_s
+        self._room = float(per_s)
+        self._filled_s = time.monotonic()
+
+    def allows(self) -> bool:
+        """Whether one more may pass; counts it."""
+        now_s = time.monotonic()
+        self._room = min(self._per_s, self._room + (now_s - self._filled_s) * self._per_s)
+        self._filled_s = now_s
+        if self._room < 1:
+            return False
+        self._room -= 1
+        return True
 
 
 class _Queue:

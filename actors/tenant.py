@@ -129,7 +129,8 @@ class Tenant(TenantStarts):
         self._hosts = Hosts(isolates, codes, config, clock=clock, listener=self)
         self._codes = CodeCache(tenant_id, codes, self._hosts, clock)
         self._guest_calls = GuestCalls(self, codes)
-        self._tails = Tails(tenant_id, clock)
+        self.tails = Tails(tenant_id, clock)
+        """Where what its code prints goes."""
         self._pump = Pump(
             log, ids, before=self._start_runnable, landed=self._landed, failed=self._fail
         )
@@ -190,7 +191,7 @@ class Tenant(TenantStarts):
             await self._upkeep  # a seal that is under way is better finished than cut off
         await self._pump.close()
         await self._hosts.close()
-        await self._tails.close()
+        await self.tails.close()
         self._results.wake_all()
         self._feeds.waiters.wake_all()
         await self._log.close(seal=seal and self.failed is None)
@@ -207,7 +208,7 @@ class Tenant(TenantStarts):
             and (self._upkeep is None or self._upkeep.done())
             and not self._loads
             and not self._lives
-            and self._tails.is_idle
+            and self.tails.is_idle
             and next(iter(self.core.runnable()), None) is None
             and all(host.is_unused() or host.error is not None for host in self._hosts)
         )
@@ -234,6 +235,11 @@ class Tenant(TenantStarts):
     def services_out(self) -> int:
         """Calls of services that have no answer yet."""
         return self._guest_calls.services_out
+
+    @property
+    def commits(self) -> int:
+        """Batches that have taken effect since it was opened."""
+        return self._landings
 
     def isolate_pids(self) -> list[int]:
         """The processes that run this tenant's code, for operators and tests."""
@@ -277,7 +283,7 @@ class Tenant(TenantStarts):
 
     def on_log(self, host: Host, life: int, log: wire.Log) -> None:
         """The guest printed."""
-        self._tails.log(host, self.core.key_of(life), log)
+        self.tails.log(host, self.core.key_of(life), log)
 
     def on_ready(self, host: Host) -> None:
         """The code of a host is loaded, or is not to be had for now."""
@@ -301,7 +307,7 @@ class Tenant(TenantStarts):
         if exit.kind != "closed":
             # The core alone says whose fault it was; this is where it most likely happened.
             step, attempt = self.core.at_work(exit.life)
-            self._tails.ended(host, self.core.key_of(exit.life), exit, step, attempt)
+            self.tails.ended(host, self.core.key_of(exit.life), exit, step, attempt)
         if lives:
             decision = self.core.lives_lost(
                 lives,

@@ -80,6 +80,11 @@ class ProcessIsolates:
             kernel.set_dumpable(False)
         self._plan_refill(0.0)
 
+    @property
+    def alive(self) -> int:
+        """How many isolates there are, blank ones included."""
+        return len(self._isolates)
+
     async def ready(self) -> str:
         """The level of the walls, once they stand; raises SandboxUnavailable."""
         _, ready = await self._zygote()

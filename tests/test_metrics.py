@@ -1,0 +1,129 @@
+"""What operators watch: samples of what the parts count, and how they become metrics of Ray."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from local_world import World
+from real_tenants import RealTenant, real_tenant
+
+import dynamic_workflows as dw
+from dynamic_workflows.actors import cluster, metrics
+from dynamic_workflows.actors.metrics import Sample
+
+CODE = """
+import os
+from dynamic_workflows import WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        print("a line")
+        await step.do("work", lambda: event.payload and os._exit(1),
+                      config={"retries": {"limit": 0, "delay": 0}})
+"""
+
+
+def by_name(samples: list[Sample]) -> dict[str, float]:
+    """Samples by name and by what their tags say beside the tenant."""
+    found = {}
+    for name, value, tags in samples:
+        more = [value for tag, value in sorted(tags.items()) if tag != "tenant"]
+        found["/".join([name, *more])] = value
+    return found
+
+
+def seen(tenant: RealTenant) -> dict[str, float]:
+    isolates: Any = tenant.shell._hosts._isolates
+    found = [*metrics.of_isolates(isolates, "acme"), *metrics.of_tenant(tenant.shell)]
+    assert {sample.tags["tenant"] for sample in found} == {"acme"}
+    return by_name(found)
+
+
+async def test_a_tenants_samples_follow_what_it_does() -> None:
+    async with real_tenant({"index.py": CODE}) as tenant:
+        good = await tenant.workflows.create(params=0)
+        await good.result(timeout=60)
+        bad = await tenant.workflows.create(params=1)
+        with pytest.raises(dw.WorkflowFailedError):
+            await bad.result(timeout=60)
+        samples = seen(tenant)
+        [walls] = [name for name in samples if name.startswith("isolates/")]
+        assert "seccomp" in walls
+        assert samples["isolates_started_total/no"] == 2
+        assert samples["isolates_ended_total/exit"] == 1
+        assert samples["instances/complete"] == 1
+        assert samples["instances/errored"] == 1
+        assert samples["commits_total"] > 3
+        assert samples["rows_total"] == tenant.shell.core.last_seq
+        assert samples["log_lines_total"] >= 3  # two lives of the bad one, and its error
+        assert samples["log_lines_dropped_total"] == 0
+
+
+async def test_the_supervisors_have_samples_too() -> None:
+    world = await World(pool_size=2).start()
+    found = by_name([*metrics.of_loader(await world.loader.stats())])
+    found |= by_name([*metrics.of_timer(await world.timer.stats())])
+    await world.stop()
+    assert found["tenants/pool"] == 2
+    assert found["tenants/resident"] == 0
+    assert found["tenants/asleep"] == 0
+    assert found["timer_late_ms_max"] == 0
+    assert found["tenants_adopted_total"] == 0
+
+
+class Told:
+    """A metric of Ray's that remembers."""
+
+    def __init__(self, name: str, description: str, tags: tuple[str, ...]) -> None:
+        assert len(description) > 10
+        self.name = name
+        self.tags = tags
+        books[name].append(self)
+        self.values: dict[str, float] = defaultdict(float)
+
+    def _key(self, tags: dict[str, str]) -> str:
+        assert set(tags) == set(self.tags)
+        return tags["status"] or tags["kind"]
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        self.values[self._key(tags)] = value
+
+    def inc(self, value: float, tags: dict[str, str]) -> None:
+        self.values[self._key(tags)] += value
+
+
+class ToldGauge(Told):
+    pass
+
+
+books: dict[str, list[Told]] = defaultdict(list)
+
+
+def test_gauges_are_set_and_counters_grow_by_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "Counter", Told)
+    monkeypatch.setattr(cluster, "Gauge", ToldGauge)
+    meter = cluster.Meter()
+    for waiting, cpu in ((5, 1), (3, 4), (0, 4)):
+        meter.record(
+            [
+                Sample("instances", waiting, {"status": "waiting", "tenant": "acme"}),
+                Sample("isolates_ended_total", cpu, {"kind": "cpu"}),
+                Sample("isolates_ended_total", 2, {"kind": "exit"}),
+            ]
+        )
+    [instances] = books["dynamic_workflows_instances"]
+    [ended] = books["dynamic_workflows_isolates_ended_total"]
+    assert instances.values == {"waiting": 0}
+    assert ended.values == {"cpu": 4, "exit": 2}
+
+
+def test_rays_own_metrics_take_every_name_and_tag() -> None:
+    meter = cluster.Meter()
+    meter.record([Sample(name, 1, {}) for name in metrics.DESCRIPTIONS])
+
+
+def test_a_tenants_id_as_a_tag_cannot_steer_a_terminal() -> None:
+    assert metrics.shown("a\x1b[31m\nb") == "a?[31m?b"
+    assert metrics.shown(None) == ""
