@@ -18,18 +18,23 @@ from .timer_heap import Timer
 class Schedule:
     """One cron expression of one workflow."""
 
-    __slots__ = ("code_hash", "cron", "last_us", "pin", "timer", "workflow")
+    __slots__ = ("code_hash", "cron", "is_declared", "last_us", "pin", "timer", "workflow")
 
-    def __init__(
-        self, workflow: str, cron: str, pin: str, code_hash: str | None, at_us: int
-    ) -> None:
+    def __init__(self, workflow: str, body: Scheduled, code_hash: str | None, at_us: int) -> None:
         self.workflow = workflow
-        self.cron = cron
-        self.pin = pin
+        self.cron = body.cron
+        self.pin = body.pin
+        self.is_declared = body.declared
+        """By the tenant's code, and so gone when the code no longer declares it."""
         self.code_hash = code_hash
         self.last_us = at_us
         """When it fired last, or was set."""
         self.timer: Timer | None = None
+
+    def differs(self, body: Scheduled, code_hash: str) -> bool:
+        """Whether it would be another one with these."""
+        mine = (self.pin, self.is_declared, self.code_hash)
+        return mine != (body.pin, body.declared, code_hash)
 
 
 class Schedules(Commands):
@@ -40,21 +45,45 @@ class Schedules(Commands):
         self._schedules: dict[tuple[str, str], Schedule] = {}
 
     def set_schedules(
-        self, workflow: str, crons: list[str], *, code_hash: str, pin: str = "latest", now_us: int
+        self,
+        workflow: str,
+        crons: list[str],
+        *,
+        code_hash: str,
+        pin: str = "latest",
+        is_declared: bool = False,
+        now_us: int,
     ) -> Decision:
-        """Let the workflow fire at exactly these cron expressions (UTC) from now on."""
+        """Let the workflow fire at exactly these cron expressions (UTC) from now on.
+
+        What the code declares and what was asked for by a call are apart: neither removes the
+        other's. An expression that is both belongs to the call.
+        """
         check_workflow_name(workflow)
         wanted = {check_cron(cron) for cron in crons}
         d = Decision(durable=True)
-        have = {cron for name, cron in self._schedules if name == workflow}
-        for cron in sorted(have - wanted):
+        for cron in sorted(set(self.crons(workflow, is_declared=is_declared)) - wanted):
             self._note(d, "schedule_removed", workflow, Scheduled(cron), None, now_us)
         for cron in sorted(wanted):
             known = self._schedules.get((workflow, cron))
-            if known is None or (known.code_hash, known.pin) != (code_hash, pin):
-                self._note(d, "schedule_set", workflow, Scheduled(cron, pin), code_hash, now_us)
+            is_mine = is_declared and (known is None or known.is_declared)
+            body = Scheduled(cron, pin, is_mine)
+            if known is None or known.differs(body, code_hash):
+                self._note(d, "schedule_set", workflow, body, code_hash, now_us)
         self._arm_schedules()
         return d
+
+    def crons(self, workflow: str, *, is_declared: bool) -> list[str]:
+        """The expressions of a workflow that its code declared, or those set by a call."""
+        return [
+            one.cron
+            for one in self._schedules.values()
+            if one.workflow == workflow and one.is_declared == is_declared
+        ]
+
+    def declared(self) -> set[str]:
+        """The workflows for which code has declared schedules."""
+        return {one.workflow for one in self._schedules.values() if one.is_declared}
 
     def schedules(self) -> list[tuple[str, str, int | None]]:
         """(workflow, cron, next firing) of each schedule."""
@@ -116,7 +145,7 @@ class Schedules(Commands):
                 self._timers.cancel(old.timer)
             if row.type == "schedule_set":
                 at_us = row.ts if old is None else old.last_us
-                new = Schedule(row.workflow, body.cron, body.pin, row.code_hash, at_us)
+                new = Schedule(row.workflow, body, row.code_hash, at_us)
                 self._schedules[row.workflow, body.cron] = new
 
     def _arm_schedules(self) -> None:

@@ -174,10 +174,11 @@ class RollbackEnded(Body):
 
 
 class Scheduled(Body):
-    """schedule_set, schedule_removed."""
+    """schedule_set, schedule_removed. `declared`: by the code, not by a call."""
 
     cron: str
     pin: str = "hash"
+    declared: bool = False
 
 
 class ScheduleFired(Body):

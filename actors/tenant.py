@@ -288,7 +288,7 @@ class Tenant(TenantStarts):
     def on_ready(self, host: Host) -> None:
         """The code of a host is loaded, or is not to be had for now."""
         self._codes.learn(host)
-        if host.bundle is not None and host.bundle.schedules and self._codes.rules(host):
+        if host.bundle is not None and self._codes.rules(host):
             known = {
                 name: crons
                 for name, crons in host.bundle.schedules.items()

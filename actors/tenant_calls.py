@@ -396,16 +396,24 @@ class TenantCalls:
         self._pump.take(self.core.note(kind, payload, code_hash=code_hash, now_us=now_us))
 
     def _follow_schedules(self, code_hash: str, schedules: dict[str, list[str]]) -> None:
-        """What the code declares holds from now on, for the classes that it declares it for."""
-        for workflow, crons in schedules.items():
-            self._set_schedules(workflow, crons, code_hash)
+        """What the code declares holds from now on, and nothing that older code declared."""
+        for workflow in sorted({*schedules, *self.core.declared()}):
+            crons = schedules.get(workflow, [])
+            self._set_schedules(workflow, crons, code_hash, is_declared=True)
 
-    def _set_schedules(self, workflow: str, crons: list[str], code_hash: str) -> None:
+    def _set_schedules(
+        self, workflow: str, crons: list[str], code_hash: str, *, is_declared: bool = False
+    ) -> None:
         pin = "hash" if self._codes.is_app else "latest"
         self._workflows[workflow] = None
         self._pump.take(
             self.core.set_schedules(
-                workflow, crons, code_hash=code_hash, pin=pin, now_us=self._clock.now_us()
+                workflow,
+                crons,
+                code_hash=code_hash,
+                pin=pin,
+                is_declared=is_declared,
+                now_us=self._clock.now_us(),
             )
         )
 
@@ -413,15 +421,19 @@ class TenantCalls:
         """Add or remove one cron expression of a workflow."""
         workflow = operations.workflow(args)
         cron = operations.text(args, "cron")
-        crons = [held for name, held, _ in self.core.schedules() if name == workflow]
         is_removal = operations.flag(args, "remove")
-        wanted = [held for held in crons if held != cron] if is_removal else [*crons, cron]
+        sets = [self.core.crons(workflow, is_declared=declared) for declared in (False, True)]
+        if is_removal:
+            sets = [[held for held in crons if held != cron] for crons in sets]
+        else:
+            sets[0].append(cron)
         code_hash = ""
-        if wanted:
+        if any(sets):
             code_hash = (await self._codes.current(None, None)).code_hash
             await self._codes.check_workflow(code_hash, workflow)
         self._check_open()
-        self._set_schedules(workflow, wanted, code_hash)
+        for crons, is_declared in zip(sets, (False, True), strict=True):
+            self._set_schedules(workflow, crons, code_hash, is_declared=is_declared)
         await self._pump.caught_up()
 
 

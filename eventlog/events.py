@@ -53,7 +53,8 @@ Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name"
     rollback_step_*, rollback_attempt_*     as step_*, attempt_*; step and count of the forward step
     rollback_completed   total, completed
     rollback_errored     total, completed, error
-    schedule_set         workflow (column), cron, code_hash (column), pin? ; schedule_removed: cron
+    schedule_set         workflow (column), cron, code_hash (column), pin?, declared?
+    schedule_removed     cron
     code_deployed, code_pinned_back, timer_fired, schema_…
                          tenant-level rows (instance_id ""), never in `history()` of an instance
 

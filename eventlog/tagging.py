@@ -154,11 +154,17 @@ def _at(place: str) -> str:
     return f" at value{place[:200]}" if place else ""
 
 
+class Record(dict[str, Any]):
+    """What we hand to tenants with keys and more: stored as the plain dict that it is."""
+
+
 def _fields(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass or a pydantic model, one level for the former."""
+    """The fields of a record, a dataclass or a pydantic model; of the former two one level."""
     kind = type(value)
     if dataclasses.is_dataclass(kind):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+    if issubclass(kind, Record):
+        return dict(value)
     if hasattr(kind, "__pydantic_serializer__") and hasattr(kind, "model_dump"):
         dumped = value.model_dump(warnings=False)
         return dumped if type(dumped) is dict else None

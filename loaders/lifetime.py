@@ -22,7 +22,7 @@ from .outcomes import Outcomes
 from .pulse import CURRENT
 from .replay import DO, Replay
 from .step import Step
-from .views import Event, View
+from .views import Event, Schedule, View
 
 if TYPE_CHECKING:
     from .guest import Guest
@@ -154,7 +154,7 @@ class Lifetime(Scope):
             timestamp=to_datetime(run.timestamp_us),
             instance_id=run.instance_id,
             workflow_name=run.workflow_name or run.workflow,
-            schedule=None if run.schedule is None else codec.decode(run.schedule),
+            schedule=None if run.schedule is None else Schedule(codec.decode(run.schedule)),
         )
 
     def _output(self, result: Any) -> bytes:

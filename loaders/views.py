@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..eventlog.tagging import Record
 
-class View(dict[str, Any]):
+
+class View(Record):
     """A dict whose keys are attributes too; `aliases` are second names of keys."""
 
     aliases: dict[str, str] = {}
@@ -37,6 +39,12 @@ class Event(View):
     """What `run` is told: `payload`, `timestamp`, `instance_id`, `workflow_name`, `schedule`."""
 
     aliases = {"instanceId": "instance_id", "workflowName": "workflow_name"}
+
+
+class Schedule(View):
+    """The firing that made the instance: `cron`, `scheduled_time`, `scheduled_us`, `missed`."""
+
+    aliases = {"scheduledTime": "scheduled_time"}
 
 
 class Received(View):

@@ -146,6 +146,22 @@ return [got["payload"], got["type"], got["timestamp"] == got.timestamp, got.time
     assert await instance.result() == [payload, "t", True, "UTC"]
 
 
+async def test_what_run_is_handed_can_be_returned_and_comes_back_as_a_dict(
+    platform: dw.Platform,
+) -> None:
+    body = """
+ctx = await step.do("ctx", lambda ctx: ctx)
+got = await step.wait_for_event("w", type="t")
+return [type(ctx).__name__, ctx["step"], event, got]
+"""
+    instance = await started(platform, body, id="x", params=[1])
+    await instance.send_event("t", (2,))
+    kind, step, event, got = await instance.result()
+    assert (kind, step) == ("dict", {"name": "ctx", "count": 1})
+    assert (type(event), event["payload"], event["instance_id"]) == (dict, [1], "x")
+    assert (type(got), got["payload"], got["type"]) == (dict, (2,), "t")
+
+
 @pytest.mark.behaviour(148, 149)
 async def test_a_past_sleep_until_is_an_error_but_not_on_replay(platform: dw.Platform) -> None:
     body = """

@@ -242,6 +242,57 @@ async def test_schedules_fire_on_the_virtual_clock() -> None:
             await tenant.schedule("every now and then")
 
 
+SCHEDULED = """
+from dynamic_workflows import WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        due = event.schedule
+        return [due.cron, due["cron"], due.scheduledTime, due["scheduled_time"], due.missed]
+"""
+
+
+def scheduled(*crons: str) -> dw.WorkerCode:
+    schedules = {"TenantWorkflow": crons} if crons else {}
+    return dw.WorkerCode("index.py", {"index.py": SCHEDULED}, schedules=schedules)
+
+
+@pytest.mark.behaviour(11, 274)
+async def test_run_sees_its_schedule_by_attribute_and_by_key() -> None:
+    async with testing.connect() as platform:
+        tenant = platform.tenant("cron")
+        await tenant.deploy(scheduled("0 * * * *"))
+        await platform.clock.advance("1 hour")
+        [made] = await tenant.workflows.list()
+        at = datetime(2026, 1, 1, 1, tzinfo=UTC)
+        output = await (await tenant.workflows.get(made.id)).result()
+        assert output == ["0 * * * *", "0 * * * *", at, at, 0]
+
+
+async def test_schedules_that_new_code_no_longer_declares_stop_and_those_of_calls_go_on() -> None:
+    async with testing.connect() as platform:
+        tenant = platform.tenant("cron")
+
+        async def fired() -> set[str]:
+            before = {made.id for made in await tenant.workflows.list()}
+            await platform.clock.advance("1 hour")
+            await platform.crash("cron")
+            made = {made.id for made in await tenant.workflows.list()} - before
+            return {name.rpartition("-")[0] for name in made}
+
+        await tenant.deploy(scheduled("0 * * * *", "5 * * * *"))
+        await tenant.schedule("10 * * * *")
+        await tenant.schedule("5 * * * *")
+        assert await fired() == {"0 * * * *", "5 * * * *", "10 * * * *"}
+        await tenant.deploy(scheduled("15 * * * *"))
+        assert await fired() == {"5 * * * *", "10 * * * *", "15 * * * *"}
+        await tenant.deploy(scheduled())
+        assert await fired() == {"5 * * * *", "10 * * * *"}
+        for cron in ("5 * * * *", "10 * * * *"):
+            await tenant.schedule(cron, remove=True)
+        assert await fired() == set()
+
+
 async def test_time_waits_for_platform_code_that_takes_real_time() -> None:
     async def slow_load(tenant_id: str) -> dw.WorkerCode:
         await asyncio.sleep(0.05)
