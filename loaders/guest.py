@@ -208,6 +208,8 @@ class Guest:
 
     def to_wire(self, error: BaseException) -> wire.Error:
         """An exception as data."""
+        if type(error) is MemoryError and not error.args:
+            error = MemoryError("the memory limit of the isolate is reached")
         module_of = self._modules.module_of if self._modules is not None else None
         return faults.to_wire(error, module_of=module_of)
 

@@ -117,7 +117,9 @@ async def test_memory_has_the_lower_of_two_limits() -> None:
     ) as tenant:
         text = await failure(tenant, "eat")
     # The watchdog's word, or the kernel's: whichever comes first.
-    assert "memory limit of 32 MB" in text or "MemoryError" in text
+    assert 'memory limit of 32 MB exceeded in step "eat"' in text or (
+        text == "MemoryError: the memory limit of the isolate is reached"
+    )
 
 
 async def test_steps_have_the_lower_of_two_limits() -> None:
