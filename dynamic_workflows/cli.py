@@ -111,7 +111,10 @@ def sql(
         raise InvalidError(f"{format!r} is no output format: use {', '.join(FORMATS)}")
     shown = render(_query(log, query, tenant=tenant), chosen)
     if output is not None:
-        output.write_bytes(shown if isinstance(shown, bytes) else shown.encode())
+        try:
+            output.write_bytes(shown if isinstance(shown, bytes) else shown.encode())
+        except OSError as error:
+            raise InvalidError(f"{output} cannot be written: {error.strerror}") from None
     elif isinstance(shown, bytes):
         if sys.stdout.isatty():
             raise InvalidError(f"{format} is no text for a terminal: give --output FILE")
@@ -134,8 +137,9 @@ def _query(log: str, query: str, params: Any = None, *, tenant: str | None = Non
 def _check_exists(log: str) -> None:
     path = log.removeprefix("file://")
     if "://" not in path and not Path(path).is_dir():
+        problem = "is no directory" if Path(path).exists() else "does not exist"
         raise InvalidError(
-            f"{path} does not exist: say where the event log lies with --log PATH or the "
+            f"{path} {problem}: say where the event log lies with --log PATH or the "
             f"environment's {_LOG_VARIABLE}"
         )
 

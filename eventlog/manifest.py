@@ -157,8 +157,9 @@ def decode_manifest(data: bytes, key: str) -> Manifest:
             path=key,
             offset=0,
         )
-    if manifest.version != version_of(key):
-        raise _corrupt(key, f"it says that it is version {manifest.version}")
+    if key != manifest_key(manifest.stream, manifest.version):
+        what = f"it was written as version {manifest.version} of {manifest.stream}"
+        raise _corrupt(key, what)
     return manifest
 
 

@@ -101,9 +101,13 @@ def verify(
     report = Report(store.root)
     entries = store.list_blocking("")
     report.bytes = sum(entry.size for entry in entries)
+    code: dict[str, str] = {}
     for stream in _streams(entries):
         report.streams += 1
-        _verify_stream(store, stream, report)
+        for code_hash in _verify_stream(store, stream, report):
+            code.setdefault(code_hash, stream)
+    if check_bundle is not None:
+        _verify_code_is_there(store, code, report)
     for entry in entries:
         if entry.key.startswith("code/"):
             report.bundles += 1
@@ -124,7 +128,8 @@ def _streams(entries: Iterable[Entry]) -> list[str]:
     return sorted(found)
 
 
-def _verify_stream(store: Store, stream: str, report: Report) -> None:
+def _verify_stream(store: Store, stream: str, report: Report) -> set[str]:
+    """Check one stream; the content hashes of the code that its rows name."""
     check = _StreamCheck(store, stream)
     for tries in range(TRIES_MAX):
         check = _StreamCheck(store, stream)
@@ -151,6 +156,7 @@ def _verify_stream(store: Store, stream: str, report: Report) -> None:
         f"seq 1 to {check.last_seq}, {check.rows} rows, {len(check.manifest.segments)} segments, "
         f"{check.wal_files} WAL files"
     )
+    return check.code
 
 
 class _StreamCheck:
@@ -166,6 +172,8 @@ class _StreamCheck:
         self.last_seq = 0
         self.wal_files = 0
         self.blobs = 0
+        self.code: set[str] = set()
+        """Content hashes of the code that rows name."""
         self._refs: set[str] = set()
 
     def run(self) -> None:
@@ -253,7 +261,7 @@ class _StreamCheck:
         if hashlib.sha256(data).hexdigest() != info.sha256:
             self._problem(info.key, "its SHA-256 is not the one in the manifest")
             return
-        columns = ["seq", "workflow", "instance_id", "type", "blob"]
+        columns = ["seq", "workflow", "instance_id", "type", "blob", "code_hash"]
         try:
             table = pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
         except (pa.ArrowException, OSError) as error:
@@ -261,6 +269,7 @@ class _StreamCheck:
             return
         self.rows += len(table)
         self._refs.update(pc.unique(table.column("blob").drop_null()).to_pylist())
+        self.code.update(pc.unique(table.column("code_hash").drop_null()).to_pylist())
         for what in _faults_of_segment(table, info):
             self._problem(info.key, what, "report this: its writer was wrong")
 
@@ -291,6 +300,8 @@ class _StreamCheck:
             expected += span(row)
             if row.blob:
                 self._refs.add(row.blob)
+            if row.code_hash:
+                self.code.add(row.code_hash)
         self.rows += expected - block.first_seq
         if expected != block.last_seq + 1:
             what = f"a block of rows ends at {expected - 1}, its head says {block.last_seq}"
@@ -360,6 +371,14 @@ def _faults_of_segment(table: pa.Table, info: SegmentInfo) -> list[str]:
     if tombstones != info.tombstones:
         faults.append(f"it has {tombstones} tombstones instead of {info.tombstones}")
     return faults
+
+
+def _verify_code_is_there(store: Store, code: dict[str, str], report: Report) -> None:
+    """Code is stored before a row names it, and stays: listed last, since owners may write."""
+    found = {entry.key.rpartition("/")[2] for entry in store.list_blocking("code/")}
+    for code_hash in sorted(code.keys() - found):
+        what = f"it is missing, and rows of {code[code_hash]} name it"
+        report.problems.append(Problem(f"code/{code_hash}", what, "restore it from a copy"))
 
 
 def _verify_bundle(

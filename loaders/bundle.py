@@ -105,8 +105,12 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     compatibility_date: str | None = None
 
     def stored(self) -> bytes:
-        """The bytes that lie at `code/<content hash>`."""
-        return _ENCODER.encode(self)
+        """The bytes that lie at `code/<content hash>`, and their own SHA-256 at the end.
+
+        The content hash leaves out the pickles, since two pickles of one object may differ.
+        """
+        data = _ENCODER.encode(self)
+        return data + hashlib.sha256(data).digest()
 
     @property
     def content_hash(self) -> str:
@@ -152,6 +156,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Bundle)
+_CHECK_BYTES = hashlib.sha256().digest_size
 
 
 def _shape(entry: Granted) -> list[Any]:
@@ -167,8 +172,11 @@ def _shape(entry: Granted) -> list[Any]:
 
 def from_stored(data: bytes, content_hash: str) -> Bundle:
     """The bundle that these bytes are; Corrupt when they are not what the name says."""
+    end = len(data) - _CHECK_BYTES
+    if end < 0 or hashlib.sha256(data[:end]).digest() != data[end:]:
+        raise Corrupt(f"the stored code {content_hash} is damaged: restore it from a copy")
     try:
-        bundle = _DECODER.decode(data)
+        bundle = decode(data)
     except msgspec.MsgspecError as error:
         raise Corrupt(f"the stored code {content_hash} does not decode: {error}") from None
     if bundle.content_hash != content_hash:
@@ -178,7 +186,7 @@ def from_stored(data: bytes, content_hash: str) -> Bundle:
 
 def decode(data: bytes) -> Bundle:
     """The bundle that `stored` wrote, from a trusted hand."""
-    return _DECODER.decode(data)
+    return _DECODER.decode(data[:-_CHECK_BYTES])
 
 
 def code_key(content_hash: str) -> str:

@@ -174,6 +174,12 @@ async def test_stored_code_that_was_changed_is_noticed() -> None:
     store.objects[code_key(code_hash)] = other.stored()
     with pytest.raises(dw.Corrupt, match=code_hash):
         await Bundles(store).get(code_hash)
+    stored = bundle.stored()
+    for place in range(len(stored)):
+        damaged = bytearray(stored)
+        damaged[place] ^= 1
+        with pytest.raises(dw.Corrupt, match=code_hash):
+            from_stored(bytes(damaged), code_hash)
     store.objects[code_key(code_hash)] = b"\xc1"
     with pytest.raises(dw.Corrupt, match=code_hash):
         await Bundles(store).get(code_hash)

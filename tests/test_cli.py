@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from dynamic_workflows import cli
 from dynamic_workflows.actors.local import LocalPlatform
+from dynamic_workflows.eventlog.errors import InvalidError
 from dynamic_workflows.eventlog.store import open_store
 from dynamic_workflows.loaders.binding import WorkflowBinding
 
@@ -74,6 +75,18 @@ def test_sql_writes_parquet_to_a_file(log: str, tmp_path: Path) -> None:
     )
     assert done.exit_code == 0
     assert pq.read_table(out).num_rows > 10
+
+
+def test_what_cannot_be_read_or_written_is_said_without_a_traceback(
+    log: str, tmp_path: Path
+) -> None:
+    result = run("sql", "select 1", "--log", log, "--output", str(tmp_path / "no" / "where"))
+    assert isinstance(result.exception, InvalidError)
+    assert "cannot be written: No such file" in result.exception.message
+    (tmp_path / "file").touch()
+    result = run("verify", "--log", str(tmp_path / "file"))
+    assert isinstance(result.exception, InvalidError)
+    assert "is no directory" in result.exception.message
 
 
 def test_the_log_is_found_by_the_environment(log: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,27 @@ async def test_duckdb_itself_refuses_what_lies_outside(store: Store, tmp_path: P
     views.close()
 
 
+async def test_queries_that_cannot_be_checked_are_refused(store: Store) -> None:
+    reader = Reader(store, tenant="evil")
+    for sql, match in (
+        (f"select {'not ' * 900} true", "nests too deep"),
+        ("select '\ud800'", "UTF-8"),
+        ("", "one SELECT"),
+    ):
+        with pytest.raises(QueryError, match=match):
+            reader.query(sql)
+    reader.close()
+
+
+async def test_a_name_defined_elsewhere_opens_none_of_duckdbs_own_views(store: Store) -> None:
+    reader = Reader(store, tenant="evil")
+    for view in ("sqlite_master", "duckdb_views", "duckdb_columns", "PG_TABLES"):
+        sql = f"select b.* from (with {view} as (select 1) select 1) a, {view} b"
+        with pytest.raises(QueryError, match="there is no table"):
+            reader.query(sql)
+    reader.close()
+
+
 async def test_memory_of_a_tenants_query_is_capped(store: Store) -> None:
     reader = Reader(store, tenant="evil", memory_limit="64MB", threads=1)
     with pytest.raises(QueryError, match="[Oo]ut of [Mm]emory"):

@@ -178,3 +178,49 @@ async def test_an_empty_root_is_no_log(tmp_path: Path) -> None:
     assert report.ok
     assert "holds no log" in str(report)
     assert verify(MemoryStore()).streams == 0
+
+
+async def test_code_that_rows_name_and_nobody_has_is_found(tmp_path: Path) -> None:
+    log = await EventLog.open(
+        store := LocalStore(tmp_path),
+        STREAM,
+        tenant_id=TENANT,
+        clock=VirtualClock(),
+        ids=SeededIds(1),
+    )
+    for code_hash in ("c01d", "407"):
+        queued = row(1)
+        queued.code_hash = code_hash
+        await log.append([queued])
+        await store.create(f"code/{code_hash}", b"code")
+        if code_hash == "c01d":
+            await log.seal()
+    await log.close()
+    await store.close()
+
+    def check(data: bytes, content_hash: str) -> None:
+        assert data == b"code"
+
+    assert verify(tmp_path, check_bundle=check).ok
+    for name in ("c01d", "407"):
+        (tmp_path / "code" / name).unlink()
+        report = verify(tmp_path, check_bundle=check)
+        assert f"code/{name}" in [problem.path for problem in report.problems]
+
+
+async def test_a_manifest_of_another_stream_is_damage(root: Path) -> None:
+    other = root / tenant_stream("other") / "manifest" / f"{1:020d}"
+    mine = root / STREAM / "manifest" / f"{1:020d}"
+    other.write_bytes(mine.read_bytes())
+    report = verify(root)
+    assert [tenant_stream("other") in problem.path for problem in report.problems] == [True]
+    store = LocalStore(root)
+    with pytest.raises(Corrupt, match="written as version 1 of"):
+        await EventLog.open(
+            store,
+            tenant_stream("other"),
+            tenant_id="other",
+            clock=VirtualClock(),
+            ids=SeededIds(3),
+        )
+    await store.close()
