@@ -92,17 +92,30 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = sorted(_HOME_OF)
-
 
 def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
+    if name == "__all__":
+        value: Any = [one for one in sorted(_HOME_OF) if _is_here(one)]
+    elif name in _HOME_OF:
+        value = getattr(_home(name), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value
 
 
+def _home(name: str) -> Any:
+    return import_module(f".{_HOME_OF[name]}", __name__)
+
+
+def _is_here(name: str) -> bool:
+    """Whether the name can be had: where tenants' code runs, the platform's own side is not."""
+    try:
+        _home(name)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *_HOME_OF})
