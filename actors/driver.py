@@ -14,13 +14,13 @@ from typing import Any
 
 from ..eventlog.errors import PlatformClosed, WorkflowsError
 from ..eventlog.ids import SystemIds
-from ..eventlog.store import open_store
+from ..eventlog.store import open_store, probe, root_of
 from . import cluster as door
 from . import pickles
 from .client import TenantClient
 from .config import PlatformConfig
 from .embedded import RayThread
-from .house import Clients, Setup, root_of
+from .house import Clients, Setup
 from .peers import Lost, Peer
 from .remote import Persistent, RemoteCodes
 
@@ -65,13 +65,17 @@ class Cluster:
         """Start or join Ray, and the platform's actors on it.
 
         `address` None: an embedded Ray, or the one that this process is connected to already.
-        Raises Unavailable where Ray cannot be reached or started.
+        Raises Unavailable where Ray cannot be reached or started, or the log cannot be written,
+        and InvalidError for a place that cannot hold a log.
         """
-        config = config or PlatformConfig()
+        config, root = config or PlatformConfig(), root_of(log_root)
+        if address is None:
+            # The actors would wait for the disk to come back; whoever starts them wants to know.
+            await probe(open_store(root), SystemIds())
         session = await _Session.begin(address, config)
         try:
             setup = Setup(
-                log_root=root_of(log_root),
+                log_root=root,
                 config=config,
                 namespace=namespace,
                 callbacks=pickles.dumps((load, app), is_elsewhere=session.is_elsewhere),

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import cloudpickle
@@ -63,14 +62,6 @@ class Setup:
     def name(self, role: str) -> str:
         """The name of an actor."""
         return f"{self.prefix}-{role}"
-
-
-def root_of(log: str | Path) -> str:
-    """The log's root as every process of the machine, or of the cluster, can open it."""
-    text = str(log)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    return text if "://" in text else str(Path(text).expanduser().resolve())
 
 
 async def open_log(store: Store, stream: str, *, clock: Clock, ids: Ids) -> EventLog:

@@ -13,6 +13,7 @@ from .actors.config import PlatformConfig
 from .actors.names import check_tenant_id, check_workflow_name
 from .eventlog.errors import InvalidError, PlatformClosed, WorkflowsError
 from .eventlog.ids import Ids, SystemIds
+from .eventlog.store import root_of
 from .loaders import http
 from .loaders.binding import WorkflowBinding
 from .loaders.bundle import WorkerCode, bundle_of
@@ -238,15 +239,16 @@ def connect(
     "auto" or an address joins a cluster.
     """
     settings = _settings(log, load, app, config)
+    root = root_of(log)
 
     async def start() -> Backend:
         from .actors.driver import Cluster
 
         return await Cluster.start(
-            log, load=load, app=app, address=address, namespace=namespace, config=settings
+            root, load=load, app=app, address=address, namespace=namespace, config=settings
         )
 
-    return Platform(start, log=log, app=app, config=settings)
+    return Platform(start, log=root, app=app, config=settings)
 
 
 def _settings(

@@ -109,6 +109,25 @@ def check_key(key: str) -> str:
     return key
 
 
+_SCHEMES = ("memory", "s3", "s3a", "az", "azure", "abfs", "abfss", "gs")
+
+
+def root_of(log: str | Path) -> str:
+    """A log's root so that every process, wherever it stands, opens the same; InvalidError."""
+    text = str(log)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    path = unquote(urlsplit(text).path) if scheme == "file" else text
+    if not path.strip() or "\0" in path or scheme not in ("", "file", *_SCHEMES):
+        raise _no_place(text)
+    return text if scheme not in ("", "file") else str(Path(path).expanduser().resolve())
+
+
+def _no_place(text: str) -> InvalidError:
+    return InvalidError(
+        f"{text!r} is no place for a log: use a path, file://, s3://, az:// or gs://"
+    )
+
+
 def open_store(root: str | Path) -> Store:
     """The store at a path or URI: `file://`, `s3://`, `az://`, `gs://`, `memory://`.
 
@@ -125,13 +144,11 @@ def open_store(root: str | Path) -> Store:
         from .store_memory import memory_store
 
         return memory_store(text)
-    if scheme in ("s3", "s3a", "az", "azure", "abfs", "abfss", "gs"):
+    if scheme in _SCHEMES:
         from .store_object import ObjectStore
 
         return ObjectStore(text)
-    raise InvalidError(
-        f"{text!r} is no place for a log: use a path, file://, s3://, az:// or gs://"
-    )
+    raise _no_place(text)
 
 
 async def create_once(store: Store, key: str, data: bytes) -> None:
