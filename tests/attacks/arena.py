@@ -105,12 +105,12 @@ def clean_up(home: Path) -> None:
     shutil.rmtree(home)
     for place in ("/tmp", "/dev/shm"):
         for path in Path(place).glob("dw-evil-*"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def make_home() -> Path:
     """A new directory that everybody may enter, with a short path: a unix address has no room."""
-    home = Path(tempfile.mkdtemp(prefix="dw-"))
+    home = Path(tempfile.mkdtemp(prefix="arena-"))
     home.chmod(0o755)
     return home
 
