@@ -11,7 +11,8 @@ from ..eventlog.errors import CodeError, WorkflowsError
 from ..eventlog.events import Row
 from ..loaders.bundle import Bundle
 from .codes import CodeSource, Resolved
-from .hosts import Host, Hosts
+from .host import Host
+from .hosts import Hosts
 
 _HELD_MAX = 10_000
 _BACK_OFF_US = US // 4

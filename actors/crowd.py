@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .hosts import Host
+    from .host import Host
 
 AT_ONCE = 8
 """What an isolate takes before anybody looks whether it is busy."""

@@ -12,7 +12,7 @@ from ..loaders.bundle import Granted
 from ..loaders.calls import TENANT_OPS, pack_answer, unpack_args
 from .codes import CodeSource
 from .core import TenantCore
-from .hosts import Host
+from .host import Host
 
 
 class Desk(Protocol):

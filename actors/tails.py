@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
+from time import monotonic
 from typing import Any
 
 from ..eventlog.clock import Clock, to_datetime
 from ..loaders import wire
 from ..loaders.isolate import Exit
 from .decisions import Key
-from .hosts import Host
+from .host import Host
 
 _logger = logging.getLogger("dynamic_workflows.tenant_code")
 _tail_logger = logging.getLogger("dynamic_workflows.tenant")
@@ -156,11 +156,11 @@ class _Rate:
     def __init__(self, per_s: int) -> None:
         self._per_s = per_s
         self._room = float(per_s)
-        self._filled_s = time.monotonic()
+        self._filled_s = monotonic()
 
     def allows(self) -> bool:
         """Whether one more may pass; counts it."""
-        now_s = time.monotonic()
+        now_s = monotonic()
         self._room = min(self._per_s, self._room + (now_s - self._filled_s) * self._per_s)
         self._filled_s = now_s
         if self._room < 1:

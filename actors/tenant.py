@@ -31,7 +31,8 @@ from .config import PlatformConfig
 from .core import TenantCore
 from .decisions import DropLife, Finished, ForgetBlobs, Key, Send
 from .guest_calls import GuestCalls
-from .hosts import Host, Hosts
+from .host import Host
+from .hosts import Hosts
 from .pump import Batch, Pump
 from .streams import Feeds, Waiters
 from .tails import Tails

@@ -31,7 +31,8 @@ from .code_cache import CodeCache, envelope
 from .config import PlatformConfig
 from .core import TenantCore
 from .decisions import Decision, Key
-from .hosts import GuestError, Host, HostKey, Hosts
+from .host import GuestError, Host, HostKey
+from .hosts import Hosts
 from .pump import Pump, whole
 from .streams import Feeds, Waiters, page
 

@@ -14,7 +14,7 @@ from ..eventlog.errors import InstanceError, WorkflowsError
 from ..loaders import wire
 from .code_cache import unwrapped
 from .decisions import Decision, Key, Send
-from .hosts import Host
+from .host import Host
 from .pump import whole
 from .tenant_calls import TenantCalls, not_found
 

@@ -186,7 +186,8 @@ def test_what_would_steer_a_terminal_is_written_out() -> None:
     assert len(tails.plain("x" * 100_000)) == tails.TEXT_CHARACTERS_MAX
 
 
-async def test_what_a_tampered_guest_says_is_bounded() -> None:
+async def test_what_a_tampered_guest_says_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tails, "monotonic", lambda: 7.0)
     tail = Tail()
     async with testing.connect(load=lambda tenant_id: chatty(tail)) as platform:
         await platform.tenant("acme").entrypoint().flood(1)
@@ -196,7 +197,7 @@ async def test_what_a_tampered_guest_says_is_bounded() -> None:
             shell.on_log(host, 99, Log("\x1bodd", "x" * 20_000, "\x1b" * 1_000, 1, -5))
         await platform.clock.settle()
         await platform.clock.settle()
-    assert len(tail.records) < tails.LINES_PER_S * 2
+    assert len(tail.records) == tails.LINES_PER_S
     last = tail.records[-1]
     assert (last["level"], last["instance_id"]) == ("info", None)
     assert len(last["text"]) == tails.TEXT_CHARACTERS_MAX

@@ -205,7 +205,7 @@ async def test_a_broken_frame_ends_the_isolate_and_not_the_tenant(body: bytes) -
 
         tenant.on_lost = note  # type: ignore[method-assign]
         (life,) = host.lives
-        host._on_frames([(17, life, body)])
+        host.on_frames([(17, life, body)])
         await platform.clock.settle()
         assert [(exit.kind, exit.is_tenants_own) for exit in exits] == [("protocol", True)]
         await platform.clock.advance("1 minute")
@@ -224,7 +224,7 @@ async def test_messages_about_lifetimes_of_another_isolate_are_ignored() -> None
         (life,) = host.lives
         stranger = tenant._hosts.get((host.code_hash, "worker", ()))
         await stranger.loaded()
-        stranger._on_frames([pack(End(value=b'"forged"'), life=life)])
+        stranger.on_frames([pack(End(value=b'"forged"'), life=life)])
         await platform.clock.settle()
         assert (await instance.status()).status == "waiting"
 
@@ -403,7 +403,7 @@ async def test_a_guest_that_floods_the_platform_with_calls_loses_its_isolate() -
         asked = pack_args({"workflow": "TenantWorkflow", "id": instance.id})
         call = pack(Call(1, "WORKFLOWS", "result", asked, b""), life=life)
         for _ in range(300):
-            host._on_frames([call])
+            host.on_frames([call])
             await asyncio.sleep(0)
         await platform.clock.advance("1 minute")
         assert host not in list(tenant._hosts)

@@ -1,0 +1,271 @@
+"""Host: one code of one tenant in one isolate, and what its guest says.
+
+A host holds several lifetimes of the same code. What the guest says is decoded here and handed on
+as typed messages; whatever no correct guest would send ends the isolate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
+
+from ..eventlog.errors import CodeError, LimitExceededError, Unavailable, WorkflowsError
+from ..loaders.bundle import Bundle
+from ..loaders.isolate import Exit, Isolate
+from ..loaders.wire import (
+    Call,
+    Error,
+    Export,
+    Frame,
+    Invoke,
+    Loaded,
+    Log,
+    ProtocolViolation,
+    Reply,
+    pack,
+    unpack_from_guest,
+)
+from .crowd import Looks
+from .services import Services
+
+if TYPE_CHECKING:
+    from .hosts import Hosts
+
+HostKey: TypeAlias = tuple[str, str | None, tuple[tuple[str, int], ...]]
+"""(code hash, name of a worker or None for the tenant's own code, limits below the code's own)"""
+
+
+class Listener(Protocol):
+    """Who hears what guests say: the tenant's shell."""
+
+    def on_messages(self, host: Host, messages: list[tuple[int, msgspec.Struct]]) -> None:
+        """Messages about lifetimes, in order. Raises ProtocolViolation to end the isolate."""
+        ...
+
+    def on_call(self, host: Host, life: int, call: Call) -> None:
+        """The guest calls a binding."""
+        ...
+
+    def on_log(self, host: Host, life: int, log: Log) -> None:
+        """The guest printed."""
+        ...
+
+    def on_ready(self, host: Host) -> None:
+        """The code is loaded, or loading failed (`host.error`)."""
+        ...
+
+    def on_lost(self, host: Host, lives: list[int], exit: Exit) -> None:
+        """The isolate is gone with these lifetimes in it."""
+        ...
+
+    def on_room(self) -> None:
+        """A lifetime that found no place may find one now."""
+        ...
+
+    def on_mistake(self, mistake: Exception) -> None:
+        """The platform's own code failed on what a guest said."""
+        ...
+
+
+class Host:
+    """One code of one tenant in one isolate."""
+
+    def __init__(self, key: HostKey, hosts: Hosts) -> None:
+        self.key = key
+        self._hosts = hosts
+        self.isolate: Isolate | None = None
+        self.bundle: Bundle | None = None
+        self.services: Services | None = None
+        self.exports: dict[str, Export] = {}
+        self.limits: dict[str, int] = {}
+        self.error: WorkflowsError | None = None
+        self.retry_us = 0
+        """When loading may be tried again, after an error."""
+        self.is_ready = False
+        self.is_parked = False
+        """The code has ended too many isolates, and waits until `retry_us`."""
+        self.has_progressed = False
+        """Something that it ran got somewhere."""
+        self.looks = Looks()
+        self.lives: set[int] = set()
+        self.used_us = 0
+        self.subrequests: dict[int, int] = {}
+        self.waits: dict[int, set[asyncio.Task[Any]]] = {}
+        """Calls that wait for something to happen, by lifetime: nobody needs them after it."""
+        self.calls_out = 0
+        """Calls of bindings that have no answer yet."""
+        self._invokes: dict[int, asyncio.Future[Reply]] = {}
+        self._numbers = 0
+        self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loaded.add_done_callback(_seen)
+
+    @property
+    def code_hash(self) -> str:
+        """The code it runs."""
+        return self.key[0]
+
+    @property
+    def load(self) -> int:
+        """Lifetimes and calls that are in it."""
+        return len(self.lives) + len(self._invokes)
+
+    async def loaded(self) -> None:
+        """Wait until the code is loaded; raises what loading raised, or why it may not run now."""
+        await asyncio.shield(self._loaded)
+        if self.error is not None:
+            raise self.error
+
+    def send(self, frames: list[Frame]) -> None:
+        """Hand messages to the guest; they are lost if it is gone."""
+        if self.isolate is not None:
+            self.isolate.send(frames)
+
+    async def invoke(self, **call: Any) -> bytes:
+        """Call a method of an entrypoint: codec text of its answer, or the error it raised."""
+        self._numbers += 1
+        number = self._numbers
+        future = self._invokes[number] = asyncio.get_running_loop().create_future()
+        self.send([pack(Invoke(call=number, **call))])
+        try:
+            reply = await future
+        finally:
+            self._invokes.pop(number, None)
+            if not self._invokes:
+                self.subrequests.pop(0, None)
+            self.used_us = self._hosts.clock.now_us()
+        if reply.error is not None:
+            raise GuestError(reply.error)
+        return reply.value or b"null"
+
+    def count_subrequest(self, life: int) -> bool:
+        """Count one more call of a lifetime, or of an invocation; whether it may have it.
+
+        Invocations carry no number on the wire: those in flight share what they may have together.
+        """
+        most = self.limits.get("subrequests")
+        if most is None:
+            return True
+        used = self.subrequests[life] = self.subrequests.get(life, 0) + 1
+        return used <= (most if life else most * max(1, len(self._invokes)))
+
+    def end(self, life: int) -> None:
+        """The lifetime is over."""
+        self.lives.discard(life)
+        self.subrequests.pop(life, None)
+        for task in self.waits.pop(life, ()):
+            task.cancel()
+
+    def is_unused(self) -> bool:
+        """Whether nothing of the tenant's lives in it."""
+        return not self.lives and not self._invokes and self.is_ready
+
+    def kill(self, reason: str, *, kind: str, is_tenants_own: bool) -> None:
+        """End the isolate."""
+        if self.isolate is not None:
+            self.isolate.kill(Exit(reason, is_tenants_own, kind=kind))
+
+    # --- what the isolate says
+
+    def on_frames(self, frames: list[Frame]) -> None:
+        """The isolate sent these."""
+        if not self._hosts.holds(self):
+            return
+        self.used_us = self._hosts.clock.now_us()
+        about_lives: list[tuple[int, msgspec.Struct]] = []
+        try:
+            for kind, life, body in frames:
+                message = unpack_from_guest(kind, body)
+                if isinstance(message, Reply | Loaded | Call | Log):
+                    self._on_own(life, message)
+                else:
+                    about_lives.append((life, message))
+            if about_lives:
+                self._hosts.listener.on_messages(self, about_lives)
+        except ProtocolViolation as violation:
+            self.kill(f"protocol: {violation}", kind="protocol", is_tenants_own=True)
+        except Exception as mistake:
+            # Ours: what was decided of this frame is unknown, so nothing may go on from here.
+            self.kill(f"our mistake: {mistake!r}", kind="platform", is_tenants_own=False)
+            self._hosts.listener.on_mistake(mistake)
+
+    def _on_own(self, life: int, message: Reply | Loaded | Call | Log) -> None:
+        if isinstance(message, Reply):
+            future = self._invokes.get(message.call)
+            if future is not None and not future.done():
+                self._hosts.check(message.value)
+                future.set_result(message)
+        elif isinstance(message, Call):
+            # A guest holds back what is too much; one that does not is no guest of ours.
+            if self.calls_out > self._hosts.calls_out_max:
+                raise ProtocolViolation(f"more than {self._hosts.calls_out_max} calls at once")
+            self._hosts.listener.on_call(self, life, message)
+        elif isinstance(message, Log):
+            self._hosts.listener.on_log(self, life, message)
+        elif not self._loaded.done():
+            self._on_loaded(message)
+
+    def _on_loaded(self, message: Loaded) -> None:
+        if message.error is not None:
+            error = message.error
+            code = message.code if message.code in _LOAD_CODES else "code.import_failed"
+            text = f"the code cannot be loaded: {error.name}: {error.message}"
+            self.fail(CodeError(text, code=code))
+            self.kill("closed: its code cannot be loaded", kind="closed", is_tenants_own=False)
+            return
+        self.exports = {export.name: export for export in message.exports}
+        self.is_ready = True
+        self._loaded.set_result(None)
+        self._hosts.listener.on_ready(self)
+
+    def fail(self, error: WorkflowsError) -> None:
+        """Its code cannot be loaded."""
+        self.error = error
+        if not self._loaded.done():
+            self._loaded.set_exception(error)
+        self._hosts.failed(self)
+
+    def on_exit(self, exit: Exit) -> None:
+        """The isolate is gone."""
+        self.isolate, self.is_ready = None, False
+        if not self._loaded.done():
+            kind = "import_failed" if exit.is_tenants_own else "load_failed"
+            self.fail(CodeError(f"the isolate ended: {exit.reason}", code=f"code.{kind}"))
+        elif self.error is None:
+            self._hosts.ended(self, exit)
+        lives = sorted(self.lives)
+        for life in {*lives, *self.waits}:
+            self.end(life)
+        for future in self._invokes.values():
+            if not future.done():
+                future.set_exception(_call_error(exit))
+        self._hosts.listener.on_lost(self, lives, exit)
+
+
+def _call_error(exit: Exit) -> WorkflowsError:
+    """What a call is told whose isolate ended under it."""
+    text = f"the isolate ended: {exit.reason}"
+    if not exit.is_tenants_own:
+        return Unavailable(text)
+    if exit.kind in _LIMIT_KINDS:
+        return LimitExceededError(text, limit=exit.kind)
+    return CodeError(text, code="isolate.died")
+
+
+_LIMIT_KINDS = frozenset({"cpu", "wall", "memory", "silent"})
+_LOAD_CODES = frozenset({"code.invalid", "code.import_failed", "code.class_missing"})
+
+
+class GuestError(Exception):
+    """What tenant code raised, as data."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(f"{error.name}: {error.message}")
+        self.error = error
+
+
+def _seen(future: asyncio.Future[None]) -> None:
+    """Whoever waits hears of it; nobody waiting is no reason to complain."""
+    if not future.cancelled():
+        future.exception()
