@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,21 @@ def test_every_link_in_the_documents_leads_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+
+async def test_the_tests_of_the_page_on_testing_run_as_printed() -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+    written: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if "def test_" in block:
+            exec(compile(block, "docs/testing.md", "exec"), written)
+    tests = {name: test for name, test in written.items() if name.startswith("test_")}
+    assert len(tests) == 4
+    for test in tests.values():
+        began = time.perf_counter()
+        await test()
+        # The promise is a second; a loaded machine gets more before it is called a failure.
+        assert time.perf_counter() - began < 5
 
 
 @pytest.mark.parametrize(
