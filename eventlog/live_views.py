@@ -46,6 +46,7 @@ class LogViews:
     def _open(self) -> None:
         self.files = LogFiles(self._store, tenant=self._tenant)
         self._segments: dict[str, int] = {}
+        self._unread: str | None = None
         self._has_dead = False
         self._with_tail: set[str] = set()
         self._with_dead: set[str] = set()
@@ -82,12 +83,34 @@ class LogViews:
                 if relation is None:
                     raise QueryError("there is no statement in this query")
                 return cast("pa.Table", relation.to_arrow_table())
-            except (duckdb.IOException, OSError) as error:
-                if not tries_left:
+            except (duckdb.Error, OSError) as error:
+                lost = self._lost_segment()
+                if lost is not None and not tries_left:
+                    raise Corrupt(
+                        f"{lost} is missing or cut, though the log needs it: restore it from a "
+                        "copy. `dynamic-workflows verify` shows what is affected",
+                        path=lost,
+                        offset=0,
+                    ) from None
+                is_reading = isinstance(error, (duckdb.IOException, OSError))
+                if lost is None and not (is_reading and tries_left):
                     raise QueryError(str(error)) from None
-            except duckdb.Error as error:
-                raise QueryError(str(error)) from None
         raise AssertionError("the last try returns or raises")
+
+    def _lost_segment(self) -> str | None:
+        """A segment that a statement could not read: moved by a merge since our look, or damaged."""
+        lost, self._unread = self._unread, None
+        for key, size in self._segments.items():
+            path = self._store.local_path(key) if key else None
+            try:
+                if path is not None and path.stat().st_size != size:
+                    return key
+            except FileNotFoundError:
+                return key
+        return lost
+
+    def _note_unread(self, key: str) -> None:
+        self._unread = key
 
     # -- following the log ------------------------------------------------------------------------
 
@@ -239,7 +262,7 @@ class LogViews:
 
         # Registered names belong to one connection, so both get it.
         for connection in (self._writer, self.connection):
-            connection.register(SEALED, dataset(self._store, segments))
+            connection.register(SEALED, dataset(self._store, segments, self._note_unread))
         return SEALED
 
     def _paths(self, keys: Iterable[str]) -> list[str] | None:

@@ -7,33 +7,41 @@ that it needs and no more.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import fs
 
 from . import segment
-from .store import Store
+from .store import NotFound, Store
 
 
-def dataset(store: Store, sizes: Mapping[str, int]) -> ds.Dataset:
-    """The rows of these segments (key and size in bytes), by the columns of segment.SCHEMA."""
+def dataset(
+    store: Store, sizes: Mapping[str, int], on_missing: Callable[[str], None]
+) -> ds.Dataset:
+    """The rows of these segments (key and size in bytes), by the columns of segment.SCHEMA.
+
+    `on_missing` is told which one is not there: DuckDB keeps no more of an error than its text.
+    """
     return ds.FileSystemDataset.from_paths(
         list(sizes),
         schema=segment.SCHEMA,
         format=ds.ParquetFileFormat(),
-        filesystem=fs.PyFileSystem(_Handler(store, dict(sizes))),
+        filesystem=fs.PyFileSystem(_Handler(store, dict(sizes), on_missing)),
     )
 
 
 class _Object(io.RawIOBase):
     """One object, read by ranges."""
 
-    def __init__(self, store: Store, key: str, size: int) -> None:
+    def __init__(
+        self, store: Store, key: str, size: int, on_missing: Callable[[str], None]
+    ) -> None:
         self._store = store
         self._key = key
         self._size = size
+        self._on_missing = on_missing
         self._position = 0
 
     def readable(self) -> bool:
@@ -59,7 +67,13 @@ class _Object(io.RawIOBase):
             wanted = size
         if wanted <= 0:
             return b""
-        data = self._store.get_range_blocking(self._key, self._position, wanted)
+        try:
+            data = self._store.get_range_blocking(self._key, self._position, wanted)
+        except NotFound:
+            self._on_missing(self._key)
+            raise
+        if len(data) < wanted:
+            self._on_missing(self._key)
         self._position += len(data)
         return data
 
@@ -67,9 +81,12 @@ class _Object(io.RawIOBase):
 class _Handler(fs.FileSystemHandler):  # type: ignore[misc]
     """The little of a file system that reading named files needs."""
 
-    def __init__(self, store: Store, sizes: dict[str, int]) -> None:
+    def __init__(
+        self, store: Store, sizes: dict[str, int], on_missing: Callable[[str], None]
+    ) -> None:
         self._store = store
         self._sizes = sizes
+        self._on_missing = on_missing
 
     def get_type_name(self) -> str:
         return "dynamic-workflows"
@@ -81,7 +98,9 @@ class _Handler(fs.FileSystemHandler):  # type: ignore[misc]
         return [fs.FileInfo(path, type=fs.FileType.File, size=self._sizes[path]) for path in paths]
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(_Object(self._store, path, self._sizes[path]), mode="r")
+        return pa.PythonFile(
+            _Object(self._store, path, self._sizes[path], self._on_missing), mode="r"
+        )
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return self.open_input_file(path)

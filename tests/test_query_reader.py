@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dynamic_workflows.eventlog import connect_duckdb
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.compaction import CompactionConfig
-from dynamic_workflows.eventlog.errors import InvalidError, QueryError
+from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, QueryError
 from dynamic_workflows.eventlog.events import span
 from dynamic_workflows.eventlog.log import LogConfig
 from dynamic_workflows.eventlog.query import Reader
@@ -220,3 +220,54 @@ async def test_reading_beside_a_busy_owner_shows_no_gap_and_nothing_twice(store:
         await thread
     assert problems == []
     assert number > 21, "the owner sealed and merged meanwhile"
+
+
+class MovingStore(MemoryStore):
+    """A store whose owner merges just before a reader reads the first byte of a segment."""
+
+    after: dict[str, bytes] | None = None
+
+    def get_range_blocking(self, key: str, start: int, length: int) -> bytes:
+        if "/events/" in key and self.after is not None:
+            self.objects, self.after = self.after, None
+        return super().get_range_blocking(key, start, length)
+
+
+async def test_segments_that_go_while_they_are_read_are_looked_for_again() -> None:
+    store, clock = MovingStore(), VirtualClock()
+    reader = Reader(store)
+    async with opened(store, clock=clock, config=MERGE_EARLY) as log:
+        for number in range(2):
+            await log.append(Writer(clock, f"id-{number}").life(output=number))
+            await log.seal()
+        before = dict(store.objects)
+        await log.maintain()
+        assert {key for key in before if "/events/" in key} - store.objects.keys()
+        store.objects, store.after = before, dict(store.objects)
+        sql = "select instance_id, output from instances order by 1"
+        found = [tuple(row.values()) for row in reader.query(sql).to_pylist()]
+        assert store.after is None
+        assert found == [("id-0", "0"), ("id-1", "1")]
+    reader.close()
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+async def test_segment_that_is_lost_is_named_as_damage(
+    kind: str, damage: str, tmp_path: Path
+) -> None:
+    store: Store = open_store(tmp_path / "log") if kind == "local" else MemoryStore()
+    reader, clock = Reader(store), VirtualClock()
+    async with opened(store, clock=clock) as log:
+        await log.append(Writer(clock).life())
+        await log.seal()
+    (key,) = [entry.key for entry in await store.list("tenants/") if "/events/" in entry.key]
+    if damage == "missing":
+        await store.delete(key)
+    else:
+        await store.put(key, (await store.get(key))[:100])
+    with pytest.raises((Corrupt, QueryError), match="verify") as caught:
+        reader.query("select max(payload) from events")
+    assert caught.value.code == "log.corrupt"
+    assert key.rpartition("/")[2] in caught.value.message
+    reader.close()
