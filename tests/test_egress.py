@@ -103,6 +103,7 @@ async def tenant(gateway: dw.Service | None) -> AsyncIterator[dw.Tenant]:
         yield platform.tenant("acme")
 
 
+@pytest.mark.behaviour(342)
 async def test_a_named_host_is_reached_with_headers_that_the_tenant_never_sees() -> None:
     with upstream() as server:
         gateway = dw.AllowList(server.host, headers={server.host: {"Authorization": SECRET}})

@@ -111,6 +111,7 @@ async def test_the_guilty_attempt_fails_with_the_limit_and_the_step(
         assert any(reason in text for text in tail.texts(kind="exit", level="error"))
 
 
+@pytest.mark.behaviour(344)
 async def test_memory_has_the_lower_of_two_limits() -> None:
     async with real_tenant(
         guilty(limits={"memory_mb": 32}), memory_mb=256, turn_cpu_seconds=30
@@ -122,12 +123,14 @@ async def test_memory_has_the_lower_of_two_limits() -> None:
     )
 
 
+@pytest.mark.behaviour(344)
 async def test_steps_have_the_lower_of_two_limits() -> None:
     for limits, config in (({"steps": 2}, {}), ({"steps": 9}, {"steps_max": 2})):
         async with real_tenant(guilty(limits=limits), **config) as tenant:
             assert "limit of 2 steps" in await failure(tenant, "good")
 
 
+@pytest.mark.behaviour(344)
 async def test_a_call_that_ends_its_isolate_fails_with_the_reason() -> None:
     async with real_tenant(guilty(), turn_cpu_seconds=0.1) as tenant:
         with pytest.raises(dw.LimitExceededError, match=r"cpu limit of 0.1 s exceeded"):

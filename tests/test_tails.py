@@ -79,6 +79,7 @@ async def test_records_say_where_they_come_from() -> None:
     assert tail.texts(**facts, step="talk", attempt=1, level="info") == ["inside 1"]
 
 
+@pytest.mark.behaviour(343)
 async def test_records_of_a_real_isolate_say_where_they_come_from() -> None:
     tail = Tail()
     async with real_tenant(chatty(tail)) as tenant:
