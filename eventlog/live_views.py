@@ -98,7 +98,7 @@ class LogViews:
         raise AssertionError("the last try returns or raises")
 
     def _lost_segment(self) -> str | None:
-        """A segment that a statement could not read: moved by a merge since our look, or damaged."""
+        """A segment that cannot be read: moved by a merge since our look, or damaged."""
         lost, self._unread = self._unread, None
         for key, size in self._segments.items():
             path = self._store.local_path(key) if key else None

@@ -423,3 +423,25 @@ async def test_a_result_that_may_take_no_time_is_there_or_not() -> None:
         await waiting.send_event("go", 1)
         assert await waiting.result() == 1
         assert await waiting.result(timeout=0) == 1
+
+
+async def test_an_instance_that_stopped_silently_is_reported_and_goes_on_at_the_next_sweep(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with testing.connect(load=load) as platform:
+        workflows = platform.tenant("acme").workflows
+        sleeping = await workflows.create(id="s", params={"big": 3})
+        await platform.clock.advance("1 second")
+        tenant = await shell(platform)
+        tenant._sweep_now()
+        assert caplog.messages == []
+        (summary,) = tenant.core._directory
+        tenant.core._cancel_timer(summary)  # As a bug would.
+        await platform.clock.advance("2 hours")
+        assert (await sleeping.status()).status == "waiting"
+        tenant._sweep_now()
+        assert "nothing will wake it" in caplog.text
+        assert await sleeping.result() == {"n": 3, "tail": "xxx"}
+        caplog.clear()
+        tenant._sweep_now()
+        assert caplog.messages == []
