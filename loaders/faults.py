@@ -65,7 +65,11 @@ def to_wire(error: BaseException, *, module_of: Callable[[type], str] | None = N
         args = _group_args(error.message, inner)  # type: ignore[attr-defined]
     else:
         args = _args_of(error)
-    return Error(_clip(kind.__qualname__), _message(error), module, args, is_final(error))
+    name = kind.__qualname__
+    if "<locals>" in name:
+        # Nobody can find it again; and another class of its name would be another class.
+        name, module = kind.__name__, ""
+    return Error(_clip(name), _message(error), module, args, is_final(error))
 
 
 def _group_args(message: str, inner: list[Error]) -> bytes | None:
@@ -96,9 +100,19 @@ def _args_of(error: BaseException) -> bytes | None:
     try:
         if isinstance(error, WorkflowsError):
             return codec.encode([error.message, error.code, error.details])
-        return codec.encode(list(error.args), bytes_max=_ARGS_BYTES_MAX) if error.args else None
+        args = list(_given(error))
+        return codec.encode(args, bytes_max=_ARGS_BYTES_MAX) if args else None
     except Exception:
         return None
+
+
+def _given(error: BaseException) -> tuple[Any, ...]:
+    """What the error was made of; an OSError does not keep its file names among its args."""
+    if not isinstance(error, OSError) or error.filename is None or len(error.args) != 2:
+        return error.args
+    if error.filename2 is None:
+        return (*error.args, error.filename)
+    return (*error.args, error.filename, None, error.filename2)
 
 
 def from_wire(error: Error, find: FindClass | None = None) -> Exception:
@@ -158,7 +172,7 @@ def _revived(kind: type[Exception], args: tuple[Any, ...], error: Error) -> Exce
     """An instance like the one that was raised, as far as args and message show."""
     try:
         made = kind(*args)
-        if type(made) is kind and made.args == args and _message(made) == error.message:
+        if type(made) is kind and _given(made) == args and _message(made) == error.message:
             return made
     except Exception:
         pass

@@ -162,6 +162,43 @@ return [type(ctx).__name__, ctx["step"], event, got]
     assert (type(got), got["payload"], got["type"]) == (dict, (2,), "t")
 
 
+@pytest.mark.behaviour(94)
+async def test_errors_of_files_keep_their_message_and_local_classes_their_name(
+    platform: dw.Platform,
+) -> None:
+    body = """
+class Local(Exception):
+    pass
+async def missing():
+    raise FileNotFoundError(2, "none here", "a.txt")
+async def moved():
+    raise OSError(18, "not there", "a.txt", None, "b.txt")
+async def local():
+    raise Local("x")
+seen = []
+for name, fail in {"missing": missing, "moved": moved, "local": local}.items():
+    try:
+        await step.do(name, fail, config={"retries": {"limit": 0, "delay": 0}})
+    except OSError as error:
+        seen.append([str(error), error.filename, error.filename2, len(error.args)])
+    except StepError as error:
+        seen.append([error.name, error.message])
+await step.sleep("rest", "1 day")
+if event.payload:
+    raise Local("y")
+return seen
+"""
+    instance = await started(platform, body)
+    assert await instance.result() == [
+        ["[Errno 2] none here: 'a.txt'", "a.txt", None, 2],
+        ["[Errno 18] not there: 'a.txt' -> 'b.txt'", "a.txt", "b.txt", 2],
+        ["Local", "x"],
+    ]
+    with pytest.raises(dw.WorkflowFailedError) as caught:
+        await (await started(platform, body, params=1)).result()
+    assert (caught.value.name, caught.value.message) == ("Local", "y")
+
+
 @pytest.mark.behaviour(148, 149)
 async def test_a_past_sleep_until_is_an_error_but_not_on_replay(platform: dw.Platform) -> None:
     body = """
