@@ -54,6 +54,8 @@ LIVE_MAX = 10_000
 
 _CONTROL = re.compile("[\x00-\x1f]")
 _AT_MAX = 1_000
+_COUNT_MAX = 2**31 - 1
+"""What the column of the files holds: one row above it would break every query."""
 
 
 class Running(Waits):
@@ -171,7 +173,7 @@ class Running(Waits):
             raise ProtocolViolation(f"token {message.token} was used before")
         name = message.name
         is_plain = name.isprintable() or not _CONTROL.search(name)
-        if not is_plain or len(name) > 256 or message.count < 1:
+        if not is_plain or len(name) > 256 or not 1 <= message.count <= _COUNT_MAX:
             raise ProtocolViolation("a step's name or count is out of range")
         if message.at is not None and len(message.at) > _AT_MAX:
             raise ProtocolViolation("a step's place is too long")
@@ -240,6 +242,8 @@ class Running(Waits):
         step = life.tokens.get(message.token)
         if step is None:
             raise ProtocolViolation(f"Failed for the unknown token {message.token}")
+        if message.delay_ms is not None and message.delay_ms < 0:
+            raise ProtocolViolation("a delay below 0")
         if not step.in_flight or step.attempt != message.attempt:
             return  # It timed out meanwhile; the guest waits for Go or Answer, as it should.
         self._disarm(step)
@@ -316,6 +320,8 @@ class Running(Waits):
             self._suspend(d, summary, now_us)
 
     def _on_mismatch(self, d: Decision, life: Lifetime, message: Mismatch, now_us: int) -> None:
+        if message.recorded_kind not in _NAMES or message.asked_kind not in (None, *_NAMES):
+            raise ProtocolViolation("a mismatch of steps of no known kind")
         recorded = _place(
             message.recorded_kind,
             message.recorded_name,
@@ -340,8 +346,9 @@ class Running(Waits):
 
 
 def _place(kind: str, name: str | None, count: int, at: str | None) -> str:
-    where = f" at {at[:300]}" if at else ""
-    return f"{kind[:20]} {(name or '')[:256]!r} ({count}){where}"
+    # A guest may say anything here: none of it may steer a terminal.
+    where = f" at {ascii(at[:300])[1:-1]}" if at else ""
+    return f"{kind} {(name or '')[:256]!r} ({count}){where}"
 
 
 def _check_sleep(message: Sleep) -> None:
@@ -358,6 +365,7 @@ def _check_wait(message: Wait) -> None:
 
 
 _KINDS: dict[type, str] = {Ask: DO, Sleep: SLEEP, Wait: WAIT}
+_NAMES = (DO, SLEEP, WAIT)
 
 # By name, so that the parts above may supply them.
 _HANDLERS: dict[type, str] = {

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 from core_world import Fatal, S, StepApi, StepFailed, World, config, gather, payload
 
-from dynamic_workflows.loaders.wire import Done, Error, Failed, Go, Idle, ProtocolViolation, Step
+from dynamic_workflows.loaders.wire import (
+    Done,
+    Error,
+    Failed,
+    Go,
+    Idle,
+    Mismatch,
+    ProtocolViolation,
+    Sleep,
+    Step,
+    Wait,
+)
 
 RETRY = config(limit=2, delay_ms=1_000, backoff="exponential")
 
@@ -546,6 +557,12 @@ def test_more_steps_than_the_limit_end_the_isolate_if_the_guest_does_not_see_to_
         Step(7, "x" * 257, 1, config()),
         Step(7, "a\x00", 1, config()),
         Step(7, "a", 0, config()),
+        Step(7, "a", 2**31, config()),
+        Sleep(7, "a", 2**63, 1_000),
+        Wait(7, "a", 2**64 - 1, "t", 1_000),
+        Failed(1, 1, Error("E", ""), -(2**63)),
+        Mismatch("\x1b[2J", "a", 1, None, None, None, 0, None),
+        Mismatch("do", "a", 1, None, "\x9b2J", "a", 1, None),
         Step(7, "a", 1, b"{"),
         Step(7, "a", 1, config(backoff="random")),
         Step(7, "a", 1, config(limit=10_001)),
