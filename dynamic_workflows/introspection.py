@@ -263,6 +263,31 @@ class WorkflowIntrospector(_Session):
             found.append(one)
         return found
 
+    async def wait_for_status(self, status: str) -> None:
+        """Wait until every instance created so far has this status, or InstanceError."""
+        for one in await self.get():
+            await one.wait_for_status(status)
+
+    async def wait_for_step_result(self, step: Named) -> Any:
+        """As of `introspect_instance`, where one instance was created; InvalidError otherwise."""
+        return await (await self._only()).wait_for_step_result(step)
+
+    async def get_output(self) -> Any:
+        """As of `introspect_instance`, where one instance was created; InvalidError otherwise."""
+        return await (await self._only()).get_output()
+
+    async def get_error(self) -> Any:
+        """As of `introspect_instance`, where one instance was created; InvalidError otherwise."""
+        return await (await self._only()).get_error()
+
+    async def _only(self) -> InstanceIntrospector:
+        found = await self.get()
+        if len(found) != 1:
+            raise InvalidError(
+                f"{len(found)} instances were created in this session: choose one of `await get()`"
+            )
+        return found[0]
+
 
 def _named(step: Named) -> tuple[str, int]:
     if isinstance(step, str):

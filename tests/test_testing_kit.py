@@ -217,6 +217,25 @@ async def test_a_workflow_session_covers_every_instance_created_in_it() -> None:
             assert await instance.result() == [1, 2, 4, "real"]
 
 
+async def test_a_workflow_session_speaks_for_its_instance_while_there_is_one() -> None:
+    async with testing.connect(load=load) as platform:
+        workflows = platform.tenant("order").workflows
+        async with introspect_workflow(workflows) as session:
+            await session.disable_sleeps()
+            await session.mock_event("approved", {"by": "kim"})
+            with pytest.raises(dw.InvalidError, match="0 instances"):
+                await session.get_output()
+            await workflows.create()
+            assert await session.wait_for_step_result("reserve") == "real"
+            await session.wait_for_status("complete")
+            assert await session.get_output() == {"reserved": "real", "by": "kim"}
+            with pytest.raises(dw.InstanceError):
+                await session.get_error()
+            await workflows.create()
+            with pytest.raises(dw.InvalidError, match="2 instances"):
+                await session.get_output()
+
+
 async def test_introspection_needs_the_testing_platform() -> None:
     class Elsewhere:
         async def call(self, op: str, args: dict[str, Any]) -> Any:
