@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ..loaders.plain import plain
 from ..loaders.wire import (
     Error,
     Go,
@@ -226,7 +227,7 @@ class Attempts(Rests):
     ) -> None:
         is_last = not exempt and step.lost_in_a_row >= self.config.lost_in_a_row_max
         if own:
-            error = own_error(error.name, f'{error.message} in step "{step.name}"')
+            error = own_error(error.name, f'{error.message} in step "{plain(step.name)}"')
         if step.config.lost == "fail":
             self._give_up(d, summary, step, error, now_us, lost=not own)
         elif own:

@@ -13,7 +13,9 @@ import msgspec
 
 from ..eventlog.errors import CodeError, LimitExceededError, Unavailable, WorkflowsError
 from ..loaders.bundle import Bundle
+from ..loaders.faults import MESSAGE_CHARACTERS_MAX
 from ..loaders.isolate import Exit, Isolate
+from ..loaders.plain import plain_error
 from ..loaders.wire import (
     Call,
     Error,
@@ -195,6 +197,8 @@ class Host:
             future = self._invokes.get(message.call)
             if future is not None and not future.done():
                 self._hosts.check(message.value)
+                if message.error is not None:
+                    message.error = plain_error(message.error, MESSAGE_CHARACTERS_MAX)
                 future.set_result(message)
         elif isinstance(message, Call):
             # A guest holds back what is too much; one that does not is no guest of ours.
@@ -208,7 +212,7 @@ class Host:
 
     def _on_loaded(self, message: Loaded) -> None:
         if message.error is not None:
-            error = message.error
+            error = plain_error(message.error, _LOAD_ERROR_CHARACTERS_MAX)
             code = message.code if message.code in _LOAD_CODES else "code.import_failed"
             text = f"the code cannot be loaded: {error.name}: {error.message}"
             self.fail(CodeError(text, code=code))
@@ -253,6 +257,7 @@ def _call_error(exit: Exit) -> WorkflowsError:
     return CodeError(text, code="isolate.died")
 
 
+_LOAD_ERROR_CHARACTERS_MAX = 2_000
 _LIMIT_KINDS = frozenset({"cpu", "wall", "memory", "silent"})
 _LOAD_CODES = frozenset({"code.invalid", "code.import_failed", "code.class_missing"})
 

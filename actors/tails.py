@@ -16,6 +16,7 @@ from typing import Any
 from ..eventlog.clock import Clock, to_datetime
 from ..loaders import wire
 from ..loaders.isolate import Exit
+from ..loaders.plain import plain
 from .decisions import Key
 from .host import Host
 
@@ -27,7 +28,6 @@ LINES_PER_S = 2_000
 LOGGED_PER_S = 200
 """Of which so many go into the actor's log, which lies on a disk that tenants share."""
 _LOGGED_CHARACTERS_MAX = 2_000
-TEXT_CHARACTERS_MAX = 16_384
 _NAME_CHARACTERS_MAX = 256
 _WAITING_MAX = 10_000
 _CLOSE_S = 1.0
@@ -38,8 +38,6 @@ _LEVELS = {
     "error": logging.ERROR,
     "critical": logging.CRITICAL,
 }
-# Joiners belong to scripts and emoji; line breaks and tabs are what logs are made of.
-_HARMLESS = frozenset("\n\t\u200c\u200d")
 
 
 class Tails:
@@ -204,12 +202,3 @@ class _Queue:
                     len(records),
                     error,
                 )
-
-
-def plain(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
-    """Text of a tenant as a terminal may show it: what would steer it is written out (`\\x1b`)."""
-    if len(text) > characters_max:
-        text = text[: characters_max - 1] + "…"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in _HARMLESS else ascii(c)[1:-1] for c in text)

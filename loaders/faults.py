@@ -156,7 +156,10 @@ def _workflows_error(
 ) -> WorkflowsError:
     match args:
         case (str(message), str(code), dict(details)):
-            return kind(message, code=code, **{str(name): value for name, value in details.items()})
+            facts = {str(name): value for name, value in details.items()}
+            for taken in ("self", "message", "code"):
+                facts.pop(taken, None)
+            return kind(message, code=code, **facts)
     return kind(error.message)
 
 

@@ -12,6 +12,7 @@ from real_tenants import Tail, real_tenant, until
 import dynamic_workflows as dw
 from dynamic_workflows import testing
 from dynamic_workflows.actors import tails
+from dynamic_workflows.loaders.plain import TEXT_CHARACTERS_MAX, plain
 from dynamic_workflows.loaders.wire import Log
 
 CHATTY = """
@@ -181,10 +182,10 @@ async def test_the_log_of_the_actor_has_it_too(caplog: pytest.LogCaptureFixture)
 
 
 def test_what_would_steer_a_terminal_is_written_out() -> None:
-    assert tails.plain("plain ünïcode 🙂\n\tok") == "plain ünïcode 🙂\n\tok"
-    assert tails.plain("\x1b[2J\r\x07\x9b1m\x00") == r"\x1b[2J\r\x07\x9b1m\x00"
-    assert tails.plain("x" * 100_000).endswith("…")
-    assert len(tails.plain("x" * 100_000)) == tails.TEXT_CHARACTERS_MAX
+    assert plain("plain ünïcode 🙂\n\tok") == "plain ünïcode 🙂\n\tok"
+    assert plain("\x1b[2J\r\x07\x9b1m\x00") == r"\x1b[2J\r\x07\x9b1m\x00"
+    assert plain("x" * 100_000).endswith("…")
+    assert len(plain("x" * 100_000)) == TEXT_CHARACTERS_MAX
 
 
 async def test_what_a_tampered_guest_says_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,5 +202,5 @@ async def test_what_a_tampered_guest_says_is_bounded(monkeypatch: pytest.MonkeyP
     assert len(tail.records) == tails.LINES_PER_S
     last = tail.records[-1]
     assert (last["level"], last["instance_id"]) == ("info", None)
-    assert len(last["text"]) == tails.TEXT_CHARACTERS_MAX
+    assert len(last["text"]) == TEXT_CHARACTERS_MAX
     assert "\x1b" not in last["step"]
