@@ -5,9 +5,9 @@ result, an event, a method of an entrypoint) does not hold up its neighbours: th
 over later, to the one long poll that a client keeps open however many results it waits for.
 
 Whatever happens to actors, a call goes on until it has an outcome: it is sent again to wherever the
-tenant lives now, for `timeout_s` without any sign of life, then it fails with `Unavailable`. A
-create carries a token, so sending it twice creates once; a delete or a terminate that was done
-before its reply was lost counts as done. An event or a restart whose reply was lost may come twice.
+tenant lives now, for `timeout_s` without any sign of life, then it fails with `Unavailable`. What
+changes instances carries a token that the tenant's log keeps, so it is done once however often it
+is sent. What else is sent twice may be done twice: a method of an entrypoint, a deploy.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ BATCH_MAX = 2_000
 """Calls in one message."""
 POLL_S = 10.0
 """Seconds that a long poll waits at the tenant."""
+_TOKEN_OPS = frozenset(
+    "create_batch pause resume terminate restart send_event delete delete_batch".split()
+)
 _BACK_OFF_S = (0.01, 0.05, 0.1, 0.2, 0.5)
 _MOVED_BACK_OFF_S = (0.05, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -79,7 +82,10 @@ class TenantClient:
         """Carry out one operation; raises WorkflowsError, TimeoutError."""
         if self._is_closed:
             raise PlatformClosed("the platform was closed: connect again")
-        call = _Call(next(self._numbers), op, args)
+        number = next(self._numbers)
+        if op in _TOKEN_OPS and args.get("token") is None:
+            args = args | {"token": f"{self._client_id}-{number}"}
+        call = _Call(number, op, args)
         self._pending[call.number] = call
         self._queue.append(call)
         self._nudge.set()
@@ -243,6 +249,8 @@ class TenantClient:
         except Exception as error:
             self._fail(error)
             return True
+        # While the loader finds room for the tenant, the tenant is not silent.
+        self._down_since += time.monotonic() - now
         self._gone = None
         self._session += 1
         self._forgotten = []

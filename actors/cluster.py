@@ -414,6 +414,13 @@ def connect(address: str | None, *, folder: str | None, has_dashboard: bool) -> 
     _quieten()
 
 
+def tenants_max() -> int | None:
+    """How many tenant actors Ray places at once with what it has now; None where it is unknown."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    memory = resources.get("memory", 0.0)
+    return max(1, int((memory - 2 * SUPERVISOR_MEMORY) // TENANT_MEMORY)) if memory else None
+
+
 def disconnect() -> None:
     """Leave Ray; one that was started here ends. Blocks for about a second."""
     ray.shutdown()

@@ -74,6 +74,8 @@ class Cluster:
             await probe(open_store(root), SystemIds())
         session = await _Session.begin(address, config)
         try:
+            if session.is_embedded:
+                config = _fitting(config)
             setup = Setup(
                 log_root=root,
                 config=config,
@@ -139,6 +141,16 @@ class Cluster:
                 except (Lost, WorkflowsError) as error:
                     _log.warning("the %s did not close cleanly: %s", role, error)
                 door.kill_actor(peer)
+
+
+def _fitting(config: PlatformConfig) -> PlatformConfig:
+    """With as many resident tenants as an embedded Ray has room for: it does not grow."""
+    limit = door.tenants_max()
+    if limit is None:
+        return config
+    # Slots of the pool need room too, and one that ends has not left yet when the next begins.
+    limit = min(config.tenants_resident_max, max(1, limit - config.pool_size - limit // 10))
+    return config.model_copy(update={"tenants_resident_max": limit})
 
 
 class _Session:

@@ -9,8 +9,9 @@ may always act on what it knows. After a restart it knows its slots by asking th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -25,6 +26,10 @@ from .timer_index import Journal
 
 WAKES_AT_ONCE_MAX = 16
 """Tenants that are opened at once for the timer; clients come on top."""
+STARTS_AT_ONCE_MAX = 16
+"""Tenants that are being opened at once: a thousand processes that start together start nothing."""
+TURN_S = 15.0
+"""How long a tenant that is being opened holds up those behind it."""
 GIVE_UP_S = 15.0
 """How long a slot may be unreachable before its tenant moves to another one."""
 LOOK_S = 2.0
@@ -114,7 +119,9 @@ class Loader:
         self._blank: set[str] = set()
         """Slots on their way to the pool."""
         self._starting: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(residents_max)
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE_MAX)
         self._wanting_room = 0
         self._evicting: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -193,10 +200,11 @@ class Loader:
     async def close(self) -> None:
         """Put every tenant to sleep and end every slot."""
         self._is_closed = True
-        for task in (self._looking, self._evicting, *self._starting):
+        under_way = (*self._starting, *self._errands)
+        for task in (self._looking, self._evicting, *under_way):
             if task is not None:
                 task.cancel()
-        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*under_way, return_exceptions=True)
         await asyncio.gather(*(self._close(place) for place in list(self._places.values())))
         for peer in self._pool:
             await self._launcher.kill(peer.name)
@@ -225,14 +233,10 @@ class Loader:
     async def _open(self, place: _Place) -> Peer:
         await self._make_room()
         try:
-            peer = await self._take_slot()
+            peer = await self._take_slot_in_turn(place)
         except BaseException:
             self._room.release()
             raise
-        place.peer = peer
-        self._record("slot_adopted", peer.name, place.tenant_id)
-        place.adopted = asyncio.ensure_future(self._adopt(place, peer))
-        place.adopted.add_done_callback(_seen)
         try:
             await self._list_as_open(place.tenant_id)
         except BaseException:
@@ -240,6 +244,25 @@ class Loader:
             raise
         # The slot makes clients wait until the tenant is open, so they need not wait here.
         return peer
+
+    async def _take_slot_in_turn(self, place: _Place) -> Peer:
+        async with contextlib.AsyncExitStack() as turn:
+            await turn.enter_async_context(self._starts)
+            peer = await self._take_slot()
+            place.peer = peer
+            self._record("slot_adopted", peer.name, place.tenant_id)
+            place.adopted = asyncio.ensure_future(self._adopt(place, peer))
+            place.adopted.add_done_callback(_seen)
+            # The turn lasts until the tenant is open; who asked goes on.
+            self._spawn(self._end_turn(place.adopted, turn.pop_all()))
+        return peer
+
+    async def _end_turn(
+        self, adopted: asyncio.Future[None], turn: contextlib.AsyncExitStack
+    ) -> None:
+        async with turn:
+            # A slot that Ray cannot place yet must not stop the others.
+            await asyncio.wait({adopted}, timeout=TURN_S)
 
     async def _adopt(self, place: _Place, peer: Peer) -> None:
         try:
@@ -253,9 +276,12 @@ class Loader:
         self._stats.adopted += 1
 
     def _kill_soon(self, name: str) -> None:
-        task = asyncio.ensure_future(self._launcher.kill(name))
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+        self._spawn(self._launcher.kill(name))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     async def _adopt_at(self, place: _Place, peer: Peer) -> None:
         waited_s = 0.0

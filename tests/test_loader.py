@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from local_world import World, until
 
 from dynamic_workflows.actors import loader as loader_module
-from dynamic_workflows.actors.slot import Moved
+from dynamic_workflows.actors.loader import STARTS_AT_ONCE_MAX
+from dynamic_workflows.actors.slot import Moved, Slot
 from dynamic_workflows.eventlog.clock import US
 from dynamic_workflows.eventlog.errors import Corrupt, PlatformClosed, Unavailable
 
@@ -257,6 +259,49 @@ async def test_many_tenants_pass_through_little_room() -> None:
     assert len(await world.loader.residents()) <= 4
     assert all([await world.timer.due(name) in (None, -1) for name in names])
     await world.stop()
+
+
+async def test_a_crowd_of_tenants_is_opened_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await World(pool_size=0).start()
+    adopt, at_once, most = Slot.adopt, 0, 0
+
+    async def counted(slot: Slot, *args: Any) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            await asyncio.sleep(0.001)
+            return await adopt(slot, *args)
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr(Slot, "adopt", counted)
+    names = [f"tenant-{i}" for i in range(80)]
+    await asyncio.gather(*(world.loader.resolve(name) for name in names))
+    await until(lambda: len(world.opened) == len(names), what="the opening of all")
+    assert 1 < most <= STARTS_AT_ONCE_MAX
+    await world.stop()
+
+
+async def test_a_slot_that_cannot_be_placed_holds_up_the_others_only_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynamic_workflows.actors.loader.STARTS_AT_ONCE_MAX", 1)
+    monkeypatch.setattr("dynamic_workflows.actors.loader.TURN_S", 0.05)
+    world = await World(pool_size=0).start()
+    adopt = Slot.adopt
+
+    async def hangs(slot: Slot, tenant_id: str, *args: Any) -> Any:
+        if tenant_id == "nowhere":
+            await asyncio.sleep(3600)
+        return await adopt(slot, tenant_id, *args)
+
+    monkeypatch.setattr(Slot, "adopt", hangs)
+    await world.loader.resolve("nowhere")
+    await asyncio.wait_for(world.loader.resolve("other"), 30)
+    await until(lambda: "other" in world.opened, what="the other's opening")
 
 
 async def test_closing_puts_every_tenant_to_sleep() -> None:

@@ -23,7 +23,8 @@ def test_a_place_is_one_place_however_it_is_written(
     folder = tmp_path / "sp ace ü 日本 100%"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    written: list[str | Path] = [folder, str(folder), folder.as_uri(), folder.name, f"~/{folder.name}"]
+    written: list[str | Path] = [folder, str(folder), folder.as_uri(), folder.name]
+    written.append(f"~/{folder.name}")
     assert {root_of(place) for place in written} == {str(folder)}
     assert open_store(folder.as_uri()).root == open_store(root_of(folder.as_uri())).root
 
