@@ -79,9 +79,10 @@ class Crowd:
         if free:
             return min(free, key=lambda one: one.load)
         count = 1 + len(others)
-        if count >= self._isolates_max or self._is_resting():
+        is_growing = len(ready) < count
+        if not is_growing and (count >= self._isolates_max or self._is_resting()):
             return best
-        if len(ready) == count and all(one.looks.is_busy for one in ready):
+        if not is_growing and all(one.looks.is_busy for one in ready):
             self._grow(host)
         self._is_wanted = True
         return None

@@ -209,6 +209,11 @@ async def test_busy_code_gets_more_isolates_up_to_its_limit() -> None:
         assert seen == set(tenant.shell.isolate_pids())
 
 
+async def test_a_burst_is_spread_over_the_isolates_that_it_calls_for() -> None:
+    async with real_tenant(guilty(), isolates_max=2, **PATIENT) as tenant:
+        assert len(await pids(tenant, 100)) == 2
+
+
 async def test_isolates_that_are_not_needed_any_more_end() -> None:
     config: dict[str, Any] = PATIENT | {"isolates_max": 2, "isolate_idle_seconds": 0.2}
     async with real_tenant(guilty(), **config) as tenant:
