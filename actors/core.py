@@ -44,6 +44,7 @@ class TenantCore(Schedules):
         summary = self._directory.get(key)
         if summary is None:
             if row.type != "workflow_queued":
+                self._note_deletion(key, body)
                 return  # What is left of a deleted instance.
             summary = Summary(key)
         self._take_in(summary, row, body, None)
@@ -52,7 +53,7 @@ class TenantCore(Schedules):
         elif summary.instance is None:
             summary.set("wake_us", None)  # It has moved on, unseen: `recover` will wake it.
         elif summary.status in ENDED:
-            summary.instance = None
+            _unload_in_replay(summary)
         elif row.blob is not None:
             summary.instance.is_partial = True
         elif row.type == "workflow_waiting":
@@ -63,7 +64,7 @@ class TenantCore(Schedules):
         self._replayed_sleepers += 1
         if self._replayed_sleepers > _SLEEPERS_LOADED_MAX:
             wake_us = self._wake_us(summary)
-            summary.instance = None
+            _unload_in_replay(summary)
             summary.set("wake_us", wake_us)
 
     def recover(self, now_us: int) -> Decision:
@@ -76,6 +77,7 @@ class TenantCore(Schedules):
                 self._lose_attempts(d, summary, lost, now_us)
                 if summary.instance.is_partial:
                     summary.instance = None
+            summary.set("tokens", None)  # Who loads it finds them in its history.
             if summary.status == PAUSING:
                 self._emit(d, summary, "workflow_paused", now_us=now_us)
             self._rest(summary, now_us)
@@ -186,6 +188,7 @@ class TenantCore(Schedules):
         if said != (summary.status, summary.run, summary.created_us):
             return False
         summary.instance = copy.instance
+        summary.set("tokens", None)
         if summary.lifetime is None and summary.queue == NOT_QUEUED:
             self._resting[key] = summary
         return True
@@ -301,6 +304,13 @@ class TenantCore(Schedules):
     def facts(self) -> dict[Key, tuple[object, ...]]:
         """Everything that the log decides, for comparing a live core with a replayed one."""
         return {summary.key: _facts(summary) for summary in self._directory}
+
+
+def _unload_in_replay(summary: Summary) -> None:
+    """Keep of it what rows that follow may build on."""
+    assert summary.instance is not None
+    summary.set("tokens", summary.instance.tokens or None)
+    summary.instance = None
 
 
 def _facts(summary: Summary) -> tuple[object, ...]:

@@ -21,12 +21,15 @@ from .instance import Instance, fold
 from .lifetime import Lifetime
 from .machine import ENDED, NONE, PAUSED, QUEUED, RUNNING, WAITING
 from .mocks import Mocks
-from .payloads import Body, encode
+from .payloads import Body, Deleted, encode
 from .steps import Step
 from .summary import NEW, WOKEN, Summary
 from .timer_heap import Timers
 
 STEP, WAKE, SUSPEND, RETENTION, CRON = "step", "wake", "suspend", "retention", "cron"
+
+DELETIONS_MAX = 10_000
+"""A tenant knows so many of its newest deletes when they come again: a full batch."""
 
 
 class Named(Protocol):
@@ -60,6 +63,8 @@ class CoreBase:
         self._resting: OrderedDict[Key, Summary] = OrderedDict()
         """Loaded instances that nothing will happen to soon: they may be evicted."""
         self._load_failures: dict[Key, tuple[str, str]] = {}
+        self._deletions: dict[tuple[str, Key], None] = {}
+        """Tokens of the newest deletes, and what they deleted."""
 
     # --- rows ------------------------------------------------------------------------------------
 
@@ -112,8 +117,15 @@ class CoreBase:
             self._directory.moved(before, now)
             if now == NONE:
                 self._directory.remove(summary)
+                self._note_deletion(summary.key, body)
             if d is not None:
                 d.effects.append(Changed(summary.key))
+
+    def _note_deletion(self, key: Key, body: Body | None) -> None:
+        if isinstance(body, Deleted) and body.token is not None:
+            self._deletions[body.token, key] = None
+            if len(self._deletions) > DELETIONS_MAX:
+                del self._deletions[next(iter(self._deletions))]
 
     def _send(self, d: Decision, life: Lifetime, message: msgspec.Struct) -> None:
         life.sent += 1

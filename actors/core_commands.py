@@ -1,5 +1,8 @@
 """Commands: what a platform or a tenant asks of instances. Each raises before it changes
-anything."""
+anything.
+
+A command may carry a token, which lies in the row that it writes. One whose token is known was
+carried out before and only its reply was lost: it changes nothing and is answered as done."""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from .lifetime import Lifetime
 from .machine import ENDED, PAUSED, PAUSING, QUEUED, RUNNING, WAITING
 from .names import check_batch, check_event_type, check_id, check_new_id, check_workflow_name
 from .payloads import (
+    Deleted,
     EventReceived,
+    Paused,
     Queued,
     Restarted,
     Resumed,
@@ -114,32 +119,40 @@ class Commands(Rollbacks):
 
     # --- pause and resume ------------------------------------------------------------------------
 
-    def pause(self, key: Key, *, now_us: int) -> Decision:
+    def pause(self, key: Key, *, token: str | None = None, now_us: int) -> Decision:
         """Stop gently: callbacks in flight finish first. No-op where there is nothing to pause."""
         d = Decision(durable=True)
         summary = self._find(key)
-        if summary.status not in (QUEUED, RUNNING, WAITING) or summary.rolling_back:
+        if (
+            _is_again(summary, token)
+            or summary.status not in (QUEUED, RUNNING, WAITING)
+            or summary.rolling_back
+        ):
             return d
         life = summary.lifetime
         if life is None or life.idle:
-            self._pause_now(d, summary, now_us)
+            self._pause_now(d, summary, now_us, token)
         else:
-            self._emit(d, summary, "workflow_waiting_for_pause", now_us=now_us)
+            body = None if token is None else Paused(token=token)
+            self._emit(d, summary, "workflow_waiting_for_pause", body, now_us=now_us)
         return d
 
-    def resume(self, key: Key, *, now_us: int) -> Decision:
+    def resume(self, key: Key, *, token: str | None = None, now_us: int) -> Decision:
         """Go on: cancels a pending pause, or moves every timer by the length of the pause and
         queues the instance. No-op where nothing is paused."""
         d = Decision(durable=True)
         summary = self._find(key)
+        if _is_again(summary, token):
+            return d
         if summary.status == PAUSING:
-            self._emit(d, summary, "workflow_resumed", Resumed(0), now_us=now_us)
+            self._emit(d, summary, "workflow_resumed", Resumed(0, token=token), now_us=now_us)
             assert summary.lifetime is not None
             self._release(d, summary.lifetime, now_us)
         elif summary.status == PAUSED:
             self._loaded(key)
             shift_us = max(now_us - summary.paused_us, 0)
-            self._emit(d, summary, "workflow_resumed", Resumed(shift_us), now_us=now_us)
+            body = Resumed(shift_us, token=token)
+            self._emit(d, summary, "workflow_resumed", body, now_us=now_us)
             summary.deaths = 0
             self._rest(summary, now_us)
         return d
@@ -166,11 +179,21 @@ class Commands(Rollbacks):
 
     # --- events ----------------------------------------------------------------------------------
 
-    def send_event(self, key: Key, event_type: str, payload: bytes, *, now_us: int) -> Decision:
+    def send_event(
+        self,
+        key: Key,
+        event_type: str,
+        payload: bytes,
+        *,
+        token: str | None = None,
+        now_us: int,
+    ) -> Decision:
         """Deliver an event to the wait of its type that began first, or keep it for the next
         one."""
         check_event_type(event_type)
         summary, instance = self._loaded(key)
+        if _is_again(summary, token):
+            return Decision(durable=True)
         if summary.status in ENDED:
             raise InstanceError(
                 f"instance {key[1]!r} is {summary.status} and takes no events: "
@@ -182,7 +205,7 @@ class Commands(Rollbacks):
             self._settle(d, summary, now_us)  # A wait whose time is up must not take this event.
             if d.rows:
                 self._enqueue(summary, WOKEN)
-        body = EventReceived(event_type, Raw(payload))
+        body = EventReceived(event_type, Raw(payload), token=token)
         self._emit(d, summary, "event_received", body, now_us=now_us)
         if summary.may_wake and not summary.rolling_back:
             wait = _first_wait(instance, event_type)
@@ -211,10 +234,14 @@ class Commands(Rollbacks):
 
     # --- terminate and restart -------------------------------------------------------------------
 
-    def terminate(self, key: Key, *, rollback: bool, now_us: int) -> Decision:
+    def terminate(
+        self, key: Key, *, rollback: bool, token: str | None = None, now_us: int
+    ) -> Decision:
         """Stop for good, with `rollback` after the handlers of what was started. Raises
         `instance.cannot_terminate` where the run has ended."""
         summary = self._find(key)
+        if _is_again(summary, token):
+            return Decision(durable=True)
         if summary.status in ENDED:
             raise InstanceError(
                 f"instance {key[1]!r} is {summary.status} already: there is nothing to terminate",
@@ -224,19 +251,28 @@ class Commands(Rollbacks):
         if summary.rolling_back:
             if not rollback:
                 cut = error_body(own_error("Terminated", "terminated during its rollback"))
-                self._terminate(d, summary, RollbackBody("failed", cut), now_us)
+                self._terminate(d, summary, RollbackBody("failed", cut), now_us, token)
             return d
         total = len(eligible(self._loaded(key)[1])) if rollback else 0
         if total:
-            self._terminate_rolling_back(d, summary, total, now_us)
+            self._terminate_rolling_back(d, summary, total, now_us, token)
         else:
-            self._terminate(d, summary, None, now_us)
+            self._terminate(d, summary, None, now_us, token)
         return d
 
-    def restart(self, key: Key, *, from_: dict[str, Any] | None, now_us: int) -> Decision:
+    def restart(
+        self,
+        key: Key,
+        *,
+        from_: dict[str, Any] | None,
+        token: str | None = None,
+        now_us: int,
+    ) -> Decision:
         """Run again with the same params, from the top or from a step of history; counts as a
         create. Raises `instance.cannot_restart` where there is no such step."""
         summary, instance = self._loaded(key)
+        if _is_again(summary, token):
+            return Decision(durable=True)
         target = None if from_ is None else parse_from(from_)
         keeps = None if target is None else kept(instance, target)
         self._admit(1, now_us)
@@ -246,7 +282,8 @@ class Commands(Rollbacks):
             # What goes on in the new run has its attempts closed in the old one.
             lost = own_error("WorkflowInternalError", "the attempt was cut off by a restart")
             self._lose_attempts(d, summary, lost, now_us)
-        self._emit(d, summary, "workflow_restarted", Restarted(target, keeps), now_us=now_us)
+        restarted = Restarted(target, keeps, token=token)
+        self._emit(d, summary, "workflow_restarted", restarted, now_us=now_us)
         body = Queued(
             Raw(instance.params),
             "restart",
@@ -273,22 +310,28 @@ class Commands(Rollbacks):
 
     # --- delete ----------------------------------------------------------------------------------
 
-    def delete(self, key: Key, *, now_us: int) -> Decision:
+    def delete(self, key: Key, *, token: str | None = None, now_us: int) -> Decision:
         """Remove it and all that is known of it; no rollback runs."""
         check_id(key[1])
-        summary = self._find(key)
         d = Decision(durable=True)
-        self._delete(d, summary, now_us)
+        if not self._is_deleted_by(token, key):
+            self._delete(d, self._find(key), now_us, token)
         return d
 
-    def _delete(self, d: Decision, summary: Summary, now_us: int) -> None:
+    def _is_deleted_by(self, token: str | None, key: Key) -> bool:
+        return token is not None and (token, key) in self._deletions
+
+    def _delete(self, d: Decision, summary: Summary, now_us: int, token: str | None = None) -> None:
         self._end_life(d, summary)
-        self._emit(d, summary, "workflow_deleted", now_us=now_us)
+        body = None if token is None else Deleted(token=token)
+        self._emit(d, summary, "workflow_deleted", body, now_us=now_us)
         self._forget(summary)
         d.durable = True
         d.effects += [ForgetBlobs(summary.key), Finished(summary.key)]
 
-    def delete_batch(self, workflow: str, ids: list[str], *, now_us: int) -> Decision:
+    def delete_batch(
+        self, workflow: str, ids: list[str], *, token: str | None = None, now_us: int
+    ) -> Decision:
         """Delete many; the answer has {"deleted": ids, "errors": [{"id", "code", "message"}]},
         where an id that stands twice is answered twice. Ids are checked before anything is
         deleted."""
@@ -300,8 +343,10 @@ class Commands(Rollbacks):
         for instance_id in ids:
             if instance_id in outcome:
                 continue
+            key = (workflow, instance_id)
             try:
-                self._delete(d, self._find((workflow, instance_id)), now_us)
+                if not self._is_deleted_by(token, key):
+                    self._delete(d, self._find(key), now_us, token)
                 outcome[instance_id] = None
             except InstanceError as error:
                 outcome[instance_id] = error
@@ -375,6 +420,14 @@ class Commands(Rollbacks):
 
 DEATHS_MAX = 5
 """An instance that ends its isolate so many times without progress is parked."""
+
+
+def _is_again(summary: Summary, token: str | None) -> bool:
+    """Whether the command with this token was carried out before."""
+    if token is None:
+        return False
+    assert summary.instance is not None, f"{summary.key} has to be loaded for this"
+    return token in summary.instance.tokens
 
 
 def _backoff_us(deaths: int) -> int:

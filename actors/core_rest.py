@@ -9,6 +9,7 @@ from .core_base import CoreBase
 from .decisions import Decision
 from .lifetime import Lifetime
 from .machine import RUNNING, WAITING
+from .payloads import Paused
 from .steps import (
     Step,
 )
@@ -56,8 +57,11 @@ class Rests(CoreBase):
         if life.running == 0:
             self._pause_now(d, life.summary, now_us)
 
-    def _pause_now(self, d: Decision, summary: Summary, now_us: int) -> None:
+    def _pause_now(
+        self, d: Decision, summary: Summary, now_us: int, token: str | None = None
+    ) -> None:
         self._end_life(d, summary)
-        self._emit(d, summary, "workflow_paused", now_us=now_us)
+        body = None if token is None else Paused(token=token)
+        self._emit(d, summary, "workflow_paused", body, now_us=now_us)
         d.durable = True
         self._rest(summary, now_us)

@@ -87,21 +87,27 @@ class Rollbacks(Running):
         self._rest(summary, now_us)
 
     def _terminate(
-        self, d: Decision, summary: Summary, rollback: RollbackBody | None, now_us: int
+        self,
+        d: Decision,
+        summary: Summary,
+        rollback: RollbackBody | None,
+        now_us: int,
+        token: str | None = None,
     ) -> None:
         self._end_life(d, summary)
-        body = None if rollback is None else Terminated(rollback)
+        is_plain = rollback is None and token is None
+        body = None if is_plain else Terminated(rollback, token=token)
         self._emit(d, summary, "workflow_terminated", body, now_us=now_us)
         self._finish(d, summary, now_us)
 
     def _terminate_rolling_back(
-        self, d: Decision, summary: Summary, total: int, now_us: int
+        self, d: Decision, summary: Summary, total: int, now_us: int, token: str | None
     ) -> None:
         """Begin the rollback of a terminate: a fresh lifetime will register the handlers."""
         self._end_life(d, summary)
         cause = own_error("Terminated", "the instance was terminated")
         self._lose_attempts(d, summary, cause, now_us)
-        body = RollbackStarted(error_body(cause), total, terminate=True)
+        body = RollbackStarted(error_body(cause), total, terminate=True, token=token)
         self._emit(d, summary, "rollback_started", body, now_us=now_us)
         d.durable = True
         self._rest(summary, now_us)

@@ -16,6 +16,7 @@ from .machine import ENDED, PAUSED, after
 from .payloads import (
     AttemptErrored,
     Body,
+    Command,
     Completed,
     ErrorBody,
     Errored,
@@ -37,6 +38,9 @@ from .payloads import (
 )
 from .steps import DO, ERROR, SLEEP, VALUE, WAIT, Step, StepKey, parse_config
 from .summary import Summary
+
+TOKENS_MAX = 1_024
+"""An instance knows so many of its newest commands when they come again."""
 
 
 class Buffered(NamedTuple):
@@ -65,6 +69,7 @@ class Instance:
         "started",
         "steps",
         "terminating",
+        "tokens",
         "undone",
     )
 
@@ -88,6 +93,8 @@ class Instance:
         """Steps rolled back."""
         self.rollback_outcome: str | None = None
         self.rollback_error: Error | None = None
+        self.tokens: dict[str, None] = {}
+        """Of the newest commands, in order, over all runs: one that comes again is known by it."""
         self.is_partial = False
         """A value lies in a blob that was not resolved: it has to be loaded before it can run."""
 
@@ -98,7 +105,7 @@ class Instance:
             [step.facts() for step in self.steps.values()], list(self.open),
             {name: list(events) for name, events in self.events.items() if events},
             self.output, self.outcome_error, self.cause, self.terminating, self.undone,
-            self.rollback_outcome, self.rollback_error,
+            self.rollback_outcome, self.rollback_error, list(self.tokens),
         )  # fmt: skip
 
     def begin(self, kind: str, row: Row) -> Step:
@@ -139,16 +146,31 @@ def fold(summary: Summary, row: Row, body: Body | None) -> None:
     if handler is not None:
         if summary.instance is not None:
             handler(summary.instance, row, body)
+        if isinstance(body, Command) and body.token is not None:
+            _note_token(summary, body.token)
         return
     summary_handler = _SUMMARY_FOLDS.get(kind)
     if summary_handler is not None:
         summary_handler(summary, row, body)
+    if isinstance(body, Command) and body.token is not None:
+        _note_token(summary, body.token)
     summary.status = after(summary.status, kind)
     if row.code_hash is not None:
         summary.code_hash = row.code_hash
     if summary.status in ENDED and summary.ended_us == 0:
         summary.ended_us = row.ts
         summary.set("reason", None)
+
+
+def _note_token(summary: Summary, token: str) -> None:
+    if summary.instance is not None:
+        tokens = summary.instance.tokens
+    else:  # At replay only: a command finds its instance loaded.
+        tokens = summary.get("tokens") or {}
+        summary.set("tokens", tokens)
+    tokens[token] = None
+    if len(tokens) > TOKENS_MAX:
+        del tokens[next(iter(tokens))]
 
 
 # --- rows about the instance ---------------------------------------------------------------------
@@ -167,7 +189,11 @@ def _queued(summary: Summary, row: Row, body: Body | None) -> None:
         summary.token = body.token
         summary.instance = Instance()
     elif is_restart and body.from_ is None:
-        summary.instance = Instance()
+        fresh = Instance()
+        tokens = summary.get("tokens") if summary.instance is None else summary.instance.tokens
+        fresh.tokens = tokens or {}
+        summary.set("tokens", None)
+        summary.instance = fresh
     instance = summary.instance
     if instance is not None:
         instance.params = bytes(body.params)
@@ -218,6 +244,7 @@ def _restarted(summary: Summary, _: Row, body: Body | None) -> None:
         if key in instance.open:
             fresh.open[key] = step
     fresh.is_partial = instance.is_partial
+    fresh.tokens = instance.tokens
     summary.instance = fresh
 
 

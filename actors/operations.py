@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,13 +86,16 @@ def create_items(
     bytes_max: int,
     metadata: bytes | None,
 ) -> list[CreateItem]:
-    """The instances that a create asks for; ids are drawn where none are given."""
+    """The instances that a create asks for; ids are drawn where none are given, by
+    the token where there is one: the same create again means the same instances."""
     token = optional_text(args, "token")
     return [
         CreateItem(
             workflow=workflow,
             instance_id=(
-                ids.uuid() if item.get("id") is None else names.check_new_id(item.get("id"))
+                _drawn_id(ids, token, place)
+                if item.get("id") is None
+                else names.check_new_id(item.get("id"))
             ),
             params=value(item, "params", bytes_max),
             code_hash=code_hash,
@@ -99,8 +104,15 @@ def create_items(
             metadata=metadata,
             token=token,
         )
-        for item in _items(args)
+        for place, item in enumerate(_items(args))
     ]
+
+
+def _drawn_id(ids: Ids, token: str | None, place: int) -> str:
+    if token is None:
+        return ids.uuid()
+    drawn = hashlib.blake2b(f"{token}/{place}".encode(), digest_size=16).digest()
+    return str(uuid.UUID(bytes=drawn, version=4))
 
 
 def _items(args: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -25,6 +25,12 @@ class Body(msgspec.Struct, omit_defaults=True, gc=False):
     """A payload."""
 
 
+class Command(Body, kw_only=True):
+    """A payload of what a command wrote. `token`: the same command sent again has the same."""
+
+    token: str | None = None
+
+
 class ErrorBody(Body):
     """An error as rows hold it."""
 
@@ -64,13 +70,17 @@ class Queued(Body):
     from_: FromBody | None = msgspec.field(default=None, name="from")
 
 
-class Resumed(Body):
+class Paused(Command):
+    """workflow_paused, workflow_waiting_for_pause."""
+
+
+class Resumed(Command):
     """workflow_resumed."""
 
     shift_us: int
 
 
-class Restarted(Body):
+class Restarted(Command):
     """workflow_restarted."""
 
     from_: FromBody | None = msgspec.field(default=None, name="from")
@@ -91,10 +101,14 @@ class Errored(Body):
     rollback: RollbackBody | None = None
 
 
-class Terminated(Body):
+class Terminated(Command):
     """workflow_terminated."""
 
     rollback: RollbackBody | None = None
+
+
+class Deleted(Command):
+    """workflow_deleted."""
 
 
 class Parked(Body):
@@ -150,14 +164,14 @@ class WaitCompleted(Body):
     received_us: int
 
 
-class EventReceived(Body):
+class EventReceived(Command):
     """event_received."""
 
     event_type: str
     payload: Raw
 
 
-class RollbackStarted(Body):
+class RollbackStarted(Command):
     """rollback_started."""
 
     error: ErrorBody
@@ -191,11 +205,14 @@ class ScheduleFired(Body):
 
 BODIES: dict[str, type[Body]] = {
     "workflow_queued": Queued,
+    "workflow_paused": Paused,
+    "workflow_waiting_for_pause": Paused,
     "workflow_resumed": Resumed,
     "workflow_restarted": Restarted,
     "workflow_completed": Completed,
     "workflow_errored": Errored,
     "workflow_terminated": Terminated,
+    "workflow_deleted": Deleted,
     "workflow_parked": Parked,
     "step_started": StepStarted,
     "attempt_errored": AttemptErrored,

@@ -54,7 +54,8 @@ class Summary:
         self.token: str | None = None
         """Of the create that made it."""
         self.extra: dict[str, Any] | None = None
-        """Rare facts: pin, retention, workflow_name, reason (code, message), wake_us."""
+        """Rare facts: pin, retention, workflow_name, reason (code, message), wake_us; tokens (at
+        replay, of an instance that is not loaded)."""
         self.instance: Instance | None = None
         """Everything else, while it is loaded."""
         self.lifetime: Lifetime | None = None

@@ -211,8 +211,8 @@ class TenantCalls:
         while not self.core.is_loaded(key):
             await self._load(key)
         self._check_open()
-        now_us = self._clock.now_us()
-        await self._commit(getattr(self.core, name)(key, *extra, **named, now_us=now_us))
+        named |= {"token": operations.optional_text(args, "token"), "now_us": self._clock.now_us()}
+        await self._commit(getattr(self.core, name)(key, *extra, **named))
 
     async def _pause(self, args: dict[str, Any]) -> None:
         await self._command(args, "pause")
@@ -234,14 +234,18 @@ class TenantCalls:
     async def _delete(self, args: dict[str, Any]) -> None:
         key = await self._key(args)
         self._check_open()
-        await self._commit(self.core.delete(key, now_us=self._clock.now_us()))
+        token = operations.optional_text(args, "token")
+        await self._commit(self.core.delete(key, token=token, now_us=self._clock.now_us()))
 
     async def _delete_batch(self, args: dict[str, Any]) -> Any:
         ids = operations.delete_ids(args)
         if args.get("workflow") is None:
             return await self._delete_scattered(args, ids)
         decision = self.core.delete_batch(
-            operations.workflow(args), ids, now_us=self._clock.now_us()
+            operations.workflow(args),
+            ids,
+            token=operations.optional_text(args, "token"),
+            now_us=self._clock.now_us(),
         )
         return await self._commit(decision)
 

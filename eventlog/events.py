@@ -25,16 +25,17 @@ Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name"
     workflow_started     -
     workflow_running     -
     workflow_waiting     -
-    workflow_paused      -
-    workflow_waiting_for_pause  -
-    workflow_resumed     shift_us (0: a pending pause was cancelled)
-    workflow_restarted   from? {name, count, type}, kept? [[kind, name, count], ...]   (last row of
-                         the old run; workflow_queued of the new run follows in the same append)
+    workflow_paused      token?
+    workflow_waiting_for_pause  token?
+    workflow_resumed     shift_us (0: a pending pause was cancelled), token?
+    workflow_restarted   from? {name, count, type}, kept? [[kind, name, count], ...], token?
+                         (last row of the old run; workflow_queued of the new run follows in the
+                         same append)
     workflow_completed   output
     workflow_errored     error, rollback? {outcome, error?}
-    workflow_terminated  rollback? {outcome, error?}
+    workflow_terminated  rollback? {outcome, error?}, token?
     workflow_parked      code, message
-    workflow_deleted     -    (a tombstone: it stays when the instance's rows go)
+    workflow_deleted     token?    (a tombstone: it stays when the instance's rows go)
     step_started         config, at?, rollback? (true when a handler is registered), sensitive?,
                          rollback_config?
     attempt_started      -
@@ -48,8 +49,8 @@ Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name"
     wait_started         event_type, until_us, timeout_ms, at?
     wait_completed       event_type, event_seq (0: a mock), payload, received_us
     wait_timed_out       error
-    event_received       event_type, payload
-    rollback_started     error, total, terminate? (true: asked for by terminate)
+    event_received       event_type, payload, token?
+    rollback_started     error, total, terminate? (true: asked for by terminate), token?
     rollback_step_*, rollback_attempt_*     as step_*, attempt_*; step and count of the forward step
     rollback_completed   total, completed
     rollback_errored     total, completed, error
@@ -57,6 +58,8 @@ Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name"
     schedule_removed     cron
     code_deployed, code_pinned_back, timer_fired, schema_…
                          tenant-level rows (instance_id ""), never in `history()` of an instance
+
+A `token` is that of the call that asked for the row: the call sent again is known by it.
 
 The `code_hash` column is set on workflow_queued rows, and on the workflow_started and
 workflow_running rows of instances that follow the newest code; it holds for the rows after them.
