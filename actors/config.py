@@ -92,7 +92,7 @@ class PlatformConfig(BaseModel):
 
     # --- tenants (of the whole platform)
     tenants_resident_max: int = Field(default=1_000, ge=1)
-    """Tenants that are in memory at once; idle ones make room."""
+    """Tenants that are in memory at once; idle ones make room. An embedded Ray may hold fewer."""
     pool_size: int = Field(default=1, ge=0)
     """Tenant actors that are started ahead, belonging to nobody yet."""
     tenant_idle_seconds: float = Field(default=60.0, gt=0)
