@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..eventlog.errors import PlatformClosed, WorkflowsError
+from ..eventlog.errors import InvalidError, PlatformClosed, WorkflowsError
 from ..eventlog.ids import SystemIds
 from ..eventlog.store import open_store, probe, root_of
 from . import cluster as door
@@ -69,6 +69,11 @@ class Cluster:
         and InvalidError for a place that cannot hold a log.
         """
         config, root = config or PlatformConfig(), root_of(log_root)
+        if root.startswith("memory://"):
+            raise InvalidError(
+                f"{root!r} is another place in each process of Ray: use a path or a bucket, or"
+                " dynamic_workflows.testing, which keeps its log in memory"
+            )
         if address is None:
             # The actors would wait for the disk to come back; whoever starts them wants to know.
             await probe(open_store(root), SystemIds())

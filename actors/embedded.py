@@ -22,6 +22,10 @@ from . import reaper
 # Sockets lie in the folder, and their names may have no more than 107 characters.
 _FOLDER_CHARACTERS_MAX = 40
 _REAPER_S = 30.0
+_HINT = (
+    ". Where the cluster asks for a token (Ray does so by itself where ~/.ray/auth_token exists),"
+    " set RAY_AUTH_MODE=token before this program imports Ray"
+)
 
 
 class RayThread:
@@ -73,7 +77,8 @@ class RayThread:
         except Exception as error:
             self._disconnect()
             self._reap()
-            self._tell(Unavailable(f"Ray cannot be started or reached: {error}"))
+            hint = "" if self._has_folder else _HINT
+            self._tell(Unavailable(f"Ray cannot be started or reached: {error}{hint}"))
             return
         self._tell()
         self._stop.wait()

@@ -49,3 +49,8 @@ async def test_a_log_that_cannot_be_written_is_refused_before_ray_is_started(
         async with dw.connect(tmp_path / "file"):
             pass
     assert ray.is_initialized() == was_initialized
+
+
+async def test_a_log_in_memory_is_refused_on_ray() -> None:
+    with pytest.raises(InvalidError, match="dynamic_workflows.testing"):
+        await dw.connect("memory://").__aenter__()
