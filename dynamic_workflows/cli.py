@@ -120,7 +120,14 @@ def sql(
             raise InvalidError(f"{format} is no text for a terminal: give --output FILE")
         sys.stdout.buffer.write(shown)
     else:
-        typer.echo(shown, nl=False)
+        typer.echo(_shown(shown), nl=False)
+
+
+def _shown(text: str) -> str:
+    """A file or a pipe gets every byte; what goes to a terminal must not steer it."""
+    from .eventlog.plain import plain
+
+    return plain(text.replace("\r\n", "\n")) if sys.stdout.isatty() else text
 
 
 def _query(log: str, query: str, params: Any = None, *, tenant: str | None = None) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .plain import plain
+
 
 class WorkflowsError(Exception):
     """The root of every error that this library raises on purpose."""
@@ -55,6 +57,10 @@ class WorkflowFailedError(WorkflowsError):
     """`result()` of an errored instance; `.name` and `.message` are those of the original error."""
 
     default_code = "instance.failed"
+
+    def __str__(self) -> str:
+        """The message as a traceback may show it: a tenant wrote it."""
+        return plain(str(self.message))
 
 
 class WorkflowTerminatedError(WorkflowsError):

@@ -186,6 +186,11 @@ class Channel:
         return len(self._queue)
 
     @property
+    def is_reading(self) -> bool:
+        """Whether the other side can get rid of what it has to say."""
+        return self._is_reading
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of incoming messages that are not complete yet."""
         return self._reader.held_bytes

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
+from ..eventlog.plain import plain as _plain
 from .wire import Error
 
 TEXT_CHARACTERS_MAX = 16_384
 _NAME_CHARACTERS_MAX = 256
 _ARGS_BYTES_MAX = 64 * 1024
-# Joiners belong to scripts and emoji; line breaks and tabs are what logs are made of.
-_HARMLESS = frozenset("\n\t\u200c\u200d")
 
 
 def plain(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
-    """Text of a tenant as a terminal may show it: what would steer it is written out (`\\x1b`)."""
-    if len(text) > characters_max:
-        text = text[: characters_max - 1] + "…"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in _HARMLESS else ascii(c)[1:-1] for c in text)
+    """`eventlog.plain.plain`, with a limit that suits a line of a log."""
+    return _plain(text, characters_max)
 
 
 def plain_error(error: Error, characters_max: int) -> Error:

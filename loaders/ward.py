@@ -32,6 +32,10 @@ _log = logging.getLogger("dynamic_workflows.isolates")
 # Of replies that the guest has not read: above, we stop reading what it says.
 _UNSENT_BYTES_PAUSE = 1 << 20
 _GRACE_S = 0.25
+_MESSAGE_S = 10.0
+"""A message that has begun may take so long, or twice the longest turn, without a further byte."""
+_LOOK_S = 1.0
+"""Of the time between two looks no more counts: the rest is our own delay."""
 _FAULTS = (
     signal.SIGSEGV,
     signal.SIGBUS,
@@ -71,6 +75,7 @@ class ProcessIsolate:
         self._sentence: Exit | None = None
         self._frames = 0
         self._last: Sample | None = None
+        self._held_bytes, self._held_s, self._looked_s = 0, 0.0, 0.0
         self._calls: dict[int, int] = {}
         self._calls_bytes = 0
         with contextlib.ExitStack() as undo:
@@ -264,7 +269,19 @@ class ProcessIsolate:
         verdict = self._watchdog.judge(sample)
         if verdict is not None:
             self.kill(verdict)
+        elif self._is_stuck(now_s):
+            self._break("a message that does not end")
         return has_moved or sample.is_busy
+
+    def _is_stuck(self, now_s: float) -> bool:
+        """Whether it began a message and says no more, so that nothing it says gets through."""
+        held, since_s = self._channel.held_bytes, min(now_s - self._looked_s, _LOOK_S)
+        self._looked_s = now_s
+        if not held or not self._channel.is_reading or held != self._held_bytes:
+            self._held_bytes, self._held_s = held, 0.0
+        else:
+            self._held_s += since_s
+        return self._held_s > max(_MESSAGE_S, 2 * self._limits.turn_wall_ms / 1000)
 
     def kill(self, exit: Exit) -> None:
         """End it now; `on_exit` follows with this Exit, and no message any more."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from real_tenants import real_tenant
 
 import dynamic_workflows as dw
+from dynamic_workflows import cli
 from dynamic_workflows.eventlog import codec
-from dynamic_workflows.loaders import faults
+from dynamic_workflows.loaders import faults, ward
 from dynamic_workflows.loaders.plain import plain_error
 from dynamic_workflows.loaders.wire import Error
 
@@ -70,3 +73,47 @@ def test_details_of_an_error_cannot_pose_as_its_code_or_message() -> None:
     raised = faults.from_wire(Error("LimitExceededError", "text", "dynamic_workflows", args))
     assert isinstance(raised, dw.LimitExceededError)
     assert (raised.code, raised.message, raised.details) == ("limit.exceeded", "text", {})
+
+
+HALF = """
+import asyncio, os
+from dynamic_workflows import WorkerEntrypoint
+
+class Default(WorkerEntrypoint):
+    async def half(self):
+        os.write(3, b"\\xff\\xff\\x0f\\0\\x90")
+        await asyncio.sleep(3600)
+
+    async def ping(self):
+        return "pong"
+"""
+
+
+async def test_an_isolate_that_begins_a_message_and_never_ends_it_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ward, "_MESSAGE_S", 0.2)
+    code = dw.WorkerCode("index.py", {"index.py": HALF})
+    async with real_tenant(code, turn_wall_seconds=0.1) as tenant:
+        with pytest.raises(dw.CodeError, match="a message that does not end"):
+            await tenant.entrypoint().half()
+        assert await tenant.entrypoint().ping() == "pong"
+
+
+def test_the_failure_of_an_instance_shows_nothing_that_steers_a_terminal() -> None:
+    error = dw.WorkflowFailedError(f"bad: {ESCAPES}\nmore", name="ValueError")
+    assert error.message == f"bad: {ESCAPES}\nmore"
+    assert str(error).startswith(r"bad: \x1b]0;title\x07\x1b[2J\x9b31m\u202e\x7f")
+    assert str(error).endswith("\nmore")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_gets_no_escapes_and_a_pipe_gets_every_byte(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
+    shown = cli._shown(f"id,text\r\n1,{ESCAPES}\r\n")
+    if is_terminal:
+        assert all(c.isprintable() or c == "\n" for c in shown)
+    else:
+        assert shown == f"id,text\r\n1,{ESCAPES}\r\n"
