@@ -26,6 +26,10 @@ deploy         bundle (its stored form, bytes)                    code hash
 reload         -                                                  None
 schedule       workflow, cron (None: remove), params?             None
 
+What changes instances (create_batch, pause, resume, terminate, restart, send_event, delete,
+delete_batch) may carry a token, as text: a call whose token is known was carried out before, is
+answered as done, and changes nothing. Tenants' own calls, which nobody sends again, have none.
+
 `workflow` may be None on a binding that a dispatcher wrapped: the shell asks the dispatcher
 (create) or looks the id up (everything else).
 """

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from local_world import LocalPeer, World, until
 
+import dynamic_workflows as dw
+from dynamic_workflows import testing
 from dynamic_workflows.actors import client as client_module
 from dynamic_workflows.actors.client import TenantClient
 from dynamic_workflows.actors.peers import Lost
@@ -127,6 +129,82 @@ async def test_a_delete_whose_reply_was_lost_has_succeeded() -> None:
     with pytest.raises(InstanceError):
         await client.call("delete", {"token": "token"})
     await world.stop()
+
+
+WAITS = """
+from dynamic_workflows import WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        one = await step.wait_for_event("one", type="go", timeout="1 day")
+        two = await step.wait_for_event("two", type="go", timeout="1 day")
+        return [one.payload, two.payload]
+"""
+
+
+class RealWorld(World):
+    """A world whose tenants have a core and a log."""
+
+    platform: testing.TestPlatform
+
+    async def open_tenant(self, tenant_id: str, is_wanted: bool) -> Any:
+        return await self.platform._local.tenant(tenant_id)
+
+    async def lose_next(self, *, has_died: bool) -> None:
+        """The next reply is lost; with the tenant that made it, or on its way."""
+        peer = self.slot_of("acme")
+        lose_next_reply(peer)
+        if has_died:
+            lossy = peer.call
+
+            async def call(op: str, *args: Any, timeout_s: float | None = None) -> Any:
+                try:
+                    await lossy(op, *args, timeout_s=timeout_s)
+                finally:
+                    await self.platform.crash("acme")
+                    self.crash(peer)
+                    await self.restart(peer)
+
+            peer.call = call  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("has_died", [False, True])
+async def test_commands_whose_reply_was_lost_are_done_once(has_died: bool) -> None:
+    code = dw.WorkerCode(main_module="index.py", modules={"index.py": WAITS})
+    async with testing.connect(load=lambda tenant_id: code) as platform:
+        world = RealWorld()
+        world.platform = platform
+        await world.start()
+        client = client_of(world)
+        workflows = dw.WorkflowBinding(client)
+        await workflows.create(id="first")
+
+        async def lossy(work: Any) -> Any:
+            await world.lose_next(has_died=has_died)
+            sent = len(world.messages)
+            answer = await work
+            assert sum(size > 0 for _, size in world.messages[sent:]) > 1, "it was sent again"
+            return answer
+
+        instance = await lossy(workflows.create())
+        assert len((await workflows.list()).items) == 2
+        await lossy(instance.send_event("go", 1))
+        await platform.clock.settle()
+        assert (await instance.status()).status == "waiting"
+        await lossy(instance.restart())
+        await lossy(instance.pause())
+        await lossy(instance.resume())
+        await lossy(instance.terminate())
+        types = [event.type for event in await instance.history(all_runs=True)]
+        for kind in "restarted paused resumed terminated".split():
+            assert types.count(f"workflow_{kind}") == 1
+        assert types.count("workflow_queued") == 2
+        assert types.count("event_received") == 1
+        deleted = await lossy(workflows.delete_batch([instance.id, "nobody"]))
+        assert deleted.deleted == [instance.id]
+        assert [error.id for error in deleted.errors] == ["nobody"]
+        client.close()
+        await world.stop()
 
 
 async def test_calls_follow_a_tenant_that_went_to_sleep() -> None:
