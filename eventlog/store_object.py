@@ -98,7 +98,7 @@ class ObjectStore:
             async for chunk in stream:
                 found += chunk
         except Exception as error:
-            raise self._explain(error, prefix) from None
+            raise self._explain_list(error, prefix) from None
         return _entries(found, prefix, after)
 
     async def delete(self, key: str) -> None:
@@ -136,7 +136,7 @@ class ObjectStore:
             stream = obstore.list(self.objects, folder or None, offset=after, chunk_size=LIST_CHUNK)
             found = [meta for chunk in stream for meta in chunk]
         except Exception as error:
-            raise self._explain(error, prefix) from None
+            raise self._explain_list(error, prefix) from None
         return _entries(found, prefix, after)
 
     def local_path(self, key: str) -> None:
@@ -154,6 +154,12 @@ class ObjectStore:
         if isinstance(explained, NotFound):
             return Unavailable(f"{self.root} does not exist: create the bucket, then try again")
         return explained
+
+    def _explain_list(self, error: Exception, prefix: str) -> BaseException:
+        # An empty listing is no error, so what was not found is the bucket.
+        if isinstance(error, BaseError) and "404 Not Found" in str(error):
+            return Unavailable(f"{self.root} does not exist: create the bucket, then try again")
+        return self._explain(error, prefix)
 
     def _explain(self, error: Exception, key: str) -> BaseException:
         if isinstance(error, WorkflowsError):

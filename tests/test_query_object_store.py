@@ -12,6 +12,7 @@ from histories import Writer, opened
 from dynamic_workflows.eventlog import connect_duckdb
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.compaction import CompactionConfig
+from dynamic_workflows.eventlog.errors import Unavailable
 from dynamic_workflows.eventlog.log import LogConfig
 from dynamic_workflows.eventlog.query import Reader
 from dynamic_workflows.eventlog.store import open_store
@@ -39,6 +40,13 @@ def root(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         monkeypatch.setenv(name, value)
     scheme = {"s3": "s3", "azure": "az"}[request.param]
     return f"{scheme}://bucket/query-{next(_roots)}"
+
+
+async def test_a_bucket_that_is_missing_is_said_to_be(root: str) -> None:
+    reader = Reader(root.replace("bucket", "nowhere"))
+    with pytest.raises(Unavailable, match="create the bucket"):
+        reader.query("select count(*) from events")
+    reader.close()
 
 
 async def test_log_in_an_object_store_is_read_hot_and_cold(root: str) -> None:
