@@ -424,10 +424,33 @@ async def ran(platform: dw.Platform, program: Program) -> dict[str, Any]:
 
 
 @pytest.mark.behaviour(
-    5, 9, 34, 35, 38, 59, 61, 63, 66, 69, 70, 81, 85, 86, 87, 91, 94, 95, 97, 101, 106, 112, 113
+    359,
+    5,
+    9,
+    34,
+    35,
+    38,
+    59,
+    61,
+    63,
+    66,
+    69,
+    70,
+    81,
+    85,
+    86,
+    87,
+    91,
+    94,
+    95,
+    97,
+    101,
+    106,
+    112,
+    113,
 )
 @pytest.mark.behaviour(
-    120, 121, 148, 152, 154, 160, 165, 180, 192, 196, 199, 206, 207, 212, 215, 224, 248, 355, 357, 359
+    120, 121, 148, 152, 154, 160, 165, 180, 192, 196, 199, 206, 207, 212, 215, 224, 248, 355, 357
 )
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_a_program_ends_on_ray_as_it_does_in_process(
