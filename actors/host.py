@@ -174,7 +174,8 @@ class Host:
         """The isolate sent these."""
         if not self._hosts.holds(self):
             return
-        self.used_us = self._hosts.clock.now_us()
+        if not self.is_unused():  # what outlived its instance keeps no isolate alive
+            self.used_us = self._hosts.clock.now_us()
         about_lives: list[tuple[int, msgspec.Struct]] = []
         try:
             for kind, life, body in frames:

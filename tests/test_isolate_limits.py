@@ -327,3 +327,30 @@ def test_every_limit_of_an_isolate_is_a_setting() -> None:
     assert dataclasses.asdict(dw.PlatformConfig().limits()) == dataclasses.asdict(Limits())
     lower = config.limits({"memory_mb": 16, "cpu_ms": 5_000})
     assert (lower.memory_mb, lower.turn_cpu_ms) == (16, 100)
+
+
+STUBBORN = """
+import asyncio
+from dynamic_workflows import WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        await step.do("begun", lambda: None)
+        while True:
+            try:
+                await asyncio.sleep(0.01)
+                print("still here")
+            except BaseException:
+                pass
+"""
+
+
+async def test_a_run_that_will_not_end_does_not_keep_its_isolate() -> None:
+    code = dw.WorkerCode("index.py", {"index.py": STUBBORN})
+    async with real_tenant(code, isolate_idle_seconds=0.2) as tenant:
+        instance = await tenant.workflows.create()
+        async for event in instance.subscribe():
+            if event.type == "step_completed":
+                break
+        await instance.terminate()
+        await until(lambda: not tenant.shell.isolate_pids(), "the end of the isolate")
