@@ -347,7 +347,7 @@ class TenantWorkflow(WorkflowEntrypoint):
 
 async def test_a_run_that_will_not_end_does_not_keep_its_isolate() -> None:
     code = dw.WorkerCode("index.py", {"index.py": STUBBORN})
-    async with real_tenant(code, isolate_idle_seconds=0.2) as tenant:
+    async with real_tenant(code, isolate_idle_seconds=1.5) as tenant:
         instance = await tenant.workflows.create()
         async for event in instance.subscribe():
             if event.type == "step_completed":
