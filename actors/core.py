@@ -296,7 +296,9 @@ class TenantCore(Schedules):
         return found
 
     def repair(self, now_us: int) -> None:
-        """Give every open instance that `audit` complains about a wake source."""
+        """Count the slots anew, and give every open instance that `audit` complains about a wake
+        source."""
+        self._busy = sum(not life.idle for life in self._lives.values())
         for summary in self._directory:
             if summary.lifetime is None and _problem(summary):
                 self._rest(summary, now_us)

@@ -1,10 +1,14 @@
-"""Restart: which steps a restart from a step keeps."""
+"""Restart: which steps a restart from a step keeps, and which rows belong to the present run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from ..eventlog.errors import InstanceError
+from ..eventlog.events import Row
 from .instance import Instance
 from .payloads import FromBody
 from .steps import DO, SLEEP, WAIT, StepKey
@@ -38,3 +42,36 @@ def kept(instance: Instance, target: FromBody) -> list[StepKey]:
             code="instance.cannot_restart",
         )
     return [one.key for one in instance.steps.values() if one.index < step.index]
+
+
+class _Kept(msgspec.Struct):
+    kept: list[StepKey] = []
+
+
+_KINDS = {"step": DO, "attempt": DO, "sleep": SLEEP, "wait": WAIT}
+_KEPT_DECODER = msgspec.json.Decoder(_Kept)
+
+
+def present_run(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the newest run, after those of steps that every restart since then has kept.
+
+    `rows`: an instance's history, unfolded. Kept steps have their first rows, with their first
+    times; what was undone or tried again in a run that is over stays out.
+    """
+    run = max((row.run for row in rows), default=0)
+    kept_by = {
+        row.run: set(_KEPT_DECODER.decode(row.payload).kept)
+        for row in rows
+        if row.type == "workflow_restarted" and row.payload is not None
+    }
+    since: dict[StepKey, int] = {}
+    for key in kept_by.get(run - 1, ()):
+        first = run - 1
+        while key in kept_by.get(first - 1, ()):
+            first -= 1
+        since[key] = first
+    return [row for row in rows if row.run == run or since.get(_step_of(row), run) <= row.run]
+
+
+def _step_of(row: Row) -> StepKey:
+    return _KINDS.get(row.type.partition("_")[0], ""), row.step or "", row.count

@@ -34,6 +34,7 @@ from .decisions import Decision, Key
 from .host import GuestError, Host, HostKey
 from .hosts import Hosts
 from .pump import Pump, whole
+from .restart import present_run
 from .streams import Feeds, Waiters, page
 
 ENDED = frozenset({"complete", "errored", "terminated"})
@@ -284,9 +285,8 @@ class TenantCalls:
         all_runs = operations.flag(args, "all_runs")
         await self._get(args | {"workflow": key[0]})
         rows = await self._log.history(*key)
-        if not all_runs and rows:
-            run = max(row.run for row in rows)
-            rows = [row for row in rows if row.run == run]
+        if not all_runs:
+            rows = present_run(rows)
         return await whole(self._log, rows, secrets=False)
 
     async def _events(self, args: dict[str, Any]) -> EventPage:

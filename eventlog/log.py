@@ -8,6 +8,7 @@ error poisons the log: nothing more is acknowledged, and only opening it again s
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -43,6 +44,8 @@ from .walk import Walk
 from .wishes import grant
 
 __all__ = ["EventLog", "LogConfig", "tenant_stream"]
+
+_logger = logging.getLogger("dynamic_workflows.log")
 
 OPEN_TRIES_MAX = 50
 ROWS_AT_ONCE = 10_000
@@ -287,8 +290,9 @@ class EventLog:
     async def _seal_in_background(self) -> None:
         try:
             await self.seal()
-        except WorkflowsError:
-            pass  # a publication that failed has poisoned the log; anything else is tried again
+        except WorkflowsError as error:
+            # A publication that failed has poisoned the log; anything else is tried again.
+            _logger.warning("%s could not be sealed: %s", self.stream, error)
         finally:
             self._background = None
 

@@ -297,3 +297,29 @@ await step.do("work", lambda: asyncio.sleep(3_600), config={"retries": {"limit":
         assert (await instance.status()).status == "running"
         await platform.clock.advance("10 minutes")
         assert (await instance.status()).status == "errored"
+
+
+@pytest.mark.behaviour(196)
+async def test_steps_that_a_restart_kept_belong_to_the_present_run_with_their_first_times(
+    platform: dw.Platform,
+) -> None:
+    body = """
+await step.do("first", lambda: 1)
+await step.sleep("rest", "1 day")
+await step.do("second", lambda: 2)
+await step.do("third", lambda: 3)
+"""
+    instance = await started(platform, body)
+    await instance.result()
+    before = {e.step: e.ts for e in await instance.history() if e.type == "step_completed"}
+    for target in ("third", "second"):
+        await instance.restart(from_={"name": target})
+        await instance.result()
+        rows = await instance.history()
+        done = [e.step for e in rows if e.type == "step_completed"]
+        assert done == ["first", "second", "third"]
+        assert [e.step for e in rows if e.type == "sleep_completed"] == ["rest"]
+        assert [e.type for e in rows].count("workflow_queued") == 1
+        after = {e.step: e.ts for e in rows if e.type == "step_completed"}
+        assert after["first"] == before["first"]
+    assert [e.seq for e in rows] == sorted(e.seq for e in rows)
