@@ -109,7 +109,7 @@ class PlatformConfig(BaseModel):
     """"sandbox" refuses to start where the walls are missing; "unsafe-none" builds no walls."""
     jail: Literal["auto", "require", "off"] = "auto"
     """Whether isolates get namespaces and a file system of their own."""
-    memory_mb: int = Field(default=256, ge=16)
+    memory_mb: int = Field(default=512, ge=16)
     """MiB of memory that one isolate may use."""
     turn_cpu_seconds: float = Field(default=0.5, gt=0)
     """CPU seconds of one turn of an isolate's event loop."""

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 DELAY_FUNCTION_S = 5.0
 """How long a delay function may take to answer."""
 
+_LARGE = 1 << 20
+"""Values whose text is longer take a while to move."""
+
 
 class Attempt:
     """One try: its number, and whether it has been taken back."""
@@ -298,10 +301,17 @@ class Performing(Work):
 
     def done(self, attempt: Attempt, value: Any) -> None:
         """Report the value, and hand it to `run` as a replay would."""
+        life = self.life
+        # Writing, sending and reading back a large value is our work, not the function's: each is
+        # a turn of its own before the limits.
+        life.guest.on_resume(life.number)
         text = self.text_of(value, self.reviver)
         self.finish(attempt)
-        life = self.life
+        if len(text) > _LARGE:
+            life.guest.on_resume(life.number)
         life.send(wire.Done(self.token, attempt.number, text))
+        if len(text) > _LARGE:
+            life.guest.on_resume(life.number)
         life.performing.pop(self.token, None)
         life.outcomes.add(self, (text, None))
 

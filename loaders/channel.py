@@ -48,9 +48,13 @@ def encode(frames: list[Frame]) -> list[bytearray]:
         if held and (held_bytes + len(body) > PART_BYTES or len(held) == BATCH_MESSAGES_MAX):
             batches.append(_batch(held))
             held, held_bytes = [], 0
-        while len(body) > PART_BYTES:
-            batches.append(_batch([(PART, 0, body[:PART_BYTES])]))
-            body = body[PART_BYTES:]
+        if len(body) > PART_BYTES:
+            # A view: cutting bytes would copy all that is left, part after part.
+            view = memoryview(body)
+            starts = range(0, len(body) - PART_BYTES, PART_BYTES)
+            for start in starts:
+                batches.append(_batch([(PART, 0, bytes(view[start : start + PART_BYTES]))]))
+            body = bytes(view[starts[-1] + PART_BYTES :])
         held.append((kind, life, body))
         held_bytes += len(body)
     batches.append(_batch(held))

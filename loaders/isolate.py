@@ -18,7 +18,7 @@ from .wire import Frame
 class Limits:
     """What one isolate may use; more ends it (or makes the call wait), with a reason."""
 
-    memory_mb: int = 256
+    memory_mb: int = 512
     """Memory beyond what an empty isolate has."""
     turn_cpu_ms: int = 500
     """CPU time of one turn of the guest's event loop."""

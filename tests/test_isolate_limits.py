@@ -354,3 +354,25 @@ async def test_a_run_that_will_not_end_does_not_keep_its_isolate() -> None:
                 break
         await instance.terminate()
         await until(lambda: not tenant.shell.isolate_pids(), "the end of the isolate")
+
+
+LARGE = """
+from dynamic_workflows import WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        got = await step.do("make", lambda: {"b": b"x", "a": "x", "u": "é"}[event.payload] * SIZE)
+        return got
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("b", 45_000_000), ("a", 60_000_000), ("u", 30_000_000)]
+)
+async def test_values_up_to_the_limit_come_back_whole_from_an_isolate(kind: str, size: int) -> None:
+    code = {"index.py": LARGE.replace("SIZE", str(size))}
+    # Twice the default, for slow machines; one copy per part of 512 KiB would take far more.
+    async with real_tenant(code, turn_cpu_seconds=1) as tenant:
+        output = await (await tenant.workflows.create(params=kind)).result(timeout=120)
+        letter: str | bytes = {"b": b"x", "a": "x", "u": "é"}[kind]  # type: ignore[assignment]
+        assert output == letter * size
