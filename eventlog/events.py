@@ -35,7 +35,7 @@ Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name"
     workflow_errored     error, rollback? {outcome, error?}
     workflow_terminated  rollback? {outcome, error?}, token?
     workflow_parked      code, message
-    workflow_deleted     token?    (a tombstone: it stays when the instance's rows go)
+    workflow_deleted     token?    (a tombstone: it goes with the last row that it hides)
     step_started         config, at?, rollback? (true when a handler is registered), sensitive?,
                          rollback_config?
     attempt_started      -
