@@ -286,7 +286,7 @@ class TenantCore(Schedules):
     def audit(self) -> builtins.list[str]:
         """Every open instance has a live wake source or a reason; returns what breaks that."""
         found = []
-        busy = sum(not life.idle for life in self._lives.values())
+        busy = self._slots_taken()
         if busy != self._busy:
             found.append(f"{self._busy} slots are counted and {busy} are taken")
         for summary in self._directory:
@@ -298,10 +298,13 @@ class TenantCore(Schedules):
     def repair(self, now_us: int) -> None:
         """Count the slots anew, and give every open instance that `audit` complains about a wake
         source."""
-        self._busy = sum(not life.idle for life in self._lives.values())
+        self._busy = self._slots_taken()
         for summary in self._directory:
             if summary.lifetime is None and _problem(summary):
                 self._rest(summary, now_us)
+
+    def _slots_taken(self) -> int:
+        return sum(not life.idle for life in self._lives.values())
 
     def facts(self) -> dict[Key, tuple[object, ...]]:
         """Everything that the log decides, for comparing a live core with a replayed one."""

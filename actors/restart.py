@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from ..eventlog.errors import InstanceError
 from ..eventlog.events import Row
 from .instance import Instance
-from .payloads import FromBody
+from .payloads import FromBody, Restarted, decode
 from .steps import DO, SLEEP, WAIT, StepKey
 
 _TYPES = {"do": DO, "sleep": SLEEP, "wait_for_event": WAIT, "waitForEvent": WAIT}
@@ -44,12 +42,7 @@ def kept(instance: Instance, target: FromBody) -> list[StepKey]:
     return [one.key for one in instance.steps.values() if one.index < step.index]
 
 
-class _Kept(msgspec.Struct):
-    kept: list[StepKey] = []
-
-
 _KINDS = {"step": DO, "attempt": DO, "sleep": SLEEP, "wait": WAIT}
-_KEPT_DECODER = msgspec.json.Decoder(_Kept)
 
 
 def present_run(rows: Sequence[Row]) -> list[Row]:
@@ -60,9 +53,9 @@ def present_run(rows: Sequence[Row]) -> list[Row]:
     """
     run = max((row.run for row in rows), default=0)
     kept_by = {
-        row.run: set(_KEPT_DECODER.decode(row.payload).kept)
+        row.run: set(body.kept or ())
         for row in rows
-        if row.type == "workflow_restarted" and row.payload is not None
+        if row.type == "workflow_restarted" and isinstance(body := decode(row), Restarted)
     }
     since: dict[StepKey, int] = {}
     for key in kept_by.get(run - 1, ()):

@@ -49,12 +49,11 @@ def encode(frames: list[Frame]) -> list[bytearray]:
             batches.append(_batch(held))
             held, held_bytes = [], 0
         if len(body) > PART_BYTES:
-            # A view: cutting bytes would copy all that is left, part after part.
-            view = memoryview(body)
+            # By offsets: cutting the front off each time would copy all that is left.
             starts = range(0, len(body) - PART_BYTES, PART_BYTES)
             for start in starts:
-                batches.append(_batch([(PART, 0, bytes(view[start : start + PART_BYTES]))]))
-            body = bytes(view[starts[-1] + PART_BYTES :])
+                batches.append(_batch([(PART, 0, body[start : start + PART_BYTES])]))
+            body = body[starts[-1] + PART_BYTES :]
         held.append((kind, life, body))
         held_bytes += len(body)
     batches.append(_batch(held))
