@@ -117,6 +117,13 @@ def move_up(fd: int) -> int:
     return moved
 
 
+def limit_files(most: int) -> None:
+    """Let this process, and what it forks, open no descriptor from this number on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft > most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def kill(pidfd: int) -> None:
     """SIGKILL; harmless when the process has ended."""
     with contextlib.suppress(ProcessLookupError):

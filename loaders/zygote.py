@@ -99,6 +99,9 @@ class Exited(msgspec.Struct, array_like=True, tag=5):
 
 Report = Ready | Refused | Spawned | Failed | Exited
 PACKET_BYTES_MAX = 64 * 1024
+FILES_MAX = 4096
+"""Descriptors of a zygote, and of an isolate at its start. It closes all that are not its own, one
+by one where the kernel or the C library lacks close_range: so there is a bound."""
 _encode = msgspec.msgpack.Encoder().encode
 
 # Modules that start-up does not import by itself and that tenants use. Native ones have to be here:
@@ -122,6 +125,7 @@ PRELOADED = """
 def main(fd: int, stdlib: list[str]) -> NoReturn:
     """The life of a zygote, on this end of the control socket; `stdlib`: where imports may look."""
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=kernel.move_up(fd))
+    kernel.limit_files(FILES_MAX)
     plan = msgspec.msgpack.decode(control.recv(PACKET_BYTES_MAX), type=Plan)
     kernel.die_with_parent()
     kernel.name_process("dw-zygote")
@@ -265,4 +269,4 @@ def _arrange(fds: list[int], keep: list[int]) -> None:
     for fd in sorted(keep):
         os.closerange(first, fd)
         first = fd + 1
-    os.closerange(first, 1 << 30)
+    os.closerange(first, FILES_MAX)

@@ -247,6 +247,13 @@ async def test_without_either_there_is_an_error_that_says_what_is_missing() -> N
     assert "unsafe-none" in reason
 
 
+async def test_without_close_range_isolates_start_all_the_same() -> None:
+    """Linux before 5.9, and every Python that was built on such a system, closes one by one."""
+    everything = await on_a_lesser_host({})
+    async with asyncio.timeout(60):
+        assert await on_a_lesser_host({"close_range": errno.ENOSYS}) == everything
+
+
 async def test_a_required_jail_is_not_replaced_by_landlock() -> None:
     reason = await on_a_lesser_host(NO_JAIL, "jail='require'")
     assert reason.startswith("jail='require', but there is no jail")
