@@ -93,4 +93,5 @@ def check(text: bytes, bytes_max: int = VALUE_BYTES_MAX) -> None:
 
 _SKIM_FROM = 256 * 1024
 # A number that has no float, or more digits than an int may have, is refused only when it is built.
-_ODD_NUMBER = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}")
+# The look behind keeps this linear: of a row of digits only the first begins a try.
+_ODD_NUMBER = re.compile(rb"[0-9][eE]\+?[0-9]{3}|(?<![0-9])[0-9]{300}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from .errors import UnserialisableValueError, ValueTooLargeError
+from .untagging import alike
 
 DEPTH_MAX = 400
 """How deep a value may nest; a tag counts twice."""
@@ -108,6 +109,7 @@ class _Writer:
                 return items
             if kind is tuple:
                 return {"$tuple": items}
+            _check_apart(value, place)
             items.sort(key=_to_json)
             return {"$set": items} if kind is set else {"$frozenset": items}
         if kind is dict:
@@ -118,6 +120,7 @@ class _Writer:
                     name = _text(key, f"{place}.{key!a}")
                     plain[name] = self.write(item, depth + 1, path, f"{place}.{key}")
                 return plain
+            _check_apart(value, place)
             pairs = []
             for key, item in value.items():
                 name = self.write(key, depth + 3, path, f"{place} key {_short(key)}")
@@ -143,6 +146,15 @@ def _text(value: str, place: str) -> str:
             " character: decode it properly, or store bytes"
         ) from None
     return value
+
+
+def _check_apart(value: Collection[Any], place: str) -> None:
+    many = alike(value)
+    if many:
+        raise UnserialisableValueError(
+            f"the {type(value).__name__}{_at(place)} has {many} elements of one hash, which make it"
+            " too slow to read: store a list"
+        )
 
 
 def _short(value: Any) -> str:

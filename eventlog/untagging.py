@@ -9,12 +9,14 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode
-from collections.abc import Callable
-from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from collections import Counter
+from collections.abc import Callable, Collection
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from .errors import UnserialisableValueError
 
@@ -89,12 +91,24 @@ def _read_float(value: Any) -> float:
 
 def _read_datetime(value: Any) -> datetime:
     iso, zone, fold = _parts(value)
-    return _place(datetime.fromisoformat(iso), zone, fold)
+    return _place(_mended(datetime.fromisoformat(iso), iso), zone, fold)
 
 
 def _read_time(value: Any) -> time:
     iso, zone, fold = _parts(value)
-    return _place(time.fromisoformat(iso), zone, fold)
+    return _place(_mended(time.fromisoformat(iso), iso), zone, fold)
+
+
+_TINY_OFFSET = re.compile(r"([+-])00:00:00\.([0-9]{6})")
+
+
+def _mended(moment: _Moment, iso: str) -> _Moment:
+    """`fromisoformat` takes an offset of less than a second for none."""
+    tiny = _TINY_OFFSET.search(iso) if moment.tzinfo is UTC else None
+    if tiny is None:
+        return moment
+    sign = -1 if tiny[1] == "-" else 1
+    return moment.replace(tzinfo=timezone(timedelta(microseconds=sign * int(tiny[2]))))
 
 
 def _parts(value: Any) -> tuple[str, tuple[str, str] | None, int]:
@@ -119,13 +133,40 @@ def _place(moment: _Moment, zone: tuple[str, str] | None, fold: int) -> _Moment:
 
 
 def _zone(key: str, offset: timedelta | None) -> tzinfo:
+    zone = _find_zone(key)
+    if zone is not None:
+        return zone
+    # A host without that zone still knows the instant; a time of day has no offset to go by.
+    if offset is None:
+        raise ValueError
+    return timezone(offset, key)
+
+
+_zones: dict[str, ZoneInfo] = {}
+_lacking: set[str] = set()
+_LACKING_MAX = 1_000
+_KEY_MAX = 100
+
+
+def _find_zone(key: str) -> ZoneInfo | None:
+    # Looking in vain opens files, and a text may hold a million names that somebody made up.
+    if key in _zones:
+        return _zones[key]
+    if key in _lacking or len(key) > _KEY_MAX:
+        return None
+    if len(_lacking) >= _LACKING_MAX and key not in _all_zones():
+        return None
     try:
-        return ZoneInfo(key)
+        zone = _zones[key] = ZoneInfo(key)
+        return zone
     except Exception:
-        # A host without that zone still knows the instant; a time of day has no offset to go by.
-        if offset is None:
-            raise ValueError from None
-        return timezone(offset, key)
+        _lacking.add(key)
+        return None
+
+
+@cache
+def _all_zones() -> set[str]:
+    return available_timezones()
 
 
 def _read_timedelta(value: Any) -> timedelta:
@@ -135,12 +176,31 @@ def _read_timedelta(value: Any) -> timedelta:
     return timedelta(days, seconds, microseconds)
 
 
+ALIKE_MAX = 128
+"""The most elements of a set, or keys of a dict, that may have the same hash."""
+
+
+def alike(elements: Collection[Any]) -> int:
+    """How many of the elements have one hash, where these are more than ALIKE_MAX; else 0.
+
+    To build a set of n of them takes n² comparisons: hours, where somebody means harm.
+    """
+    if len(elements) <= ALIKE_MAX or len(elements) - len(set(map(hash, elements))) < ALIKE_MAX:
+        return 0
+    most = Counter(map(hash, elements)).most_common(1)[0][1]
+    return most if most > ALIKE_MAX else 0
+
+
+def _apart(elements: list[Any]) -> list[Any]:
+    if alike(elements):
+        raise ValueError
+    return elements
+
+
 def _read_dict(pairs: list[Any]) -> dict[Any, Any]:
-    found = {}
-    for pair in pairs:
-        key, item = _list(pair)
-        found[key] = item
-    return found
+    found = [(key, item) for key, item in map(_list, pairs)]
+    _apart([key for key, _ in found])
+    return dict(found)
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
@@ -154,8 +214,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "$decimal": lambda value: Decimal(_str(value)),
     "$uuid": lambda value: UUID(_str(value)),
     "$tuple": tuple,
-    "$set": set,
-    "$frozenset": frozenset,
+    "$set": lambda elements: set(_apart(elements)),
+    "$frozenset": lambda elements: frozenset(_apart(elements)),
     "$dict": _read_dict,
 }
 _CONTAINERS = frozenset({"$tuple", "$set", "$frozenset", "$dict"})

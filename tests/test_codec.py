@@ -101,6 +101,8 @@ def facts(value: Any) -> Any:
 
 @given(VALUES)
 @example({"$int": 1})
+@example(datetime(2000, 1, 1, tzinfo=timezone(timedelta(microseconds=1))))
+@example(time(1, tzinfo=timezone(timedelta(microseconds=-1), "odd")))
 @example({"$dict": [[1, 2]]})
 @example({"a": 1, "$a": 2})
 @example({1: {2: {3: ()}}})
@@ -318,6 +320,58 @@ def test_dataclasses_and_models_become_dicts() -> None:
     assert codec.decode(codec.encode([Model(order=order, ids={1})])) == [
         {"order": plain, "ids": {1}}
     ]
+
+
+PRIME = (1 << 61) - 1
+"""Multiples of it have the hash 0, however many."""
+
+
+@pytest.mark.parametrize("kind", ["$set", "$frozenset", "$dict"])
+def test_elements_of_one_hash_cannot_hold_up_who_reads_them(kind: str) -> None:
+    def text(count: int) -> bytes:
+        ints = [b'{"$int":"0x%x"}' % (n * PRIME) for n in range(count)]
+        items = [b"[%s,0]" % one for one in ints] if kind == "$dict" else ints
+        return b'{"%s":[%s]}' % (kind.encode(), b",".join(items))
+
+    assert len(codec.decode(text(100))) == 100
+    # Were it built after all, this would take hours.
+    for judge in (codec.decode, codec.check):
+        with pytest.raises(UnserialisableValueError):
+            judge(text(1_000_000))
+
+
+@pytest.mark.parametrize("build", [set, frozenset, dict.fromkeys])
+def test_what_would_be_refused_when_read_is_refused_when_written(build: Any) -> None:
+    few, many = ([n * PRIME for n in range(count)] for count in (128, 129))
+    assert codec.decode(codec.encode(build(few))) == build(few)
+    with pytest.raises(UnserialisableValueError, match="129 elements of one hash"):
+        codec.encode({"x": build(many)})
+
+
+def test_sets_with_many_small_collisions_are_values() -> None:
+    grid = {(x, y, z) for x in range(-9, 9) for y in range(-9, 9) for z in range(-9, 9)}
+    assert len(set(map(hash, grid))) < len(grid) - 500
+    assert codec.decode(codec.encode(grid)) == grid
+
+
+def test_zones_that_somebody_made_up_are_looked_for_a_bounded_number_of_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def find(key: str) -> ZoneInfo:
+        asked.append(key)
+        return ZoneInfo(key)
+
+    monkeypatch.setattr(untagging, "ZoneInfo", find)
+    monkeypatch.setattr(untagging, "_lacking", set())
+    monkeypatch.setattr(untagging, "_zones", {})
+    moment = '{"$datetime":["2026-07-01T12:00:00+02:00","zone","%s",0]}'
+    names = [f"Mars/{n}" for n in range(5_000)] + ["Europe/Paris"]
+    found = codec.decode(f"[{','.join(moment % name for name in names)}]".encode())
+    assert [str(one.tzinfo) for one in found] == names
+    assert type(found[-1].tzinfo) is ZoneInfo
+    assert len(asked) < 1_100
 
 
 def test_a_zone_that_this_host_lacks_keeps_the_instant() -> None:
