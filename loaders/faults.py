@@ -136,9 +136,13 @@ def _class_of(error: Error, find: FindClass | None) -> type[Exception] | None:
         found = _OUR_CLASSES.get(error.name)
     elif error.module and find is not None:
         found = find(error.module, error.name)
-    # Raised into a coroutine these would not arrive as themselves, or would end the event loop.
     is_fit = isinstance(found, type) and issubclass(found, Exception)
-    return found if is_fit and not issubclass(found, (StopIteration, StopAsyncIteration)) else None
+    return found if is_fit and not issubclass(found, _UNFIT) else None
+
+
+# Raised into a coroutine the first two would not arrive as themselves, or would end the event loop;
+# a StepError is made from name and message alone, so that it has both.
+_UNFIT = (StopIteration, StopAsyncIteration, StepError)
 
 
 def _args(error: Error) -> tuple[Any, ...]:
