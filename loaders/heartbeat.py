@@ -1,48 +1,43 @@
 """Heartbeat: a page of memory in which an isolate shows its pulse, without a message.
 
-Three machine words: the number of the loop's turn, whether that turn is still busy, and the
-lifetime that was resumed last. The isolate writes, the supervisor only reads. Tenant code may forge
-the page; so CPU clocks, which it cannot forge, have the last word.
+Machine words: the number of the loop's turn, whether that turn is still busy, and the lifetime that
+was resumed last; then what the isolate has used, for a supervisor that cannot look it up (see
+`lifeline.py`). The isolate writes, the supervisor only reads. Tenant code may forge the page; so
+CPU clocks, which it cannot forge, have the last word.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import mmap
 import os
 import selectors
+import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from . import kernel
 
 if TYPE_CHECKING:
     from selectors import SelectorKey
 
 PAGE_BYTES = mmap.PAGESIZE
-_TURN, _BUSY, _LIFE = range(3)
+_TURN, _BUSY, _LIFE, _CPU_US, _RESIDENT = range(5)
 
 
 class HeartbeatReader:
     """The supervisor's side: makes the page, reads it, and cannot be hurt by what is in it."""
 
-    def __init__(self) -> None:
-        self.fd = os.memfd_create("heartbeat", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    def __init__(self, *, may_be_unsealed: bool = False) -> None:
+        """`may_be_unsealed`: the guest is trusted not to shrink the page. Raises OSError."""
+        self.fd = _make_file(may_be_unsealed)
         """To be passed to the isolate, then closed by `close_fd`."""
         try:
-            self._map = self._seal_and_map()
+            self._map = mmap.mmap(self.fd, PAGE_BYTES, access=mmap.ACCESS_READ)
         except BaseException:
             self.close_fd()
             raise
         self._words = memoryview(self._map).cast("Q")
-
-    def _seal_and_map(self) -> mmap.mmap:
-        os.ftruncate(self.fd, PAGE_BYTES)
-        # Without the seals a guest could shrink the file, and reading would end us with SIGBUS.
-        fcntl.fcntl(
-            self.fd,
-            fcntl.F_ADD_SEALS,
-            fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL,
-        )
-        return mmap.mmap(self.fd, PAGE_BYTES, access=mmap.ACCESS_READ)
 
     @property
     def turn(self) -> int:
@@ -59,6 +54,16 @@ class HeartbeatReader:
         """The lifetime that was resumed last, 0 for none."""
         return self._words[_LIFE]
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds that the isolate says it has used."""
+        return self._words[_CPU_US] / 1e6
+
+    @property
+    def resident_bytes(self) -> int:
+        """The most memory that the isolate says it had."""
+        return self._words[_RESIDENT]
+
     def close_fd(self) -> None:
         """Close the descriptor; the page stays mapped."""
         if self.fd >= 0:
@@ -70,6 +75,30 @@ class HeartbeatReader:
         self.close_fd()
         self._words.release()
         self._map.close()
+
+
+def _make_file(may_be_unsealed: bool) -> int:
+    try:
+        fd = kernel.memory_file("heartbeat")
+    except OSError as error:
+        if error.errno != errno.ENOSYS or not may_be_unsealed:
+            raise
+        return _make_plain_file()
+    try:
+        os.ftruncate(fd, PAGE_BYTES)
+        # Without the seals a guest could shrink the file, and reading would end us with SIGBUS.
+        kernel.seal_size(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _make_plain_file() -> int:
+    fd, path = tempfile.mkstemp(prefix="dw-heartbeat-")
+    os.unlink(path)
+    os.ftruncate(fd, PAGE_BYTES)
+    return fd
 
 
 class HeartbeatWriter:
@@ -93,8 +122,18 @@ class HeartbeatWriter:
         self._words[_LIFE] = life
         self._words[_TURN] += 1
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the loop is in the middle of a turn."""
+        return self._words[_BUSY] != 0
 
-class HeartbeatSelector(selectors.EpollSelector):
+    def say_used(self, cpu_s: float, resident_bytes: int) -> None:
+        """For a supervisor that cannot look it up."""
+        self._words[_CPU_US] = int(cpu_s * 1e6)
+        self._words[_RESIDENT] = resident_bytes
+
+
+class HeartbeatSelector(selectors.DefaultSelector):
     """The selector of an isolate's event loop: it writes the heartbeat around every wait."""
 
     def __init__(self, writer: HeartbeatWriter) -> None:

@@ -120,9 +120,15 @@ class CallGate:
             self._send(released)
 
 
-def main(make_guest: MakeGuest, *, calls_in_flight_max: int, bytes_in_flight_max: int) -> int:
+def main(
+    make_guest: MakeGuest,
+    *,
+    make_writer: Callable[[int], HeartbeatWriter] = HeartbeatWriter,
+    calls_in_flight_max: int,
+    bytes_in_flight_max: int,
+) -> int:
     """Serve until the supervisor is gone; the exit status. Tenant code may end it as it likes."""
-    writer = HeartbeatWriter(HEARTBEAT_FD)
+    writer = make_writer(HEARTBEAT_FD)
     os.close(HEARTBEAT_FD)
     selector = HeartbeatSelector(writer)
     loop = asyncio.SelectorEventLoop(selector)

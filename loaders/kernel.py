@@ -1,15 +1,24 @@
-"""Kernel: the few calls of Linux that Python's own library does not offer, by ctypes."""
+"""Kernel: the few calls of Linux that Python's own library does not offer, by ctypes.
+
+Or that it does not offer everywhere: a Python that was built against an old C library lacks some
+that the kernel has. On other systems, and on kernels without it, each raises OSError (ENOSYS).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
+import functools
 import os
 import platform
 import resource
 import signal
+import sys
+import time
 
+IS_LINUX = sys.platform == "linux"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 MACHINE = platform.machine()
@@ -24,10 +33,12 @@ PR_SET_MDWE = 65
 
 # Numbers of system calls that differ between machines; all later ones are the same everywhere.
 _NUMBERS = {
-    "x86_64": {"pivot_root": 155, "capset": 126},
-    "aarch64": {"pivot_root": 41, "capset": 91},
+    "x86_64": {"pivot_root": 155, "capset": 126, "memfd_create": 319},
+    "aarch64": {"pivot_root": 41, "capset": 91, "memfd_create": 279},
 }
 _COMMON_NUMBERS = {
+    "pidfd_send_signal": 424,
+    "pidfd_open": 434,
     "landlock_create_ruleset": 444,
     "landlock_add_rule": 445,
     "landlock_restrict_self": 446,
@@ -40,7 +51,9 @@ _NO_CAPABILITIES = (ctypes.c_uint32 * 6)()
 
 def syscall(name: str, *arguments: object) -> int:
     """Make a system call by name, or raise OSError."""
-    number = _COMMON_NUMBERS.get(name) or _NUMBERS[MACHINE][name]
+    number = _COMMON_NUMBERS.get(name) or _NUMBERS.get(MACHINE, {}).get(name)
+    if number is None or not IS_LINUX:
+        raise _unknown(name)
     return _checked(
         name,
         _libc.syscall(
@@ -52,6 +65,8 @@ def syscall(name: str, *arguments: object) -> int:
 
 def prctl(option: int, *arguments: object) -> None:
     """prctl(2), or raise OSError."""
+    if not IS_LINUX:
+        raise _unknown("prctl")
     four = (*arguments, 0, 0, 0, 0)[:4]
     longs = (ctypes.c_ulong(a) if isinstance(a, int) else a for a in four)
     _checked("prctl", _libc.prctl(option, *longs))
@@ -76,6 +91,10 @@ def umount(target: str, flags: int) -> None:
     _checked(f"umount {target}", _libc.umount2(os.fsencode(target), ctypes.c_int(flags)))
 
 
+def _unknown(name: str) -> OSError:
+    return OSError(errno.ENOSYS, f"{name}: {os.strerror(errno.ENOSYS)}")
+
+
 def _checked(what: str, result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
@@ -84,8 +103,23 @@ def _checked(what: str, result: int) -> int:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Have the kernel kill this process when the thread that started it ends, if it can."""
+    try:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+
+
+@functools.cache
+def has_parent_signal() -> bool:
+    """Whether the kernel tells a process of the end of the one that started it."""
+    get_pdeathsig, answer = 2, ctypes.c_int()
+    try:
+        prctl(get_pdeathsig, ctypes.byref(answer))
+    except OSError:
+        return False
+    return True
 
 
 def set_dumpable(is_dumpable: bool) -> None:
@@ -94,8 +128,9 @@ def set_dumpable(is_dumpable: bool) -> None:
 
 
 def name_process(name: str) -> None:
-    """The name that `ps -o comm` shows; at most 15 bytes."""
-    prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()))
+    """The name that `ps -o comm` shows, where it can be set; at most 15 bytes."""
+    with contextlib.suppress(OSError):
+        prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()))
 
 
 def bound_capabilities() -> None:
@@ -108,6 +143,20 @@ def bound_capabilities() -> None:
 def drop_capabilities() -> None:
     """Give up every capability of this process."""
     syscall("capset", _CAPABILITY_HEADER, _NO_CAPABILITIES)
+
+
+def memory_file(name: str) -> int:
+    """A file in memory whose size can be sealed; OSError where there is no such thing."""
+    cloexec, allow_sealing = 1, 2
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name, cloexec | allow_sealing)
+    return syscall("memfd_create", ctypes.c_char_p(name.encode()), cloexec | allow_sealing)
+
+
+def seal_size(fd: int) -> None:
+    """The file in memory can be neither shrunk nor grown, nor its seals be broken."""
+    add_seals, seal, shrink, grow = 1033, 1, 2, 4
+    fcntl.fcntl(fd, add_seals, seal | shrink | grow)
 
 
 def move_up(fd: int) -> int:
@@ -124,10 +173,55 @@ def limit_files(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+def open_pidfd(pid: int) -> int:
+    """A descriptor of the process, which is readable when it has ended; or raise OSError."""
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    return syscall("pidfd_open", pid, 0)  # closed on exec, as all of its kind
+
+
+@functools.cache
+def has_pidfds() -> bool:
+    """Whether processes can be held and waited for by descriptors: Linux from 5.3 on."""
+    try:
+        os.close(open_pidfd(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
 def kill(pidfd: int) -> None:
     """SIGKILL; harmless when the process has ended."""
     with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if hasattr(signal, "pidfd_send_signal"):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        else:
+            syscall("pidfd_send_signal", pidfd, int(signal.SIGKILL), 0, 0)
+
+
+def kill_orphan(pid: int) -> None:
+    """SIGKILL to an isolate whose zygote has ended and that cannot be held by a descriptor.
+
+    Its number might be another process's by now. Isolates lead sessions, which few others do.
+    """
+    with contextlib.suppress(OSError):
+        if os.getsid(pid) == pid:
+            os.kill(pid, signal.SIGKILL)
+
+
+@functools.cache
+def has_cpu_clocks() -> bool:
+    """Whether one process can read the clock of another's CPU time."""
+    return cpu_s(os.getpid()) is not None
+
+
+def cpu_s(pid: int) -> float | None:
+    """CPU seconds that a process has used; None when it has ended, or nobody can tell."""
+    try:
+        # See clock_getcpuclockid(3).
+        return time.clock_gettime((~pid << 3) | 2)
+    except (OSError, OverflowError):
+        return None
 
 
 def memory_bytes(pid: int) -> tuple[int, int]:
@@ -138,3 +232,13 @@ def memory_bytes(pid: int) -> tuple[int, int]:
     except (OSError, ValueError):
         return 0, 0
     return int(virtual) * resource.getpagesize(), int(resident) * resource.getpagesize()
+
+
+def own_memory_bytes() -> int:
+    """Resident memory of this process; where nobody can tell, the most that it ever was."""
+    return memory_bytes(os.getpid())[1] or peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
+
+
+def peak_bytes(usage: resource.struct_rusage) -> int:
+    """The most memory that was resident, in bytes: the unit of `ru_maxrss` is the system's."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

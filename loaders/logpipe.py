@@ -26,7 +26,7 @@ class LogPipe:
     def __init__(self, loop: asyncio.AbstractEventLoop, *, on_log: Callable[[Frame], None]) -> None:
         self._loop = loop
         self._on_log = on_log
-        self._read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
+        self._read_fd, self.write_fd = os.pipe()
         os.set_blocking(self._read_fd, False)
         self._is_open = True
         self._budget = float(_BYTES_A_SECOND)

@@ -7,6 +7,7 @@ of them. Starting, watching, killing and burying happen in the background of the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
@@ -72,12 +73,14 @@ class ProcessIsolates:
         """The walls reached, for people, once the zygote is ready."""
         self.counts: Counter[str] = Counter()
         """Metrics: `started`, `started_warm`, `zygotes`, `ended_<kind>`."""
-        if not sys.platform.startswith("linux"):
+        if self._walls.level == "sandbox" and not kernel.IS_LINUX:
             raise SandboxUnavailable(
-                f"isolates need Linux, not {sys.platform}: run this in a Linux container"
+                f"refusing to run tenant code: its walls need Linux, not {sys.platform}. Run this "
+                "in a Linux container, or set isolation='unsafe-none' for code that you trust."
             )
         if self._isolation.hide_supervisor:
-            kernel.set_dumpable(False)
+            with contextlib.suppress(OSError):  # not on every system, and the least of the walls
+                kernel.set_dumpable(False)
         self._plan_refill(0.0)
 
     @property

@@ -44,7 +44,7 @@ _TURNS_MAX = 1000
 
 def rehearse() -> None:
     """Run one workflow of one step from a guest to its supervisor and back; raises if it fails."""
-    loop = asyncio.SelectorEventLoop(selectors.EpollSelector())
+    loop = asyncio.SelectorEventLoop(selectors.DefaultSelector())
     heard: list[Frame] = []
     ours, theirs = socket.socketpair()
     supervisor = _channel(ours, loop, heard.extend)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import msgspec
 
 from ..eventlog.errors import SandboxUnavailable, Unavailable
-from . import kernel, zygote
+from . import control, kernel, zygote
 from .walls import WallsPlan
-from .zygote import Exited, Failed, Plan, Ready, Refused, Spawn, Spawned
+from .zygote import Exited, Failed, Kill, Plan, Ready, Refused, Spawn, Spawned
 
 _decode = msgspec.msgpack.Decoder(zygote.Report).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -48,7 +48,30 @@ class Child:
     """A process that the zygote forked."""
 
     pid: int
-    pidfd: int
+    pidfd: int | None
+    """None where the kernel has no such thing: then its zygote is asked."""
+    id: int
+    spawner: Spawner
+
+    def kill(self) -> None:
+        """SIGKILL; harmless when it has ended."""
+        if self.pidfd is not None:
+            kernel.kill(self.pidfd)
+        else:
+            self.spawner.kill(self.id, self.pid)
+
+    def has_exited(self) -> bool:
+        """Whether it is known that it has ended, though not yet how."""
+        if self.pidfd is None:
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self.pidfd is not None:
+            os.close(self.pidfd)
 
 
 class Spawner:
@@ -76,7 +99,7 @@ class Spawner:
         self._start()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = control.pair()
         errors, errors_end = os.pipe()
         with contextlib.ExitStack() as undo, theirs:
             undo.callback(os.close, errors)
@@ -100,13 +123,15 @@ class Spawner:
                 os.close(errors_end)
             undo.pop_all()
         self._errors = errors
-        self._control = ours
         ours.setblocking(False)
-        ours.send(_encode(self._plan))
-        self._loop.add_reader(ours, self._receive)
+        self._control = control.over(ours)
+        self._control.send(_encode(self._plan))
+        self._loop.add_reader(self._control, self._receive)
         self._reaped: asyncio.Future[None] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._loop.add_reader(self._pidfd, self._reap)
+        self._pidfd: int | None = None
+        if kernel.has_pidfds():
+            self._pidfd = kernel.open_pidfd(self._process.pid)
+            self._loop.add_reader(self._pidfd, self._reap)
 
     @property
     def pid(self) -> int:
@@ -132,7 +157,7 @@ class Spawner:
             reply = self._requests[spawn.id] = self._loop.create_future()
             self._wards[spawn.id] = ward
             try:
-                socket.send_fds(self._control, [_encode(spawn)], fds)
+                self._control.send(_encode(spawn), fds)
             except OSError as error:
                 del self._requests[spawn.id], self._wards[spawn.id]
                 raise Unavailable(f"the zygote does not take requests: {error}") from error
@@ -146,20 +171,27 @@ class Spawner:
         """Nobody waits for this process any more, be it there already or still to come."""
         if reply.done() and not reply.cancelled() and reply.exception() is None:
             child = reply.result()
-            kernel.kill(child.pidfd)
-            os.close(child.pidfd)
+            child.kill()
+            child.close()
         reply.cancel()
 
+    def kill(self, id: int, pid: int) -> None:
+        """SIGKILL for a process of which nobody but the zygote can be sure."""
+        if self._is_lost:
+            kernel.kill_orphan(pid)
+        elif id in self._wards:
+            with contextlib.suppress(OSError):  # then it is ending, and takes its own with it
+                self._control.send(_encode(Kill(id)))
+
     def _receive(self) -> None:
-        try:
-            data, fds, _, _ = socket.recv_fds(self._control, zygote.PACKET_BYTES_MAX, 8)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, fds = b"", []
-        if not data:
+        messages = self._control.receive()
+        if messages is None:
             self._lose()
             return
+        for data, fds in messages:
+            self._report(data, fds)
+
+    def _report(self, data: bytes, fds: list[int]) -> None:
         match _decode(data):
             case Ready() as report:
                 self._ready.set_result(report)
@@ -176,16 +208,18 @@ class Spawner:
 
     def _spawned(self, id: int, pid: int, fds: list[int]) -> None:
         reply = self._requests.pop(id)
-        if not fds:
+        if not fds and kernel.has_pidfds():
             # The kernel drops a descriptor for which there is no room. The process goes by itself
             # when its ward, whose start fails here, closes the channel.
             if not reply.cancelled():
                 reply.set_exception(Unavailable("too many open files to hold another isolate"))
-        elif reply.cancelled():
-            kernel.kill(fds[0])
-            os.close(fds[0])
+            return
+        child = Child(pid, fds[0] if fds else None, id, self)
+        if reply.cancelled():
+            child.kill()
+            child.close()
         else:
-            reply.set_result(Child(pid, fds[0]))
+            reply.set_result(child)
 
     def _lose(self) -> None:
         if self._is_lost:
@@ -205,7 +239,14 @@ class Spawner:
         wards, self._wards = list(self._wards.values()), {}
         for ward in wards:
             ward.exited(None)
+        if self._pidfd is None:
+            self._loop.run_in_executor(None, self._process.wait).add_done_callback(self._buried)
         self._on_lost(self)
+
+    def _buried(self, outcome: asyncio.Future[int]) -> None:
+        if not self._loop.is_closed():
+            os.close(self._errors)
+            self._reaped.set_result(None)
 
     def _last_words(self) -> str:
         os.set_blocking(self._errors, False)
@@ -215,6 +256,7 @@ class Spawner:
 
     def _reap(self) -> None:
         """The process has ended."""
+        assert self._pidfd is not None
         self._process.wait()
         self._loop.remove_reader(self._pidfd)
         self._lose()

@@ -21,6 +21,8 @@ from . import jail, kernel, landlock, seccomp
 from .descriptors import DescriptorFinder
 from .readable import Readable
 
+UNSAFE = "unsafe-none"
+"""The level without any wall."""
 _NICENESS = 5
 _HINT = "Set isolation='unsafe-none' only for code that you trust."
 # What the child that tries the walls answers with.
@@ -68,7 +70,7 @@ class Walls:
     @property
     def level(self) -> str:
         """What stands, for people: "landlock7+seccomp+jail"."""
-        return "+".join(self._names) or "unsafe-none"
+        return "+".join(self._names) or UNSAFE
 
     @property
     def kept_fds(self) -> list[int]:

@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import select
 import signal
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,6 +21,7 @@ from .inside import CALL_KIND, FAILURE, HELLO, REPLY_KIND, decode_head
 from .isolate import Exit, Limits, OnExit, OnFrames
 from .logpipe import LogPipe
 from .spawner import Child, Spawner
+from .walls import UNSAFE
 from .watchdog import Sample, Watchdog
 from .wire import FROM_GUEST, Frame, ProtocolViolation
 from .zygote import Exited, Spawn
@@ -79,7 +78,7 @@ class ProcessIsolate:
         self._calls: dict[int, int] = {}
         self._calls_bytes = 0
         with contextlib.ExitStack() as undo:
-            self._page = HeartbeatReader()
+            self._page = HeartbeatReader(may_be_unsealed=level == UNSAFE)
             undo.callback(self._page.close)
             self._logs = LogPipe(self._loop, on_log=self._deliver_log)
             undo.callback(self._logs.close)
@@ -131,12 +130,12 @@ class ProcessIsolate:
             raise
         self._close_their_ends()
         if self.ended.done():
-            os.close(child.pidfd)
+            child.close()
         else:
             self._child = child
             self.pid = child.pid
             if self._sentence is not None:
-                kernel.kill(child.pidfd)
+                child.kill()
         try:
             await asyncio.shield(self._hello)
         except BaseException:
@@ -233,7 +232,7 @@ class ProcessIsolate:
             self._loop.call_later(_GRACE_S, self._check_that_it_ends)
 
     def _check_that_it_ends(self) -> None:
-        if self._child is not None and not self.ended.done() and not _has_exited(self._child):
+        if self._child is not None and not self.ended.done() and not self._child.has_exited():
             self._break("closed its channel")
 
     def _break(self, what: str) -> None:
@@ -248,10 +247,8 @@ class ProcessIsolate:
         """Take a sample, and kill if a limit is exceeded; True when something has moved."""
         if self.has_ended or self.pid is None:
             return False
-        try:
-            # The clock of another process's CPU time: see clock_getcpuclockid(3).
-            cpu_s = time.clock_gettime((~self.pid << 3) | 2)
-        except OSError:
+        cpu_s = kernel.cpu_s(self.pid) if kernel.has_cpu_clocks() else self._page.cpu_s
+        if cpu_s is None:
             return False
         last = self._last
         has_moved = last is None or cpu_s != last.cpu_s or self._frames != last.frames
@@ -262,9 +259,7 @@ class ProcessIsolate:
             is_busy=self._page.is_busy,
             life=self._page.life,
             frames=self._frames,
-            resident_bytes=kernel.memory_bytes(self.pid)[1]
-            if looks_at_memory and has_moved
-            else None,
+            resident_bytes=self._resident_bytes() if looks_at_memory and has_moved else None,
         )
         verdict = self._watchdog.judge(sample)
         if verdict is not None:
@@ -272,6 +267,9 @@ class ProcessIsolate:
         elif self._is_stuck(now_s):
             self._break("a message that does not end")
         return has_moved or sample.is_busy
+
+    def _resident_bytes(self) -> int:
+        return kernel.memory_bytes(self.pid or 0)[1] or self._page.resident_bytes
 
     def _is_stuck(self, now_s: float) -> bool:
         """Whether it began a message and says no more, so that nothing it says gets through."""
@@ -289,7 +287,7 @@ class ProcessIsolate:
             return
         self._sentence = exit if exit.life else replace(exit, life=self.life)
         if self._child is not None:
-            kernel.kill(self._child.pidfd)
+            self._child.kill()
 
     def exited(self, report: Exited | None) -> None:
         """The zygote reaped the process, or ended itself."""
@@ -298,7 +296,7 @@ class ProcessIsolate:
         if self._sentence is None and report is not None:
             self._channel.drain()
         if report is None and self._child is not None:
-            kernel.kill(self._child.pidfd)
+            self._child.kill()
         self._end(self._sentence or self._verdict(report))
 
     def _verdict(self, report: Exited | None) -> Exit:
@@ -329,7 +327,7 @@ class ProcessIsolate:
         self._logs.close()
         self._page.close()
         if self._child is not None:
-            os.close(self._child.pidfd)
+            self._child.close()
             self._child = None
         self._on_ended(self, exit)
         if self._on_exit is not None:
@@ -337,12 +335,6 @@ class ProcessIsolate:
 
 
 _NEVER_STARTED = Exit("never started", is_tenants_own=False)
-
-
-def _has_exited(child: Child) -> bool:
-    poll = select.poll()
-    poll.register(child.pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _signal_name(number: int) -> str:

@@ -23,9 +23,11 @@ from typing import Any, NoReturn
 import msgspec
 
 from ..eventlog.errors import SandboxUnavailable
-from . import inside, kernel
+from . import control, inside, kernel
+from .children import children
+from .heartbeat import HeartbeatWriter
 from .readable import find_readable
-from .walls import Walls, WallsPlan
+from .walls import UNSAFE, Walls, WallsPlan
 
 # --- the control socket: one message a packet, descriptors beside it ------------------------------
 
@@ -44,7 +46,7 @@ class Plan(msgspec.Struct, array_like=True):
     supervisor_pid: int
 
 
-class Spawn(msgspec.Struct, array_like=True):
+class Spawn(msgspec.Struct, array_like=True, tag=1):
     """Fork an isolate. Beside it: its end of the channel, its heartbeat page, its log pipe."""
 
     id: int
@@ -55,6 +57,12 @@ class Spawn(msgspec.Struct, array_like=True):
     bytes_in_flight_max: int
     is_blank: bool
     """It will wait for its owner: time to rehearse, so that it starts faster."""
+
+
+class Kill(msgspec.Struct, array_like=True, tag=2):
+    """End an isolate, for a supervisor that has no descriptor of it."""
+
+    id: int
 
 
 class Ready(msgspec.Struct, array_like=True, tag=1):
@@ -74,7 +82,7 @@ class Refused(msgspec.Struct, array_like=True, tag=2):
 
 
 class Spawned(msgspec.Struct, array_like=True, tag=3):
-    """The process exists. Beside it: its pidfd."""
+    """The process exists. Beside it: its pidfd, where the kernel has such a thing."""
 
     id: int
     pid: int
@@ -98,7 +106,7 @@ class Exited(msgspec.Struct, array_like=True, tag=5):
 
 
 Report = Ready | Refused | Spawned | Failed | Exited
-PACKET_BYTES_MAX = 64 * 1024
+_decode = msgspec.msgpack.Decoder(Spawn | Kill).decode
 FILES_MAX = 4096
 """Descriptors of a zygote, and of an isolate at its start. It closes all that are not its own, one
 by one where the kernel or the C library lacks close_range: so there is a bound."""
@@ -124,9 +132,9 @@ PRELOADED = """
 
 def main(fd: int, stdlib: list[str]) -> NoReturn:
     """The life of a zygote, on this end of the control socket; `stdlib`: where imports may look."""
-    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=kernel.move_up(fd))
+    channel = control.over(socket.socket(fileno=kernel.move_up(fd)))
     kernel.limit_files(FILES_MAX)
-    plan = msgspec.msgpack.decode(control.recv(PACKET_BYTES_MAX), type=Plan)
+    plan = _receive_plan(channel)
     kernel.die_with_parent()
     kernel.name_process("dw-zygote")
     if os.getppid() != plan.supervisor_pid:
@@ -135,7 +143,7 @@ def main(fd: int, stdlib: list[str]) -> NoReturn:
         guest, notes = _import_ahead(plan, stdlib)
         walls = Walls.prepare(plan.walls, readable=find_readable(stdlib))
     except SandboxUnavailable as error:
-        control.send(_encode(Refused(error.message)))
+        channel.send(_encode(Refused(error.message)))
         os._exit(1)
     os.environ.clear()
     rehearse = _rehearsal(plan)
@@ -143,9 +151,15 @@ def main(fd: int, stdlib: list[str]) -> NoReturn:
     # From here on the pages of these objects are shared by all isolates; the collector keeps off.
     gc.collect()
     gc.freeze()
-    rss_bytes = kernel.memory_bytes(os.getpid())[1]
-    control.send(_encode(Ready(walls.level, notes, rss_bytes)))
-    _Nursery(control, walls, guest, rehearse).serve()
+    channel.send(_encode(Ready(walls.level, notes, kernel.own_memory_bytes())))
+    _Nursery(channel, walls, guest, rehearse).serve()
+
+
+def _receive_plan(channel: control.Control) -> Plan:
+    while not (messages := channel.receive()):
+        if messages is None:
+            os._exit(0)
+    return msgspec.msgpack.decode(messages[0][0], type=Plan)
 
 
 def _rehearsal(plan: Plan) -> Callable[[], None]:
@@ -181,64 +195,64 @@ class _Nursery:
     """Forks on request, reaps, reports."""
 
     def __init__(
-        self, control: socket.socket, walls: Walls, guest: Any, rehearse: Callable[[], None]
+        self, channel: control.Control, walls: Walls, guest: Any, rehearse: Callable[[], None]
     ) -> None:
-        self._control = control
+        self._channel = channel
         self._walls = walls
         self._guest = guest
         self._rehearse = rehearse
         self._poll = select.poll()
-        self._poll.register(control, select.POLLIN)
-        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> id, pid
+        self._poll.register(channel, select.POLLIN)
+        self._children = children(self._poll)
+        self._lifeline = None
+        if walls.level == UNSAFE and not (kernel.has_parent_signal() and kernel.has_cpu_clocks()):
+            lifeline = importlib.import_module(".lifeline", __package__)
+            self._lifeline = lifeline.Lifeline()
 
     def serve(self) -> NoReturn:
         while True:
             for fd, _ in self._poll.poll():
-                if fd == self._control.fileno():
+                if fd == self._channel.fileno():
                     self._receive()
                 else:
-                    self._reap(fd)
+                    for ended in self._children.reap(fd):
+                        self._channel.send(_encode(Exited(*ended)))
 
     def _receive(self) -> None:
-        try:
-            data, fds, _, _ = socket.recv_fds(self._control, PACKET_BYTES_MAX, 8)
-        except ConnectionError:
-            data, fds = b"", []
-        if not data:
+        messages = self._channel.receive()
+        if messages is None:
             # The supervisor is gone, and so is the reason of every isolate. The kernel's signal at
             # our death does the same; this is faster where it was cleared by a change of user.
-            for pidfd in self._children:
-                kernel.kill(pidfd)
+            self._children.kill_all()
             os._exit(0)
-        spawn = msgspec.msgpack.decode(data, type=Spawn)
+        for data, fds in messages:
+            match _decode(data):
+                case Spawn() as spawn:
+                    self._spawn(spawn, fds)
+                case Kill(id):
+                    self._children.kill(id)
+
+    def _spawn(self, spawn: Spawn, fds: list[int]) -> None:
         try:
             pid = os.fork()
         except OSError as error:
-            self._control.send(_encode(Failed(spawn.id, str(error))))
+            self._channel.send(_encode(Failed(spawn.id, str(error))))
         else:
             if pid == 0:
                 self._be_isolate(spawn, fds)
-            pidfd = os.pidfd_open(pid)
-            self._children[pidfd] = spawn.id, pid
-            self._poll.register(pidfd, select.POLLIN)
-            socket.send_fds(self._control, [_encode(Spawned(spawn.id, pid))], [pidfd])
+            held = self._children.add(spawn.id, pid)
+            self._channel.send(_encode(Spawned(spawn.id, pid)), held)
         for fd in fds:
             os.close(fd)
-
-    def _reap(self, pidfd: int) -> None:
-        id, pid = self._children.pop(pidfd)
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        _, status, usage = os.wait4(pid, 0)
-        cpu_s = usage.ru_utime + usage.ru_stime
-        self._control.send(_encode(Exited(id, status, cpu_s, usage.ru_maxrss * 1024)))
 
     def _be_isolate(self, spawn: Spawn, fds: list[int]) -> NoReturn:
         """The child's life; never comes back into the zygote's code."""
         status = inside.FAILED
         try:
             os.setsid()
-            _arrange(fds, keep=self._walls.kept_fds)
+            self._children.leave()
+            line = self._lifeline
+            _arrange(fds, keep=[*self._walls.kept_fds, *([line.fd] if line else [])])
             kernel.name_process("dw-isolate")
             self._walls.apply(
                 memory_bytes=spawn.memory_bytes,
@@ -249,6 +263,7 @@ class _Nursery:
                 self._rehearse()
             status = inside.main(
                 self._guest,
+                make_writer=line.hold if line else HeartbeatWriter,
                 calls_in_flight_max=spawn.calls_in_flight_max,
                 bytes_in_flight_max=spawn.bytes_in_flight_max,
             )
