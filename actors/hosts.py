@@ -16,8 +16,9 @@ from ..loaders.wire import ProtocolViolation, pack
 from .codes import CodeSource
 from .crowd import Crowd
 from .host import Host, HostKey, Listener
+from .leavers import KIND, LeaversWatch
 from .patience import Patience
-from .services import Services
+from .services import Revived, Services
 
 if TYPE_CHECKING:
     from .config import PlatformConfig
@@ -45,14 +46,22 @@ class Hosts:
         self._hosts: dict[HostKey, Host] = {}
         self._more: dict[HostKey, list[Host]] = {}
         """Where one isolate was not enough: the others."""
+        self._revived = Revived()
         self._patience = Patience(clock)
         self._crowd = Crowd(
             config.isolates_max, hosts=lambda: list(self), grow=self._grow, on_room=listener.on_room
+        )
+        self._leavers = LeaversWatch(
+            config.drop_grace_seconds,
+            slack_s=config.turn_wall_seconds,
+            hosts=lambda: list(self),
+            end=_end_overdue,
         )
         self._starting: set[asyncio.Task[None]] = set()
         self._sweep: TimerHandle | None = None
         self._is_closed = False
         self.calls_out_max = 2 * config.calls_in_flight_max
+        self.call_timeout_s = config.call_timeout_seconds
 
     def __iter__(self) -> Iterator[Host]:
         more = (host for hosts in self._more.values() for host in hosts)
@@ -83,7 +92,7 @@ class Hosts:
         return host
 
     def _begin(self, key: HostKey) -> Host:
-        host = Host(key, self)
+        host = Host(key, self, self._leavers)
         host.used_us = self.clock.now_us()
         task = asyncio.ensure_future(self._start(host))
         self._starting.add(task)
@@ -150,6 +159,7 @@ class Hosts:
         if self._sweep is not None:
             self._sweep.cancel()
         self._crowd.close()
+        self._leavers.close()
         for task in list(self._starting):
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
@@ -163,7 +173,7 @@ class Hosts:
             bundle = host.bundle = await self._codes.bundle(host.code_hash)
             self._check_size(bundle)
             host.limits = _lower(bundle.limits, dict(host.key[2]))
-            host.services = Services(bundle, self._codes.live(host.code_hash))
+            host.services = Services(bundle, self._codes.live(host.code_hash), self._revived)
             isolate = await self._isolates.start(
                 limits=self._config.limits(host.limits),
                 on_frames=host.on_frames,
@@ -182,9 +192,11 @@ class Hosts:
             "threads": self._config.threads,
             "value_bytes_max": self._config.value_bytes_max,
             "network": bundle.outbound is not None,
+            "drop_grace_s": self._config.drop_grace_seconds,
         }
         load = bundle.load_message(packages=self._config.packages, options=options)
         isolate.send([pack(load)])
+        host.expect_load()
 
     def _check_size(self, bundle: Bundle) -> None:
         size, most = sum(len(one.data) for one in bundle.modules), self._config.modules_bytes_max
@@ -209,6 +221,10 @@ class Hosts:
                 self.forget(host)
         if self._hosts:
             self._sweep_later()
+
+
+def _end_overdue(host: Host, life: int, reason: str) -> None:
+    host.kill(reason, kind=KIND, is_tenants_own=True, life=life)
 
 
 def _lower(limits: dict[str, int], others: dict[str, int]) -> dict[str, int]:

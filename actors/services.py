@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from functools import partial
 from typing import Any
 
 from ..eventlog import codec
 from ..eventlog.errors import InvalidError
 from ..loaders import http
-from ..loaders.bundle import Bundle, Grants
+from ..loaders.bundle import Bundle, Granted, Grants
 from ..loaders.entrypoints import EgressDeniedError
 from ..loaders.service import Service
 from .callbacks import answer_of
+
+_HELD_MAX = 1_024
+"""Objects of one tenant, of all versions of its code."""
+
+
+class Revived:
+    """The services of one tenant: one object for all isolates and versions that are granted it.
+
+    So what a service remembers outlives the isolates that call it: no tenant gets round a limit
+    that a service keeps by ending its isolate.
+    """
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[str, str], Service] = OrderedDict()
+
+    def at(self, place: str, granted: Granted) -> Service:
+        """The object of that place; made when it is first asked for."""
+        key = place, granted.identity or ""
+        service = self._held.get(key)
+        if service is None:
+            service = self._held[key] = granted.revived()
+            if len(self._held) > _HELD_MAX:
+                self._held.popitem(last=False)
+        self._held.move_to_end(key)
+        return service
 
 
 class Services:
     """The granted services of one bundle, for one tenant; they serve concurrent calls."""
 
-    def __init__(self, bundle: Bundle, live: Grants) -> None:
+    def __init__(self, bundle: Bundle, live: Grants, revived: Revived) -> None:
+        """`live` is what serves instead of new objects, where it was made in this process."""
         self._bundle = bundle
-        self._grants: Grants | None = live or None
+        self._granted = bundle.services()
+        self._live = live
+        self._revived = revived
 
     def _at(self, place: str) -> Service | None:
-        if self._grants is None:
-            self._grants = self._bundle.unpickle()
-        return self._grants.get(place)
+        granted = self._granted.get(place)
+        if granted is None:
+            return None
+        live = self._live.get(place)
+        return self._revived.at(place, granted) if live is None else live
 
     async def call(self, name: str, method: str, args: bytes, kwargs: bytes) -> bytes:
         """Call a method of `env.<name>`; codec text in and out. Raises what the method raises."""
@@ -39,7 +70,7 @@ class Services:
 
     async def fetch(self, args: bytes, kwargs: bytes) -> bytes:
         """Pass a tenant's request through the gateway; EgressDeniedError without one."""
-        gateway = self._at("outbound") if self._bundle.outbound is not None else None
+        gateway = self._at("outbound")
         if gateway is None:
             raise EgressDeniedError(
                 "this code has no network: the platform has to grant a global_outbound"
@@ -48,7 +79,7 @@ class Services:
         request = positional[0] if positional else None
         if not isinstance(request, http.Request):
             raise InvalidError("fetch takes one Request")
-        fetch = public_method(gateway, "fetch")
+        fetch = _own_method(gateway, "fetch")
         answer = await answer_of(lambda: fetch(request))
         return codec.encode(http.response_to_plain(answer))
 
@@ -60,7 +91,7 @@ class Services:
             if service is None:
                 continue
             try:
-                tail = public_method(service, "tail")
+                tail = _own_method(service, "tail")
                 copies = [dict(record) for record in records]
                 await answer_of(partial(tail, copies))
             except Exception as error:  # the others get it all the same
@@ -70,12 +101,23 @@ class Services:
 
 
 def public_method(service: Service, method: str) -> Any:
-    """The method that a tenant may call; InvalidError for anything else."""
+    """The async method that a tenant may call; InvalidError for anything else.
+
+    What is not async is the service's own: helpers that its methods share, and no tenant may ask.
+    """
     is_public = not method.startswith("_") and not hasattr(Service, method)
-    function = getattr(type(service), method, None) if is_public else None
-    if not inspect.isfunction(function):
-        raise InvalidError(f"{type(service).__name__} has no public method {method!r}")
+    found = getattr(type(service), method, None) if is_public else None
+    if not inspect.iscoroutinefunction(inspect.unwrap(found) if callable(found) else found):
+        raise InvalidError(f"{type(service).__name__} has no public async method {method!r}")
     return getattr(service, method)
+
+
+def _own_method(service: Service, method: str) -> Any:
+    """The method that the platform itself calls; InvalidError where there is none."""
+    function = getattr(service, method, None)
+    if not callable(function):
+        raise InvalidError(f"{type(service).__name__} has no method {method!r}")
+    return function
 
 
 def _arguments(args: bytes, kwargs: bytes) -> tuple[list[Any], dict[str, Any]]:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..eventlog import codec
 from ..eventlog.errors import CodeError, Corrupt, UnserialisableValueError
+from .identity import identity_of
 from .service import DynamicWorkflowBinding, Service
 from .wire import EnvEntry, Load, Module
 
@@ -85,10 +86,15 @@ class Granted(msgspec.Struct, array_like=True):
     pickle: bytes | None = None
     """The service."""
     identity: str | None = None
-    """The service's class and props, for the hash: two pickles of one object may differ."""
+    """What tells the service apart, for the hash: two pickles of one object may differ."""
     metadata: bytes | None = None
     """Codec text of a wrapped binding's metadata; None: the tenant's own binding, unwrapped."""
     binding_name: str | None = None
+
+    def revived(self) -> Service:
+        """A new object of the service: on the platform's side alone."""
+        service: Service = cloudpickle.loads(self.pickle or b"")
+        return service
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,16 +148,16 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         """What `env` holds under the name."""
         return next((entry for entry in self.env if entry.name == name), None)
 
+    def services(self) -> dict[str, Granted]:
+        """The services that are granted, by place, as they travel."""
+        places = {f"env:{entry.name}": entry for entry in self.env if entry.pickle is not None}
+        if self.outbound is not None:
+            places["outbound"] = self.outbound
+        return places | {f"tail:{i}": tail for i, tail in enumerate(self.tails)}
+
     def unpickle(self) -> Grants:
         """The services, revived: on the platform's side alone."""
-        return {place: cloudpickle.loads(data) for place, data in self._pickles().items()}
-
-    def _pickles(self) -> dict[str, bytes]:
-        places = {f"env:{entry.name}": entry.pickle for entry in self.env}
-        if self.outbound is not None:
-            places["outbound"] = self.outbound.pickle
-        places |= {f"tail:{i}": tail.pickle for i, tail in enumerate(self.tails)}
-        return {place: data for place, data in places.items() if data is not None}
+        return {place: granted.revived() for place, granted in self.services().items()}
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -282,13 +288,7 @@ def _service(name: str, service: Service, grants: Grants, *, place: str) -> Gran
         data = cloudpickle.dumps(service)
     except Exception as error:  # whatever a user's __reduce__ raises
         raise CodeError(f"the service {name} cannot travel: {error}") from error
-    kind = type(service)
-    try:
-        props = codec.encode(service.props).decode()
-    except UnserialisableValueError:
-        props = hashlib.sha256(data).hexdigest()
-    identity = f"{kind.__module__}:{kind.__qualname__}:{props}"
-    return Granted(name, "service", pickle=data, identity=identity)
+    return Granted(name, "service", pickle=data, identity=identity_of(service, data))
 
 
 def checked_limits(limits: Mapping[str, int] | None) -> dict[str, int]:
