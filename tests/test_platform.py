@@ -311,7 +311,7 @@ class Ledger(dw.Service):
         self.sums[name] = self.sums.get(name, 0) + n * by
         return self.sums[name]
 
-    def plain(self) -> tuple[int, ...]:
+    async def plain(self) -> tuple[int, ...]:
         return (1, 2)
 
     async def fail(self) -> None:
