@@ -48,6 +48,8 @@ class TenantLimits(BaseModel):
     retention: Retention | None = None
     pin: Literal["hash", "latest"] | None = None
     memory_mb: int | None = Field(default=None, ge=16)
+    drop_grace_seconds: float | None = Field(default=None, gt=0)
+    call_timeout_seconds: float | None = Field(default=None, gt=0)
     isolates_max: int | None = Field(default=None, ge=1, le=256)
     packages: tuple[str, ...] | None = None
 
@@ -117,6 +119,12 @@ class PlatformConfig(BaseModel):
     """Wall seconds of one turn of an isolate's event loop."""
     silent_cpu_seconds: float = Field(default=5.0, gt=0)
     """CPU seconds that an isolate may use without a message to its supervisor."""
+    drop_grace_seconds: float = Field(default=5.0, gt=0)
+    """Seconds that code may go on after it was told to end: its instance was paused, terminated or
+    put to rest, its attempt timed out, its call was cancelled. Then its isolate is ended."""
+    call_timeout_seconds: float = Field(default=60.0, gt=0)
+    """Seconds that a call of an entrypoint may take, what it starts included, and the loading of
+    code in an isolate; then the call fails with `limit.exceeded` and is cancelled."""
     calls_in_flight_max: int = Field(default=10_000, ge=1)
     """Calls of bindings in an isolate that have no answer yet; further ones wait."""
     bytes_in_flight_max: int = Field(default=128 * MIB, ge=MIB)

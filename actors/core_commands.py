@@ -163,13 +163,13 @@ class Commands(Rollbacks):
         instance = summary.instance
         assert instance is not None
         late, life.late = life.late, []
-        held, life.held = life.held, []
+        held, life.held = life.held, {}
         for step in late:
             self._step_due(d, summary, step, now_us)
         for step in list(instance.open.values()):
             if step.kind == WAIT and summary.lifetime is life:
                 self._deliver(d, summary, step, now_us)
-        for message in held:
+        for message in held.values():
             if summary.lifetime is not life:
                 return
             try:

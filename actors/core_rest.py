@@ -21,6 +21,7 @@ class Rests(CoreBase):
 
     def _bind(self, life: Lifetime, step: Step, token: int) -> None:
         step.token = token
+        step.said = step.attempt - step.in_flight
         life.tokens[token] = step
 
     def _answer(self, d: Decision, life: Lifetime, step: Step) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import Raw
 
-from ..loaders.wire import End, Error, Undo
+from ..loaders.wire import End, Error, ProtocolViolation, Undo
 from .core_running import Running
 from .decisions import Decision, Finished
 from .instance import Instance
@@ -44,10 +44,11 @@ class Rollbacks(Running):
 
     def _on_end(self, d: Decision, life: Lifetime, message: End, now_us: int) -> None:
         summary = life.summary
-        if life.mode == "rollback" or life.ended:
-            if not life.ended:
-                life.ended = True
-                self._next_undo(d, life, now_us)
+        if life.ended:
+            raise ProtocolViolation("the run ended before")
+        if life.mode == "rollback":
+            life.ended = True
+            self._next_undo(d, life, now_us)
         elif message.error is None:
             self._complete_run(d, summary, message.value or NULL, now_us)
         else:

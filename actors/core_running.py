@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ..loaders.plain import plain
 from ..loaders.wire import (
     Answer,
     Cancel,
@@ -54,6 +55,7 @@ LIVE_MAX = 10_000
 
 _CONTROL = re.compile("[\x00-\x1f]")
 _AT_MAX = 1_000
+_HELD_MAX = 100_000
 _COUNT_MAX = 2**31 - 1
 """What the column of the files holds: one row above it would break every query."""
 
@@ -153,7 +155,9 @@ class Running(Waits):
             error = own_error("WorkflowFatalError", "no step can start in a rollback", fatal=True)
             self._send(d, life, Answer(message.token, None, error))
         elif summary.status == PAUSING:
-            life.held.append(message)
+            if message.token in life.held or len(life.held) >= _HELD_MAX:
+                raise ProtocolViolation(f"token {message.token} is known, or one too many")
+            life.held[message.token] = message
             self._try_pause(d, life, now_us)
         else:
             self._active(d, life, now_us)
@@ -169,7 +173,7 @@ class Running(Waits):
     def _check_ask(self, life: Lifetime, kind: str, message: Any) -> Step | None:
         """The recorded step that the message asks for; ProtocolViolation where no correct guest
         asks. Everything is checked here, before anything is written."""
-        if message.token in life.tokens or message.token < 0:
+        if message.token in life.tokens or message.token < 1:
             raise ProtocolViolation(f"token {message.token} was used before")
         name = message.name
         is_plain = name.isprintable() or not _CONTROL.search(name)
@@ -230,6 +234,7 @@ class Running(Waits):
         step = life.tokens.get(message.token)
         if step is None:
             raise ProtocolViolation(f"Done for the unknown token {message.token}")
+        _hear(step, message.attempt)
         if not step.in_flight or step.attempt != message.attempt:
             # The guest has handed on a value that history does not hold.
             self._interrupt(d, life.summary, "a result came after its attempt was over", now_us)
@@ -244,6 +249,7 @@ class Running(Waits):
             raise ProtocolViolation(f"Failed for the unknown token {message.token}")
         if message.delay_ms is not None and message.delay_ms < 0:
             raise ProtocolViolation("a delay below 0")
+        _hear(step, message.attempt)
         if not step.in_flight or step.attempt != message.attempt:
             return  # It timed out meanwhile; the guest waits for Go or Answer, as it should.
         self._disarm(step)
@@ -349,6 +355,14 @@ def _place(kind: str, name: str | None, count: int, at: str | None) -> str:
     # A guest may say anything here: none of it may steer a terminal.
     where = f" at {ascii(at[:300])[1:-1]}" if at else ""
     return f"{kind} {(name or '')[:256]!r} ({count}){where}"
+
+
+def _hear(step: Step, attempt: int) -> None:
+    """Note that the guest has told the end of an attempt. It does so once, of attempts that began
+    in this lifetime; it may be late, where the attempt timed out, but is never early."""
+    if not step.said < attempt <= step.attempt:
+        raise ProtocolViolation(f"attempt {attempt} of {plain(step.name)!r} has no end to come")
+    step.said = attempt
 
 
 def _check_sleep(message: Sleep) -> None:

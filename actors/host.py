@@ -17,22 +17,26 @@ from ..loaders.faults import MESSAGE_CHARACTERS_MAX
 from ..loaders.isolate import Exit, Isolate
 from ..loaders.plain import plain_error
 from ..loaders.wire import (
+    AttemptGone,
     Call,
     Error,
     Export,
     Frame,
-    Invoke,
+    Gone,
     Loaded,
     Log,
     ProtocolViolation,
     Reply,
-    pack,
+    Stubborn,
     unpack_from_guest,
 )
 from .crowd import Looks
+from .invocations import Invocations
+from .leavers import KIND, Leavers, LeaversWatch
 from .services import Services
 
 if TYPE_CHECKING:
+    from .decisions import Key
     from .hosts import Hosts
 
 HostKey: TypeAlias = tuple[str, str | None, tuple[tuple[str, int], ...]]
@@ -59,7 +63,7 @@ class Listener(Protocol):
         ...
 
     def on_lost(self, host: Host, lives: list[int], exit: Exit) -> None:
-        """The isolate is gone with these lifetimes in it."""
+        """The isolate is gone with these lifetimes in it; `host.leavers` still knows who left."""
         ...
 
     def on_room(self) -> None:
@@ -74,7 +78,7 @@ class Listener(Protocol):
 class Host:
     """One code of one tenant in one isolate."""
 
-    def __init__(self, key: HostKey, hosts: Hosts) -> None:
+    def __init__(self, key: HostKey, hosts: Hosts, watch: LeaversWatch) -> None:
         self.key = key
         self._hosts = hosts
         self.isolate: Isolate | None = None
@@ -91,15 +95,19 @@ class Host:
         self.has_progressed = False
         """Something that it ran got somewhere."""
         self.looks = Looks()
-        self.lives: set[int] = set()
+        self.lives: dict[int, Key] = {}
+        self.leavers = Leavers(watch)
+        """What was told to end in it and has not yet."""
         self.used_us = 0
         self.subrequests: dict[int, int] = {}
         self.waits: dict[int, set[asyncio.Task[Any]]] = {}
         """Calls that wait for something to happen, by lifetime: nobody needs them after it."""
         self.calls_out = 0
         """Calls of bindings that have no answer yet."""
-        self._invokes: dict[int, asyncio.Future[Reply]] = {}
-        self._numbers = 0
+        self.invocations = Invocations(
+            hosts.call_timeout_s, send=self.send, dropped=self._on_call_dropped
+        )
+        self._load_timer: asyncio.TimerHandle | None = None
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loaded.add_done_callback(_seen)
 
@@ -111,7 +119,7 @@ class Host:
     @property
     def load(self) -> int:
         """Lifetimes and calls that are in it."""
-        return len(self.lives) + len(self._invokes)
+        return len(self.lives) + self.invocations.waiting
 
     async def loaded(self) -> None:
         """Wait until the code is loaded; raises what loading raised, or why it may not run now."""
@@ -124,49 +132,69 @@ class Host:
         if self.isolate is not None:
             self.isolate.send(frames)
 
+    def expect_load(self) -> None:
+        """Its code was sent: it has to be loaded in time."""
+        self._load_timer = asyncio.get_running_loop().call_later(
+            self._hosts.call_timeout_s, self._on_load_late
+        )
+
+    def _on_load_late(self) -> None:
+        text = f"the code was not loaded after {self._hosts.call_timeout_s:g} s"
+        self.kill(text, kind="unanswered", is_tenants_own=True)
+
     async def invoke(self, **call: Any) -> bytes:
         """Call a method of an entrypoint: codec text of its answer, or the error it raised."""
-        self._numbers += 1
-        number = self._numbers
-        future = self._invokes[number] = asyncio.get_running_loop().create_future()
-        self.send([pack(Invoke(call=number, **call))])
         try:
-            reply = await future
+            reply = await self.invocations.call(**call)
         finally:
-            self._invokes.pop(number, None)
-            if not self._invokes:
-                self.subrequests.pop(0, None)
             self.used_us = self._hosts.clock.now_us()
         if reply.error is not None:
             raise GuestError(reply.error)
         return reply.value or b"null"
 
-    def count_subrequest(self, life: int) -> bool:
-        """Count one more call of a lifetime, or of an invocation; whether it may have it.
+    def _on_call_dropped(self, number: int, title: str) -> None:
+        self.end(number)
+        self.leavers.add(number, title)
 
-        Invocations carry no number on the wire: those in flight share what they may have together.
-        """
+    def may_call(self, life: int) -> bool:
+        """Whether code of this lifetime or invocation may call bindings; ProtocolViolation when
+        there never was such a one, or nothing of it is left by its guest's own word."""
+        if life in self.lives or life in self.invocations:
+            return True
+        if life in self.leavers:
+            return False
+        raise ProtocolViolation(f"a call on behalf of {life}, which is not in this isolate")
+
+    def count_subrequest(self, life: int) -> bool:
+        """Count one more call of a lifetime, or of an invocation; whether it may have it."""
         most = self.limits.get("subrequests")
         if most is None:
             return True
         used = self.subrequests[life] = self.subrequests.get(life, 0) + 1
-        return used <= (most if life else most * max(1, len(self._invokes)))
+        return used <= most
+
+    def drop(self, life: int) -> None:
+        """The lifetime was told to end."""
+        key = self.lives.get(life)
+        self.end(life)
+        if key is not None:
+            self.leavers.add(life, key)
 
     def end(self, life: int) -> None:
-        """The lifetime is over."""
-        self.lives.discard(life)
+        """The lifetime or call is over."""
+        self.lives.pop(life, None)
         self.subrequests.pop(life, None)
         for task in self.waits.pop(life, ()):
             task.cancel()
 
     def is_unused(self) -> bool:
         """Whether nothing of the tenant's lives in it."""
-        return not self.lives and not self._invokes and self.is_ready
+        return not self.lives and not self.invocations.waiting and self.is_ready
 
-    def kill(self, reason: str, *, kind: str, is_tenants_own: bool) -> None:
-        """End the isolate."""
+    def kill(self, reason: str, *, kind: str, is_tenants_own: bool, life: int = 0) -> None:
+        """End the isolate; `life` did it, where that is known."""
         if self.isolate is not None:
-            self.isolate.kill(Exit(reason, is_tenants_own, kind=kind))
+            self.isolate.kill(Exit(reason, is_tenants_own, life=life, kind=kind))
 
     # --- what the isolate says
 
@@ -177,30 +205,32 @@ class Host:
         if not self.is_unused():  # what outlived its instance keeps no isolate alive
             self.used_us = self._hosts.clock.now_us()
         about_lives: list[tuple[int, msgspec.Struct]] = []
+        life = 0
         try:
             for kind, life, body in frames:
                 message = unpack_from_guest(kind, body)
-                if isinstance(message, Reply | Loaded | Call | Log):
+                if isinstance(message, _OWN):
+                    if about_lives and isinstance(message, Call | Gone):
+                        # Who calls has to be alive by then; who is gone says nothing after it.
+                        self._hosts.listener.on_messages(self, about_lives)
+                        about_lives = []
                     self._on_own(life, message)
                 else:
                     about_lives.append((life, message))
             if about_lives:
                 self._hosts.listener.on_messages(self, about_lives)
         except ProtocolViolation as violation:
-            self.kill(f"protocol: {violation}", kind="protocol", is_tenants_own=True)
+            life = violation.life or life
+            life = life if life in self.lives or self.is_elsewhere(life) else 0
+            self.kill(f"protocol: {violation}", kind="protocol", is_tenants_own=True, life=life)
         except Exception as mistake:
             # Ours: what was decided of this frame is unknown, so nothing may go on from here.
             self.kill(f"our mistake: {mistake!r}", kind="platform", is_tenants_own=False)
             self._hosts.listener.on_mistake(mistake)
 
-    def _on_own(self, life: int, message: Reply | Loaded | Call | Log) -> None:
+    def _on_own(self, life: int, message: Any) -> None:
         if isinstance(message, Reply):
-            future = self._invokes.get(message.call)
-            if future is not None and not future.done():
-                self._hosts.check(message.value)
-                if message.error is not None:
-                    message.error = plain_error(message.error, MESSAGE_CHARACTERS_MAX)
-                future.set_result(message)
+            self._on_reply(life, message)
         elif isinstance(message, Call):
             # A guest holds back what is too much; one that does not is no guest of ours.
             if self.calls_out > self._hosts.calls_out_max:
@@ -208,8 +238,37 @@ class Host:
             self._hosts.listener.on_call(self, life, message)
         elif isinstance(message, Log):
             self._hosts.listener.on_log(self, life, message)
-        elif not self._loaded.done():
+        elif isinstance(message, Loaded):
+            if self._loaded.done():
+                raise ProtocolViolation("its code is loaded for the second time")
             self._on_loaded(message)
+        else:
+            self._on_leaver(life, message)
+
+    def _on_reply(self, life: int, reply: Reply) -> None:
+        if life in self.leavers or not self.invocations.on_reply(life, reply):
+            return
+        self._hosts.check(reply.value)
+        if reply.error is not None:
+            reply.error = plain_error(reply.error, MESSAGE_CHARACTERS_MAX)
+        self.invocations.settle(life, reply)
+
+    def _on_leaver(self, life: int, message: Gone | AttemptGone | Stubborn) -> None:
+        leavers = self.leavers
+        if isinstance(message, Stubborn):
+            reason = leavers.reason(life, message)
+            if reason is not None:
+                self.kill(reason, kind=KIND, is_tenants_own=True, life=life)
+            is_known = reason is not None or life in leavers
+        elif isinstance(message, Gone):
+            is_known = leavers.confirm(life)
+            if self.invocations.on_gone(life):
+                self.end(life)
+                is_known = True
+        else:
+            is_known = leavers.confirm(life, message.token, message.attempt) or life in leavers
+        if not is_known:
+            raise ProtocolViolation(f"{life} was not told to end")
 
     def _on_loaded(self, message: Loaded) -> None:
         if message.error is not None:
@@ -220,12 +279,18 @@ class Host:
             self.kill("closed: its code cannot be loaded", kind="closed", is_tenants_own=False)
             return
         self.exports = {export.name: export for export in message.exports}
+        self._stop_load_timer()
         self.is_ready = True
         self._loaded.set_result(None)
         self._hosts.listener.on_ready(self)
 
+    def _stop_load_timer(self) -> None:
+        if self._load_timer is not None:
+            self._load_timer.cancel()
+
     def fail(self, error: WorkflowsError) -> None:
         """Its code cannot be loaded."""
+        self._stop_load_timer()
         self.error = error
         if not self._loaded.done():
             self._loaded.set_exception(error)
@@ -242,10 +307,14 @@ class Host:
         lives = sorted(self.lives)
         for life in {*lives, *self.waits}:
             self.end(life)
-        for future in self._invokes.values():
-            if not future.done():
-                future.set_exception(_call_error(exit))
         self._hosts.listener.on_lost(self, lives, exit)
+        self.invocations.lose(_call_error(exit))
+        self.leavers.clear()
+
+    def is_elsewhere(self, life: int) -> bool:
+        """Whether what ended the isolate is none of the instances in it: a call, or one that had
+        left."""
+        return life in self.invocations or life in self.leavers
 
 
 def _call_error(exit: Exit) -> WorkflowsError:
@@ -261,6 +330,10 @@ def _call_error(exit: Exit) -> WorkflowsError:
 _LOAD_ERROR_CHARACTERS_MAX = 2_000
 _LIMIT_KINDS = frozenset({"cpu", "wall", "memory", "silent"})
 _LOAD_CODES = frozenset({"code.invalid", "code.import_failed", "code.class_missing"})
+
+
+_OWN = (Reply, Loaded, Call, Log, Gone, AttemptGone, Stubborn)
+"""What a host deals with by itself."""
 
 
 class GuestError(Exception):

@@ -45,7 +45,7 @@ class Lifetime:
         """`run` has returned or raised; what is left is rollback."""
         self.to_undo: list[Step] | None = None
         """Steps whose rollback is not recorded, in order of start; None until it begins."""
-        self.held: list[msgspec.Struct] = []
-        """Requests that came while a pause is pending."""
+        self.held: dict[int, msgspec.Struct] = {}
+        """Requests that came while a pause is pending, by token."""
         self.late: list[Step] = []
         """Steps whose timer fired while a pause is pending."""

@@ -108,6 +108,8 @@ class Step(msgspec.Struct, eq=False):
     token: int | None = None
     """What the present lifetime calls it; None until the lifetime has asked for it."""
     timer: Timer | None = None
+    said: int = 0
+    """The last attempt whose end the guest has told, or that ended before the present lifetime."""
 
     @property
     def key(self) -> StepKey:

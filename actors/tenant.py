@@ -255,16 +255,23 @@ class Tenant(TenantStarts):
             return
         now_us = self._clock.now_us()
         lives, core, take = self._lives, self.core, self._pump.take
-        for life, message in messages:
-            if lives.get(life) is not host:
-                continue  # a lifetime that has ended meanwhile
-            kind = type(message)
-            if kind is wire.Done or kind is wire.End:
-                self._hosts.check(message.value)  # type: ignore[attr-defined]
-                self._hosts.made_progress(host)
-            elif kind is wire.Failed:
-                self._check_error(message.error)  # type: ignore[attr-defined]
-            take(core.on_message(life, message, now_us=now_us))
+        life = 0
+        try:
+            for life, message in messages:
+                if lives.get(life) is not host:
+                    if life in host.leavers:
+                        continue  # a lifetime that has ended meanwhile
+                    raise wire.ProtocolViolation(f"{life} is not in this isolate")
+                kind = type(message)
+                if kind is wire.Done or kind is wire.End:
+                    self._hosts.check(message.value)  # type: ignore[attr-defined]
+                    self._hosts.made_progress(host)
+                elif kind is wire.Failed:
+                    self._check_error(message.error)  # type: ignore[attr-defined]
+                take(core.on_message(life, message, now_us=now_us))
+        except wire.ProtocolViolation as violation:
+            violation.life = life
+            raise
 
     def _check_error(self, error: wire.Error) -> None:
         try:
@@ -275,6 +282,9 @@ class Tenant(TenantStarts):
     def on_call(self, host: Host, life: int, call: wire.Call) -> None:
         """The guest calls a binding; what it did before takes effect first."""
         if self.is_over:
+            return
+        if not host.may_call(life) or (life in host.lives and self.core.key_of(life) is None):
+            host.send([wire.pack(wire.Reply(call.call, error=_OVER), life=life)])
             return
         task = self._spawn(self._guest_calls.answer(host, life, call))
         if call.method in ("result", "events"):
@@ -308,12 +318,13 @@ class Tenant(TenantStarts):
         if exit.kind != "closed":
             # The core alone says whose fault it was; this is where it most likely happened.
             step, attempt = self.core.at_work(exit.life)
-            self.tails.ended(host, self.core.key_of(exit.life), exit, step, attempt)
+            key = self.core.key_of(exit.life) or host.leavers.key(exit.life)
+            self.tails.ended(host, key, exit, step, attempt)
         if lives:
             decision = self.core.lives_lost(
                 lives,
                 reason=exit.reason,
-                own=exit.is_tenants_own,
+                own=exit.is_tenants_own and not host.is_elsewhere(exit.life),
                 culprit=exit.life,
                 now_us=self._clock.now_us(),
             )
@@ -350,12 +361,15 @@ class Tenant(TenantStarts):
             if type(effect) is Send:
                 host = self._lives.get(effect.life)
                 if host is not None:
-                    frame = wire.pack(effect.message, life=effect.life)
+                    message = effect.message
+                    if type(message) is wire.Cancel:
+                        host.leavers.add_attempt(effect.life, message.token, message.attempt)
+                    frame = wire.pack(message, life=effect.life)
                     frames.setdefault(host, []).append(frame)
             elif type(effect) is DropLife:
                 host = self._lives.pop(effect.life, None)
                 if host is not None:
-                    host.end(effect.life)
+                    host.drop(effect.life)
                     frame = wire.pack(wire.Drop(), life=effect.life)
                     frames.setdefault(host, []).append(frame)
             else:
@@ -466,3 +480,10 @@ class Tenant(TenantStarts):
             self._results.wake_all()
             self._changes.wake_all()
             self._feeds.waiters.wake_all()
+
+
+_OVER = wire.Error(
+    "WorkflowFatalError",
+    "this lifetime is over: nothing can be called any more",
+    "dynamic_workflows",
+)

@@ -103,7 +103,7 @@ class TenantStarts(TenantCalls):
             _lower_steps(decision, steps_max)
         if life is not None:
             self._lives[life] = host
-            host.lives.add(life)
+            host.lives[life] = key
         self._pump.take(decision)
 
     def _latest(self, key: Key) -> str | None:

@@ -22,6 +22,7 @@ from .replay import label
 from .views import View
 
 if TYPE_CHECKING:
+    from .leaving import Leaving
     from .lifetime import Lifetime
 
 DELAY_FUNCTION_S = 5.0
@@ -34,13 +35,15 @@ _LARGE = 1 << 20
 class Attempt:
     """One try: its number, and whether it has been taken back."""
 
-    __slots__ = ("count", "is_over", "name", "number", "task")
+    __slots__ = ("count", "is_over", "leaving", "name", "number", "task")
 
     def __init__(self, name: str, count: int, number: int) -> None:
         self.name = name
         self.count = count
         self.number = number
         self.is_over = False
+        self.leaving: Leaving | None = None
+        """Counts what is left of it, once it was taken back."""
         self.task: asyncio.Task[Any] | None = None
 
     @property
@@ -116,9 +119,7 @@ class Work:
         context = self.context if number == 1 else self.context.copy()
         context.run(ATTEMPT.set, attempt)
         if self.is_async() or life.guest.has_threads:
-            attempt.task = asyncio.Task(
-                self._perform(attempt), loop=life.guest.loop, context=context
-            )
+            attempt.task = life.spawn(self._perform(attempt), context, attempt)
         else:
             context.run(self._perform_sync, attempt)
 
@@ -128,7 +129,9 @@ class Work:
         try:
             value = self.call(attempt)
             if inspect.isawaitable(value):
-                attempt.task = self.life.spawn(self._perform(attempt, value), copy_context())
+                attempt.task = self.life.spawn(
+                    self._perform(attempt, value), copy_context(), attempt
+                )
                 return
             self.done(attempt, value)
         except BaseException as error:
@@ -136,7 +139,9 @@ class Work:
                 if self.settled.delay is None or faults.is_final(error):
                     self.failed(attempt, error, None, None)
                 else:
-                    attempt.task = self.life.spawn(self._delay(attempt, error), copy_context())
+                    attempt.task = self.life.spawn(
+                        self._delay(attempt, error), copy_context(), attempt
+                    )
 
     async def _perform(self, attempt: Attempt, awaited: Awaitable[Any] | None = None) -> None:
         guest = self.life.guest
@@ -217,22 +222,21 @@ class Work:
         self.attempt = None
         self.life.running -= 1
 
-    def cancel(self, number: int) -> None:
-        """Take an attempt back; its function gets CancelledError where it waits."""
+    def cancel(self, number: int) -> Leaving | None:
+        """Take an attempt back: its tasks get CancelledError where they wait. None: it was over."""
         attempt = self.attempt
-        if attempt is not None and attempt.number == number:
-            self.finish(attempt)
-            if attempt.task is not None:
-                attempt.task.cancel()
-            self.life.touch()
+        if attempt is None or attempt.number != number:
+            return None
+        self.finish(attempt)
+        self.life.touch()
+        leaving = self.life.recall(attempt, self.token)
+        leaving.cancel()
+        return leaving
 
     def forget(self) -> None:
-        """The lifetime is over."""
-        attempt = self.attempt
-        if attempt is not None:
-            attempt.is_over = True
-            if attempt.task is not None:
-                attempt.task.cancel()
+        """The lifetime is over, and ends its tasks."""
+        if self.attempt is not None:
+            self.attempt.is_over = True
 
     def text_of(self, value: Any, reviver: Reviver | None) -> bytes:
         """The value as codec text; the error names the step."""

@@ -10,7 +10,7 @@ import asyncio
 import functools
 import gc
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context
 from types import CodeType, FrameType, ModuleType
 from typing import Any
@@ -19,13 +19,16 @@ from ..eventlog import codec
 from ..eventlog.errors import InvalidError
 from . import faults, http, wire
 from .attempt import ATTEMPT
+from .belongings import adopt_work
 from .bindings_guest import Env
 from .entrypoints import (
     WorkerEntrypoint,
     WorkflowEntrypoint,
+    WorkflowFatalError,
     build,
     public_methods,
 )
+from .leaving import GRACE_S, Leavers, Leaving
 from .lifetime import Lifetime, Scope, Suspended
 from .logs import Logs
 from .modules import BadModule, Modules
@@ -79,7 +82,10 @@ class Guest:
         self._main: ModuleType | None = None
         self._env_entries: dict[str, wire.EnvEntry] = {}
         self._scope = Scope(self)
-        _adopt_work(loop)
+        self._invoked: dict[int, Scope] = {}
+        """Calls from outside, until nothing is left of them."""
+        self.leavers = Leavers(loop, on_gone=self._on_gone, on_stubborn=self._on_stubborn)
+        adopt_work(loop)
 
     # --- messages --------------------------------------------------------------------------------
 
@@ -105,6 +111,7 @@ class Guest:
                     del lives[number]
                     self._late.discard(life)
                     life.drop()
+                    self._watch(life)
                 life.touch()
             elif kind == _RUN:
                 life = lives[number] = Lifetime(self, number, message)
@@ -116,6 +123,9 @@ class Guest:
                 self._on_invoke(message)
             elif kind == _REPLY:
                 self._on_reply(message)
+            elif kind == _DROP and number in self._invoked:
+                self._invoked[number].drop()
+                self._watch(self._invoked[number])
 
     def send(self, message: Any, number: int, life: Lifetime | None) -> None:
         """Say something in this burst."""
@@ -147,12 +157,35 @@ class Guest:
             if life.unanswered and not life.is_dirty and not life.is_dropped:
                 life.send_idle()
 
+    # --- what was told to end --------------------------------------------------------------------
+
+    def _watch(self, scope: Scope) -> None:
+        assert scope.leaving is not None, "it was dropped"
+        self.leavers.watch(scope.leaving)
+
+    def _on_gone(self, leaving: Leaving) -> None:
+        number, token = leaving.number, leaving.token
+        if token is None:
+            call = self._invoked.pop(number, None)
+            if call is not None:
+                call.is_dropped = True
+            self.send(wire.Gone(), number, None)
+        elif number in self._lives:
+            self.send(wire.AttemptGone(token, leaving.attempt), number, None)
+
+    def _on_stubborn(self, leaving: Leaving) -> None:
+        if leaving.token is not None and leaving.number not in self._lives:
+            return  # Its lifetime was told to end as well, and answers for it.
+        places = (self.place(frame) for frame in leaving.frames())
+        at = next((place for place in places if place is not None), None)
+        self.send(wire.Stubborn(leaving.token, leaving.attempt, at), leaving.number, None)
+
     def close(self) -> None:
         """End everything, and leave nothing of the bundle in this process."""
-        for life in self._lives.values():
-            life.drop()
+        for scope in (*self._lives.values(), *self._invoked.values(), self._scope):
+            scope.drop()
         self._lives.clear()
-        self._scope.drop()
+        self.leavers.close()
         self.pulse.close()
         if self._late_timer is not None:
             self._late_timer.cancel()
@@ -166,6 +199,7 @@ class Guest:
         self.value_bytes_max = int(options.get("value_bytes_max", codec.VALUE_BYTES_MAX))
         self.has_threads = bool(options.get("threads", False))
         self.has_network = bool(options.get("network", False))
+        self.leavers.grace_s = float(options.get("drop_grace_s", GRACE_S))
         self._env_entries = {entry.name: entry for entry in message.env}
         if self._is_alone:
             self.logs.capture()
@@ -224,6 +258,14 @@ class Guest:
         scope: Scope = CURRENT.get() or self._scope
         if scope.is_dropped:
             raise Suspended("this lifetime is over")
+        attempt = ATTEMPT.get()
+        if attempt is not None and attempt.leaving is not None:
+            raise Suspended("this attempt is over")
+        if not scope.number:
+            raise WorkflowFatalError(
+                "only run() and calls of an entrypoint can call bindings, and what they start: what"
+                " modules start when they are loaded has nothing to call"
+            )
         self._last_call += 1
         number = self._last_call
         future = self._calls[number] = self.loop.create_future()
@@ -254,22 +296,22 @@ class Guest:
     # --- calls in --------------------------------------------------------------------------------
 
     def _on_invoke(self, message: wire.Invoke) -> None:
-        scope = Scope(self)
-        task = scope.spawn(self._invoke(message), scope.context())
-        self._scope.adopt(task)
+        number = wire.CALLS_FROM + message.call
+        scope = self._invoked[number] = Scope(self, number)
+        scope.leaving = self.leavers.leaving(number)
+        scope.spawn(self._invoke(message, scope), scope.context())
 
-    async def _invoke(self, message: wire.Invoke) -> None:
-        self.on_resume(0)
+    async def _invoke(self, message: wire.Invoke, scope: Scope) -> None:
+        self.on_resume(scope.number)
         try:
             reply = wire.Reply(message.call, await self._call_entrypoint(message))
-        except Suspended:
-            return
         except BaseException as error:
-            if self._scope.is_dropped:
+            if scope.is_dropped:
                 return
             self.logs.error(error)
             reply = wire.Reply(message.call, error=self.to_wire(error))
-        self.send(reply, 0, None)
+        if not scope.is_dropped:
+            self.send(reply, scope.number, None)
 
     async def _call_entrypoint(self, message: wire.Invoke) -> bytes:
         name = message.entrypoint or "Default"
@@ -311,43 +353,3 @@ def _where() -> tuple[int, str | None, int]:
     scope, attempt = CURRENT.get(), ATTEMPT.get()
     number = scope.number if scope is not None else 0
     return (number, None, 0) if attempt is None else (number, attempt.name, attempt.number)
-
-
-_FACTORY = "_dynamic_workflows_tasks"
-
-
-def _adopt_work(loop: Any) -> None:
-    """Let tasks and threads that tenant code starts belong to its lifetime; once per loop."""
-    previous: Any = loop.get_task_factory()
-    if getattr(previous, _FACTORY, False):
-        return
-
-    def make(
-        loop: asyncio.AbstractEventLoop,
-        work: Coroutine[Any, Any, Any],
-        *,
-        context: Context | None = None,
-        **options: Any,
-    ) -> asyncio.Future[Any]:
-        build_task: Any = asyncio.Task if previous is None else functools.partial(previous, loop)
-        if previous is None:
-            options["loop"] = loop
-        task: asyncio.Task[Any] = build_task(work, context=context, **options)
-        scope = CURRENT.get() if context is None else context.get(CURRENT)
-        if scope is not None:
-            scope.adopt(task)
-        return task
-
-    in_executor = loop.run_in_executor
-
-    def run_in_executor(executor: Any, function: Any, *args: Any) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = in_executor(executor, function, *args)
-        scope = CURRENT.get()
-        if scope is not None:
-            scope.leave()
-            future.add_done_callback(scope.come_back)
-        return future
-
-    setattr(make, _FACTORY, True)
-    loop.set_task_factory(make)
-    loop.run_in_executor = run_in_executor

@@ -19,7 +19,7 @@ import msgspec
 
 from .channel import Channel, encode
 from .heartbeat import HeartbeatSelector, HeartbeatWriter
-from .wire import Call, Frame, ProtocolViolation, Reply, pack
+from .wire import Call, Frame, Gone, ProtocolViolation, Reply, pack
 
 CHANNEL_FD, HEARTBEAT_FD = 3, 4
 HELLO, FAILURE = -1, -2
@@ -30,6 +30,7 @@ SUPERVISOR_GONE = 0
 
 CALL_KIND = pack(Call(0, "", "", b"", b""))[0]
 REPLY_KIND = pack(Reply(0))[0]
+GONE_KIND = pack(Gone())[0]
 
 # A loop that is never idle still sends: at the latest after so many turns, or so many messages.
 _TURNS_MAX, _MESSAGES_MAX = 16, 256
@@ -81,6 +82,10 @@ class CallGate:
 
     def send(self, frames: list[Frame]) -> None:
         """Send, but for the calls that have to wait."""
+        if self._held:
+            # Nothing may be heard of a lifetime that is gone.
+            gone = {frame[1] for frame in frames if frame[0] == GONE_KIND}
+            self._held = deque(frame for frame in self._held if frame[1] not in gone)
         for frame in frames:
             if frame[0] == CALL_KIND:
                 self._send(

@@ -1,7 +1,7 @@
 """Lifetime: one uninterrupted execution of an instance's `run` inside an isolate.
 
 Its tasks carry it in their context. Dropped, it cancels them and refuses every later step; what its
-code still does is heard by nobody.
+code still does is heard by nobody, and counted until it has ended.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from ..eventlog import codec
 from ..eventlog.clock import to_datetime
 from ..eventlog.errors import WorkflowsError
 from . import wire
-from .attempt import ATTEMPT, Handler, Performing, Undoing
+from .attempt import ATTEMPT, Attempt, Handler, Performing, Undoing
 from .entrypoints import WorkflowFatalError, build
+from .leaving import Leaving, Work
 from .outcomes import Outcomes
 from .pulse import CURRENT
 from .replay import DO, Replay
@@ -40,7 +41,10 @@ class Scope:
         self.number = number
         self.is_dropped = False
         self.calls_out = 0
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.leaving: Leaving | None = None
+        """Counts what is left of it, once it was told to end (a call from outside: from the first).
+        """
+        self._work: dict[Work, Attempt | None] = {}
         self._sweep_at = 64
 
     def context(self) -> Context:
@@ -49,17 +53,28 @@ class Scope:
         context.run(CURRENT.set, self)
         return context
 
-    def adopt(self, task: asyncio.Task[Any]) -> None:
-        """Remember a task, so that dropping ends it."""
-        self.tasks.add(task)
-        if len(self.tasks) >= self._sweep_at:
-            self.tasks = {task for task in self.tasks if not task.done()}
-            self._sweep_at = 2 * len(self.tasks) + 64
+    def adopt(self, work: Work, attempt: Attempt | None = None) -> None:
+        """Remember a task or thread, and the attempt that it is part of, so that it ends with
+        them."""
+        if self.leaving is not None:
+            self.leaving.take(work)
+        if self.is_dropped:
+            if self.leaving is None:
+                work.cancel()
+            return
+        if attempt is not None and attempt.leaving is not None:
+            attempt.leaving.take(work)
+        self._work[work] = attempt
+        if len(self._work) >= self._sweep_at:
+            self._work = {work: of for work, of in self._work.items() if not work.done()}
+            self._sweep_at = 2 * len(self._work) + 64
 
-    def spawn(self, work: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[Any]:
+    def spawn(
+        self, work: Coroutine[Any, Any, Any], context: Context, attempt: Attempt | None = None
+    ) -> asyncio.Task[Any]:
         """Run a coroutine as a task of this, in a context that carries it."""
         task = asyncio.Task(work, loop=self.guest.loop, context=context)
-        self.adopt(task)
+        self.adopt(task, attempt)
         return task
 
     def touch(self) -> None:
@@ -74,13 +89,24 @@ class Scope:
         self.calls_out -= 1
         self.touch()
 
+    def recall(self, attempt: Attempt, token: int) -> Leaving:
+        """Tell an attempt to end; counts what is left of it."""
+        leaving = attempt.leaving = self.guest.leavers.leaving(self.number, token, attempt.number)
+        for work, of in self._work.items():
+            if of is attempt and not work.done():
+                leaving.take(work)
+        return leaving
+
     def drop(self) -> None:
         """End it without a word."""
         self.is_dropped = True
-        for task in self.tasks:
-            if not task.done():
-                task.cancel()
-        self.tasks.clear()
+        if self.leaving is None:
+            self.leaving = self.guest.leavers.leaving(self.number)
+        work, self._work = self._work, {}
+        for one in work:
+            if not one.done():
+                self.leaving.take(one)
+        self.leaving.cancel()
 
 
 class Lifetime(Scope):
@@ -260,8 +286,9 @@ class Lifetime(Scope):
     def on_cancel(self, message: wire.Cancel) -> None:
         """An attempt took too long."""
         work = self.undoing.get(message.token) or self.performing.get(message.token)
-        if work is not None:
-            work.cancel(message.attempt)
+        leaving = None if work is None else work.cancel(message.attempt)
+        leavers = self.guest.leavers
+        leavers.watch(leaving or leavers.leaving(self.number, message.token, message.attempt))
 
     def on_undo(self, message: wire.Undo) -> None:
         """Call the rollback handler of a step."""

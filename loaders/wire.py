@@ -1,10 +1,11 @@
 """Wire: the messages between a supervisor and the guest in an isolate.
 
 A message is (kind, life, body): two integers and the msgpack of one of the structs below. `life`
-names one lifetime of one instance (0: not about an instance); the supervisor numbers lifetimes and
-never reuses a number, so what a dead lifetime still says is recognised and dropped. Values travel
-as codec text (JSON, bytes) and stay opaque until somebody has to look inside; the supervisor checks
-every value before it is recorded. Each side decodes only the kinds it may receive.
+names one lifetime of one instance, or one call of an entrypoint (`CALLS_FROM` and its number), or
+neither (0). The supervisor numbers lifetimes and never reuses a number, so what a dead lifetime
+still says is recognised and dropped. Values travel as codec text (JSON, bytes) and stay opaque
+until somebody has to look inside; the supervisor checks every value before it is recorded. Each
+side decodes only the kinds it may receive.
 
 Order is part of the contract: the supervisor treats the messages of one lifetime in the order in
 which the guest sent them, and a `Go` follows every `Done` that was sent before its `Step` to disk.
@@ -19,6 +20,9 @@ from typing import Any, TypeAlias
 import msgspec
 
 Frame: TypeAlias = tuple[int, int, bytes]
+
+CALLS_FROM = 1 << 62
+"""Added to the number of an Invoke: what its frames carry in the place of a lifetime."""
 
 
 class Error(msgspec.Struct, array_like=True, gc=False):
@@ -79,7 +83,8 @@ class Load(msgspec.Struct, array_like=True, gc=False):
     packages: list[str] = []
     """Installed packages that tenant code may import beside the bundle."""
     options: dict[str, Any] = {}
-    """`threads` (bool), `value_bytes_max` (int), `network` (bool: a gateway answers `fetch`)."""
+    """`threads` (bool), `value_bytes_max` (int), `network` (bool: a gateway answers `fetch`),
+    `drop_grace_s` (float: how long code may go on after it was told to end)."""
 
 
 class Run(msgspec.Struct, array_like=True, gc=False):
@@ -118,14 +123,20 @@ class Answer(msgspec.Struct, array_like=True, gc=False):
 
 
 class Cancel(msgspec.Struct, array_like=True, gc=False):
-    """This attempt is over (timed out): cancel the callback; nothing more of it will be heard."""
+    """This attempt is over (timed out): cancel the callback; nothing more of it will be heard.
+
+    The guest confirms by AttemptGone.
+    """
 
     token: int
     attempt: int
 
 
 class Drop(msgspec.Struct, array_like=True, gc=False):
-    """End this lifetime without a word: suspend, pause, terminate, restart, delete."""
+    """End this lifetime without a word: suspend, pause, terminate, restart, delete.
+
+    Or this call of an entrypoint: nobody waits for its answer any more. The guest confirms by Gone.
+    """
 
 
 class Undo(msgspec.Struct, array_like=True, gc=False):
@@ -269,6 +280,27 @@ class Call(msgspec.Struct, array_like=True, gc=False):
     kwargs: bytes
 
 
+class Gone(msgspec.Struct, array_like=True, gc=False):
+    """Nothing of this lifetime or call is left: whatever was started for it has ended."""
+
+
+class AttemptGone(msgspec.Struct, array_like=True, gc=False):
+    """Nothing of an attempt that was cancelled is left."""
+
+    token: int
+    attempt: int
+
+
+class Stubborn(msgspec.Struct, array_like=True, gc=False):
+    """What was told to end goes on, though it was cancelled twice: a lifetime, a call, or (with a
+    token) an attempt."""
+
+    token: int | None = None
+    attempt: int = 0
+    at: str | None = None
+    """The place in the tenant's source that it waits at, if that can be told."""
+
+
 class Log(msgspec.Struct, array_like=True, gc=False):
     """Lines that tenant code printed or logged."""
 
@@ -284,7 +316,7 @@ TO_GUEST: dict[int, type[msgspec.Struct]] = {
 }  # fmt: skip
 FROM_GUEST: dict[int, type[msgspec.Struct]] = {
     9: Reply, 16: Loaded, 17: Step, 18: Sleep, 19: Wait, 20: Done, 21: Failed, 22: End, 23: Idle,
-    24: Mismatch, 25: Call, 26: Log,
+    24: Mismatch, 25: Call, 26: Log, 27: Gone, 28: AttemptGone, 29: Stubborn,
 }  # fmt: skip
 
 _KINDS: dict[type[msgspec.Struct], int] = {
@@ -297,6 +329,9 @@ _FROM_GUEST_DECODERS = {k: msgspec.msgpack.Decoder(s) for k, s in FROM_GUEST.ite
 
 class ProtocolViolation(Exception):
     """The other side sent what no correct guest or supervisor sends; its isolate has to go."""
+
+    life = 0
+    """The lifetime that the message was about, where whoever raises knows it."""
 
 
 def pack(message: msgspec.Struct, *, life: int = 0) -> Frame:

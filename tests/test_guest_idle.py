@@ -283,6 +283,7 @@ async def test_a_dropped_lifetime_says_nothing_more_whatever_it_swallows(world: 
     for _ in range(50):
         await asyncio.sleep(0)
     heard = [message for _, message in world.log[said:]]
+    assert type(heard.pop()) is wire.Gone, "it confirms that nothing is left"
     assert all(type(message) is wire.Log for message in heard)
     assert {m.text for m in heard} <= {"finally", "swallowed Suspended", "swallowed CancelledError"}
 

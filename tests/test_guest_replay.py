@@ -177,7 +177,7 @@ async def test_a_replay_that_does_not_ask_for_a_recorded_step_tells_both_places(
     said = len(world.log)
     world.send(wire.Drop(), life)
     await settle()
-    assert world.log[said:] == []
+    assert world.log[said:] == [(life, wire.Gone())]
 
 
 async def test_a_run_that_ends_without_asking_tells_the_mismatch(world: World) -> None:

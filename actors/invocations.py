@@ -1,0 +1,134 @@
+"""Invocations: calls of entrypoints in one isolate, each with a deadline.
+
+A call lasts until nothing is left of it in the isolate: what it started may go on after its answer,
+and may call bindings, until the deadline. Then the guest is told to end it, as it is when nobody
+waits for the answer any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ..eventlog.errors import CodeError, LimitExceededError
+from ..loaders.wire import CALLS_FROM, Drop, Frame, Invoke, ProtocolViolation, Reply, pack
+
+
+class _Call:
+    __slots__ = ("future", "is_answered", "timer", "title")
+
+    def __init__(self, title: str, future: asyncio.Future[Reply]) -> None:
+        self.title = title
+        self.future = future
+        self.timer: asyncio.TimerHandle | None = None
+        self.is_answered = False
+
+
+class Invocations:
+    """Those of one isolate."""
+
+    def __init__(
+        self,
+        timeout_s: float,
+        *,
+        send: Callable[[list[Frame]], None],
+        dropped: Callable[[int, str], None],
+    ) -> None:
+        """`dropped` hears the wire number and the title of a call that was told to end."""
+        self._timeout_s = timeout_s
+        self._send = send
+        self._dropped = dropped
+        self._calls: dict[int, _Call] = {}
+        self._waiting = 0
+        self._last = 0
+
+    @property
+    def waiting(self) -> int:
+        """Calls that somebody waits for."""
+        return self._waiting
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._calls
+
+    async def call(self, entrypoint: str | None, method: str, **more: Any) -> Reply:
+        """Call a method; LimitExceededError at the deadline."""
+        self._last += 1
+        number = CALLS_FROM + self._last
+        loop = asyncio.get_running_loop()
+        call = _Call(f"{entrypoint or 'Default'}.{method}", loop.create_future())
+        self._calls[number] = call
+        self._waiting += 1
+        call.timer = loop.call_later(self._timeout_s, self._on_deadline, number)
+        invoke = Invoke(call=self._last, entrypoint=entrypoint, method=method, **more)
+        self._send([pack(invoke, life=number)])
+        try:
+            return await call.future
+        finally:
+            self._waiting -= 1
+            if not call.is_answered:
+                self._drop(number)
+
+    def on_reply(self, number: int, reply: Reply) -> bool:
+        """The guest answers; False when nobody waits any more. ProtocolViolation for an answer
+        that no call can have."""
+        call = self._calls.get(number)
+        if call is None or CALLS_FROM + reply.call != number or call.is_answered:
+            raise ProtocolViolation(f"an answer to call {reply.call}, which has none to come")
+        call.is_answered = True
+        return not call.future.done()
+
+    def settle(self, number: int, reply: Reply) -> None:
+        """Hand the answer to who waits."""
+        self._calls[number].future.set_result(reply)
+
+    def on_gone(self, number: int) -> bool:
+        """Nothing of the call is left; False when there is no such call."""
+        call = self._calls.pop(number, None)
+        if call is None:
+            return False
+        _stop(call)
+        if not call.future.done():
+            call.is_answered = True
+            text = f"the code of {call.title} ended without an answer"
+            call.future.set_exception(CodeError(text, code="call.unanswered"))
+        return True
+
+    def lose(self, error: Exception) -> None:
+        """The isolate is gone."""
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            _stop(call)
+            if not call.future.done():
+                call.future.set_exception(error)
+
+    def _on_deadline(self, number: int) -> None:
+        call = self._calls[number]
+        if not call.future.done():
+            call.future.set_exception(
+                LimitExceededError(
+                    f"the call of {call.title} had no answer after {self._timeout_s:g} s and was "
+                    "cancelled: let it start a workflow where the work is long, or raise "
+                    "call_timeout_seconds",
+                    limit="call_timeout_seconds",
+                )
+            )
+        self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        """Tell the guest to end it; from now on nothing that it says counts."""
+        call = self._calls.pop(number, None)
+        if call is not None:
+            _stop(call)
+            self._dropped(number, call.title)
+            self._send([pack(_DROP, life=number)])
+
+
+_DROP: msgspec.Struct = Drop()
+
+
+def _stop(call: _Call) -> None:
+    if call.timer is not None:
+        call.timer.cancel()

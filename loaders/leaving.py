@@ -1,0 +1,201 @@
+"""Leaving: what is left of code that was told to end: a lifetime, a call, or an attempt.
+
+Cancelling asks; code may clean up for a while, and some goes on for ever. So the tasks and threads
+of what leaves are counted until they have ended, whoever of them started another meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context
+from types import CoroutineType
+from typing import Any, Protocol
+
+from .pulse import CURRENT
+
+GRACE_S = 5.0
+"""How long code may go on after it was told to end, unless the supervisor says otherwise."""
+
+_AWAITED_MAX = 64
+_NOBODY = Context()
+"""Callbacks of ours run on nobody's behalf."""
+
+
+class Work(Protocol):
+    """A task, or a function in a thread."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def cancel(self) -> Any:
+        """Ask it to end."""
+        ...
+
+    def add_done_callback(self, function: Callable[[Any], Any], *, context: Context) -> None:
+        """Call a function, with this, when it has ended."""
+        ...
+
+
+class Leaving:
+    """The work of a lifetime or call (`token` None), or of one attempt, until none is left."""
+
+    __slots__ = (
+        "_on_gone", "_work", "attempt", "due_s", "gone_s", "is_gone", "number", "strikes", "token",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        number: int,
+        on_gone: Callable[[Leaving], None],
+        token: int | None = None,
+        attempt: int = 0,
+    ) -> None:
+        self.number = number
+        self.token = token
+        self.attempt = attempt
+        self.is_gone = False
+        self.strikes = 0
+        self.due_s = 0.0
+        self.gone_s = 0.0
+        self._on_gone = on_gone
+        self._work: set[Work] = set()
+
+    def take(self, work: Work) -> None:
+        """Count this too; once everything had ended nothing new may begin."""
+        if self.is_gone:
+            work.cancel()
+        elif work not in self._work:
+            self._work.add(work)
+            work.add_done_callback(self._ended, context=_NOBODY)
+
+    def cancel(self) -> None:
+        """Ask all of it to end."""
+        for work in list(self._work):
+            work.cancel()
+
+    def settle(self) -> None:
+        """Be gone if there is nothing left."""
+        if not self._work and not self.is_gone:
+            self.is_gone = True
+            self._on_gone(self)
+
+    def _ended(self, work: Work) -> None:
+        self._work.discard(work)
+        self.settle()
+
+    def frames(self) -> list[Any]:
+        """Where its tasks wait: of each the frames from the inside out."""
+        found: list[Any] = []
+        for work in self._work:
+            if isinstance(work, asyncio.Task):
+                found += _frames(work)
+        return found
+
+
+class Leavers:
+    """Everything in a guest that was told to end and has not; reports what will not."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        on_gone: Callable[[Leaving], None],
+        on_stubborn: Callable[[Leaving], None],
+    ) -> None:
+        self.grace_s = GRACE_S
+        self._loop = loop
+        self._on_gone = on_gone
+        self._on_stubborn = on_stubborn
+        self._watched: dict[Leaving, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    def leaving(self, number: int, token: int | None = None, attempt: int = 0) -> Leaving:
+        """To count the work of something in."""
+        return Leaving(number, self._gone, token, attempt)
+
+    def watch(self, leaving: Leaving) -> None:
+        """It was told to end: cancel what is left of it, and again after half of the grace."""
+        leaving.cancel()
+        leaving.settle()
+        if not leaving.is_gone:
+            self._wait_for(leaving)
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._is_closed = True
+        self._watched.clear()
+        for timer in (self._timer, self._sweep_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def _wait_for(self, leaving: Leaving) -> None:
+        leaving.due_s = self._loop.time() + self.grace_s / 2
+        self._watched[leaving] = None
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is None and self._watched:
+            first = next(iter(self._watched))  # they lie in the order in which they are due
+            self._timer = self._loop.call_at(first.due_s, self._look, context=Context())
+
+    def _gone(self, leaving: Leaving) -> None:
+        self._watched.pop(leaving, None)
+        if self._is_closed:
+            return
+        leaving.gone_s = self._loop.time()
+        self._sweep_at(leaving.gone_s + self.grace_s)
+        self._on_gone(leaving)
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        for leaving in [one for one in self._watched if one.due_s <= now_s]:
+            del self._watched[leaving]
+            leaving.strikes += 1
+            if leaving.strikes == 1:
+                leaving.cancel()
+                self._wait_for(leaving)
+            else:
+                self._on_stubborn(leaving)
+        self._timer = None
+        self._arm()
+
+    # --- timers and callbacks that outlive their tasks
+
+    def _sweep_at(self, when_s: float) -> None:
+        if self._sweep_timer is None:
+            self._sweep_timer = self._loop.call_at(when_s, self._sweep, context=Context())
+
+    def _sweep(self) -> None:
+        """Take back what is still scheduled on behalf of lifetimes that were gone a grace ago."""
+        self._sweep_timer = None
+        loop: Any = self._loop
+        now_s = loop.time()
+        later_s = 0.0
+        for handle in (*loop._scheduled, *loop._ready):
+            scope = handle._context.get(CURRENT)
+            leaving = None if scope is None else scope.leaving
+            if leaving is None or not leaving.is_gone or handle.cancelled():
+                continue
+            if leaving.gone_s + self.grace_s <= now_s:
+                handle.cancel()
+            else:
+                later_s = max(later_s, leaving.gone_s)
+        if later_s:
+            self._sweep_at(later_s + self.grace_s)
+
+
+def _frames(task: asyncio.Task[Any]) -> list[Any]:
+    """The frames of a task that waits, the innermost first. What it awaits may be the tenant's."""
+    found: list[Any] = []
+    awaited: Any = task.get_coro()
+    for _ in range(_AWAITED_MAX):
+        if not isinstance(awaited, CoroutineType):
+            break
+        if awaited.cr_frame is not None:
+            found.insert(0, awaited.cr_frame)
+        awaited = awaited.cr_await
+    return found
