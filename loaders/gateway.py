@@ -58,14 +58,16 @@ class _Place:
 
     def __str__(self) -> str:
         port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
-        return f"{self.scheme}://{self.host}{port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}{port}"
 
 
 class AllowList(Service):
     """A gateway (`global_outbound`) to some hosts: everything else is EgressDeniedError.
 
     A host is `api.example.com`, `*.example.com` (every host below it, and not itself), or either
-    with a scheme and a port: `http://localhost:8080`. Without a scheme only https will do. Hosts
+    with a scheme and a port: `http://localhost:8080`. Without a scheme only https will do. What is
+    said for a host goes before what is said for a `*`, and a longer `*` before a shorter one. Hosts
     that only a `*` covers must not resolve to private addresses.
     """
 
@@ -99,9 +101,12 @@ class AllowList(Service):
         self._read()
 
     def _read(self) -> None:
-        self._patterns = {_pattern(host): host for host in self.props["hosts"]}
-        for added in self.props["headers"].values():
-            messages.Headers(added)  # complain here, where the wrong value is at hand
+        self._added: dict[_Place, dict[str, str]] = {}
+        for host in self.props["hosts"]:
+            # One place may be named in several ways, and each may come with headers.
+            added = self._added.setdefault(_pattern(host), {})
+            added |= _headers(host, self.props["headers"].get(host, {}))
+        self._patterns = sorted(self._added, key=lambda one: (one.is_wild, -len(one.host)))
         self._threads: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,7 +117,7 @@ class AllowList(Service):
         self._read()
 
     def __repr__(self) -> str:
-        return f"AllowList({', '.join(map(str, self._patterns))})"  # and no header: they are secret
+        return f"AllowList({', '.join(map(str, self._added))})"  # and no header: they are secret
 
     async def fetch(self, request: messages.Request) -> messages.Response:
         """Send the request; raises EgressDeniedError, ConnectionError or TimeoutError."""
@@ -120,8 +125,10 @@ class AllowList(Service):
         body = await request.body()
         self._check_size(len(body), "the request")
         headers = {name: value for name, value in request.headers.items() if name not in _OURS}
-        added = self.props["headers"].get(self._patterns[pattern], {})
-        headers |= {name.lower(): value for name, value in added.items()}
+        bad = next((name for name, value in headers.items() if not _is_sendable(value)), None)
+        if bad is not None:
+            raise EgressDeniedError(f"the header {bad!r} holds letters beyond Latin-1")
+        headers |= self._added[pattern]
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.props["at_once_max"], "gateway")
         return await asyncio.get_running_loop().run_in_executor(
@@ -132,7 +139,7 @@ class AllowList(Service):
         url, place = _place(request.url)
         pattern = next((pattern for pattern in self._patterns if pattern.covers(place)), None)
         if pattern is None:
-            allowed = ", ".join(map(str, self._patterns)) or "nothing"
+            allowed = ", ".join(map(str, self._added)) or "nothing"
             raise EgressDeniedError(f"{place} is not among what this code may reach: {allowed}")
         if request.method not in self.props["methods"]:
             raise EgressDeniedError(
@@ -160,8 +167,9 @@ class AllowList(Service):
             answer = connection.getresponse()
             data = answer.read(self.props["body_bytes_max"] + 1)
             self._check_size(len(data), "the answer")
-            kept = [pair for pair in answer.getheaders() if pair[0].lower() not in _OURS]
-            return messages.Response(data, answer.status, messages.Headers(kept))
+            if answer.length:  # of what it announced; `read` with a limit does not complain
+                raise http.client.IncompleteRead(data, answer.length)
+            return messages.Response(data, answer.status, messages.Headers(_kept(answer)))
         except TimeoutError:
             limit_s = self.props["timeout_seconds"]
             raise TimeoutError(f"{place} did not answer in {limit_s:g} s") from None
@@ -196,7 +204,7 @@ class _Connection(http.client.HTTPConnection):
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
         failure: OSError = ConnectionError("the name has no address")
         for *_, address in found:
-            if self._is_public and not ipaddress.ip_address(address[0]).is_global:
+            if self._is_public and not _is_public(str(address[0])):
                 raise EgressDeniedError(f"{place} has a private address, which has to be named")
             try:
                 # To this very address: a second look at the name could find another.
@@ -204,6 +212,51 @@ class _Connection(http.client.HTTPConnection):
             except OSError as error:
                 failure = error
         raise failure
+
+
+def _is_public(text: str) -> bool:
+    """Whether an address is of the internet at large, by whatever way it is written."""
+    address: Any = ipaddress.ip_address(text)
+    if address.version == 6:
+        if any(address in network for network in _CARRIERS):
+            address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        elif address.sixtofour is not None:
+            address = address.sixtofour
+        elif address in _TRANSLATED or address.teredo is not None or address.is_site_local:
+            return False
+    return bool(address.is_global and not address.is_multicast)
+
+
+# An address of IPv4 as the end of one of IPv6: compatible, mapped, translated (NAT64).
+_CARRIERS = [ipaddress.IPv6Network(text) for text in ("::/96", "::ffff:0:0/96", "64:ff9b::/96")]
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b:1::/48")
+
+
+def _headers(host: str, added: Mapping[str, str]) -> dict[str, str]:
+    """What the platform adds for a host; ValueError, without the value, where it cannot be sent."""
+    headers = dict(messages.Headers(added))
+    for name, value in headers.items():
+        if not _is_sendable(value):
+            raise ValueError(f"the header {name!r} for {host} holds letters beyond Latin-1")
+    return headers
+
+
+def _is_sendable(value: str) -> bool:
+    return value.isascii() or max(value) <= "\xff"
+
+
+def _kept(answer: http.client.HTTPResponse) -> list[tuple[str, str]]:
+    """The headers of an answer that are the tenant's business, as far as they are well formed."""
+    kept = []
+    for name, value in answer.getheaders():
+        pair = name, " ".join(value.split())
+        try:
+            messages.Headers([pair])
+        except ValueError:
+            continue
+        if name.lower() not in _OURS:
+            kept.append(pair)
+    return kept
 
 
 def _tls() -> ssl.SSLContext:

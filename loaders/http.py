@@ -9,9 +9,17 @@ import msgspec
 
 from ..eventlog.errors import InvalidError
 
+# RFC 9110: what a header's name is made of, and what its value must not hold. A blank in a name
+# would let a tenant say twice, to some servers, what the gateway says once.
+_NAME = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
+_CONTROLS = frozenset(map(chr, [*range(9), *range(10, 32), 127]))
+
 
 class Headers(Mapping[str, str]):
-    """Headers by name, whatever the case; repeated ones are joined by a comma."""
+    """Headers by name, whatever the case; repeated ones are joined by a comma.
+
+    ValueError for a name that is none, and for control characters in a value.
+    """
 
     def __init__(self, items: Mapping[str, str] | Iterable[tuple[str, str]] | None = None) -> None:
         self._items: dict[str, str] = {}
@@ -19,8 +27,10 @@ class Headers(Mapping[str, str]):
         for name, value in pairs:
             key = str(name).lower()
             text = str(value)
-            if any(character in "\r\n\0" for character in key + text):
-                raise ValueError(f"the header {key!r} holds a line break")
+            if not key or not _NAME.issuperset(key):
+                raise ValueError(f"{key[:80]!r} is no name of a header")
+            if not _CONTROLS.isdisjoint(text):
+                raise ValueError(f"the header {key!r} holds a line break or another control code")
             self._items[key] = f"{self._items[key]}, {text}" if key in self._items else text
 
     def __getitem__(self, name: str) -> str:

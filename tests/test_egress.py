@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -16,6 +17,8 @@ from real_tenants import real_tenant
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
+from dynamic_workflows.loaders import gateway as gateway_module
+from dynamic_workflows.loaders import http
 
 SECRET = "Bearer s3cr3t"
 TENANT = """
@@ -95,6 +98,26 @@ def upstream() -> Iterator[Server]:
 
 def code(gateway: dw.Service | None) -> dw.WorkerCode:
     return dw.WorkerCode("index.py", {"index.py": TENANT}, global_outbound=gateway)
+
+
+@contextmanager
+def saying(answer: bytes) -> Iterator[str]:
+    """A server that answers one request with these bytes; yields where it listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while not connection.recv(65536).endswith(b"\r\n\r\n"):
+                    pass
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            thread.join(10)
 
 
 @asynccontextmanager
@@ -219,6 +242,31 @@ async def test_a_wildcard_reaches_no_private_address() -> None:
     assert server.seen == []
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.0.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "::", "::1",
+     "::127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe",
+     "2002:a9fe:a9fe::1", "2001:0:a9fe:a9fe::1", "fe80::1%lo", "fec0::1", "fd00::1", "ff0e::1"],
+)  # fmt: skip
+async def test_a_wildcard_does_not_take_a_private_address_in_any_notation(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A resolver that answers what an attacker's zone would.
+    def resolve(host: str, port: int, **more: Any) -> list[Any]:
+        return [(0, 0, 0, "", (address, port))]
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    with pytest.raises(dw.EgressDeniedError, match="private"):
+        await dw.AllowList("*.example.com").fetch(dw.Request("GET", "https://a.example.com/"))
+
+
+@pytest.mark.parametrize(
+    "address", ["93.184.215.14", "2606:2800:21f:cb07::1", "64:ff9b::5db8:d70e", "2002:5db8:d70e::1"]
+)
+def test_addresses_of_the_internet_at_large_are_public(address: str) -> None:
+    assert gateway_module._is_public(address)
+
+
 async def test_a_host_that_does_not_answer_is_a_connection_error() -> None:
     with upstream() as server:
         host = server.host
@@ -245,11 +293,61 @@ def test_a_host_that_is_none_is_refused_at_once(host: str) -> None:
         dw.AllowList(host)
 
 
-def test_headers_are_for_allowed_hosts_and_hold_no_line_break() -> None:
+def test_headers_are_for_allowed_hosts_and_can_be_sent() -> None:
+    with pytest.raises(ValueError, match="no name of a header"):
+        dw.AllowList("a.example", headers={"a.example": {"x y": "z"}})
+    with pytest.raises(ValueError, match="beyond Latin-1") as caught:
+        dw.AllowList("a.example", headers={"a.example": {"x": f"{SECRET} ✓"}})
+    assert SECRET not in str(caught.value)
     with pytest.raises(ValueError, match="not allowed"):
         dw.AllowList("a.example", headers={"b.example": {"x": "y"}})
     with pytest.raises(ValueError, match="line break"):
         dw.AllowList("a.example", headers={"a.example": {"x": "y\r\nz: 1"}})
+
+
+@pytest.mark.parametrize("name", ["transfer-encoding ", "host\t", "authorization ", "", "a:b", "é"])
+async def test_no_header_is_said_twice_by_a_name_that_is_none(name: str) -> None:
+    # As a guest that was tampered with would send it; the SDK refuses it at once.
+    plain = http.request_to_plain(dw.Request("GET", "https://a.example/"))
+    with pytest.raises(dw.InvalidError, match="no name of a header"):
+        http.request_from_plain(plain | {"headers": {name: "chunked"}})
+    with pytest.raises(ValueError, match="no name of a header"):
+        dw.Request("GET", "https://a.example/", {name: "chunked"})
+
+
+def test_the_headers_of_the_closest_name_are_added_however_it_is_written() -> None:
+    more, most = "*.b.example", "a.b.example"
+    gateway = dw.AllowList(
+        "*.example", more, most, f"https://{most}:443/",
+        headers={"*.example": {"x": "1"}, more: {"x": "2"}, most: {"x": SECRET}},
+    )  # fmt: skip
+    added = [
+        gateway._added[gateway._allowed(dw.Request("GET", f"https://{host}/"))[2]]
+        for host in ("c.example", "b.example", "c.b.example", "a.b.example", "c.a.b.example")
+    ]
+    assert [headers["x"] for headers in added] == ["1", "1", "2", SECRET, "2"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (b"200 OK\r\nContent-Length: 50\r\n\r\ncut", None),
+        (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFF\r\ncut", None),
+        (b"\x1b[2J\r\n\r\n", None),
+        (b"200 OK\r\nX-A: one\r\n two\r\nX-B: \x1b[2J\r\n\r\nok", {"x-a": "one two"}),
+    ],
+)
+async def test_what_an_upstream_says_amiss_is_an_error_or_left_out(
+    answer: bytes, expected: dict[str, str] | None
+) -> None:
+    with saying(b"HTTP/1.1 " + answer) as host:
+        fetched = dw.AllowList(host).fetch(dw.Request("GET", host))
+        if expected is None:
+            with pytest.raises(ConnectionError, match="cannot be asked"):
+                await fetched
+        else:
+            response = await fetched
+            assert (dict(response.headers), await response.text()) == (expected, "ok")
 
 
 class Rewriting(dw.AllowList):

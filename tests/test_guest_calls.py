@@ -356,7 +356,8 @@ async def test_a_flood_is_cut_and_counted(world: World) -> None:
      {"http": "response", "status": 7, "headers": {}, "body": b""},
      {"http": "response", "status": "200", "headers": {}, "body": b""},
      {"http": "response", "status": 200, "headers": {"a": 1}, "body": b""},
-     {"http": "response", "status": 200, "headers": {"a": "b\r\nc: d"}, "body": b""}],
+     {"http": "response", "status": 200, "headers": {"a": "b\r\nc: d"}, "body": b""},
+     {"http": "response", "status": 200, "headers": {"transfer-encoding ": "x"}, "body": b""}],
 )  # fmt: skip
 def test_what_is_no_response_is_refused(plain: Any) -> None:
     with pytest.raises(InvalidError):
@@ -364,10 +365,10 @@ def test_what_is_no_response_is_refused(plain: Any) -> None:
 
 
 async def test_messages_survive_the_way(world: World) -> None:
-    request = http.Request("get", "https://x", {"A": "1", "a ": "2"}, b"\xff")
+    request = http.Request("get", "https://x", {"A": "1", "b-1": "2"}, b"\xff")
     again = http.from_plain(codec.decode(codec.encode(http.to_plain(request))))
     assert (again.method, dict(again.headers), await again.body()) == (
-        "GET", {"a": "1", "a ": "2"}, b"\xff",
+        "GET", {"a": "1", "b-1": "2"}, b"\xff",
     )  # fmt: skip
     with pytest.raises(ValueError, match="no JSON"):
         await again.json()
