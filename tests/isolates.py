@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import other_host
 
 from dynamic_workflows.loaders.isolate import Exit, Isolation, Limits
 from dynamic_workflows.loaders.process import ProcessIsolates
@@ -17,6 +18,10 @@ from dynamic_workflows.loaders.wire import Frame
 
 TESTS = Path(__file__).resolve().parent
 RUN, ECHO, RESULT, ECHOED, LOG = 2, 3, 20, 21, 26
+DEFAULT = Isolation(warm=0)
+if other_host.IS_HERE:
+    other_host.spread()
+    DEFAULT = Isolation(level="unsafe-none", warm=0)
 CLOSED = Exit("closed", is_tenants_own=False, kind="closed")
 
 
@@ -83,7 +88,7 @@ async def isolates(
     isolation: Isolation | None = None, *, walls: WallsPlan | None = None
 ) -> AsyncIterator[ProcessIsolates]:
     made = ProcessIsolates(
-        isolation or Isolation(warm=0),
+        isolation or DEFAULT,
         guest="attacks.probe_guest:Guest",
         path=(str(TESTS),),
         walls=walls,

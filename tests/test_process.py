@@ -9,12 +9,14 @@ import os
 import resource
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import other_host
 import pytest
-from isolates import CLOSED, ECHO, ECHOED, LOG, RESULT, TESTS, Talk, isolates, start
+from isolates import CLOSED, DEFAULT, ECHO, ECHOED, LOG, RESULT, TESTS, Talk, isolates, start
 
 from dynamic_workflows.eventlog.errors import PlatformClosed, SandboxUnavailable, Unavailable
 from dynamic_workflows.loaders.inside import CALL_KIND, REPLY_KIND
@@ -34,13 +36,17 @@ from dynamic_workflows.loaders.wire import (
 )
 
 LOADED, STEP, END = 16, 17, 22
+needs_walls = pytest.mark.skipif(other_host.IS_HERE, reason="there are no walls on other hosts")
 
 
 def is_alive(pid: int) -> bool:
     try:
+        os.kill(pid, 0)
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+    except ProcessLookupError:
         return False
+    except OSError:
+        return other_host.IS_HERE  # without /proc, there is no more to know
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
@@ -64,13 +70,13 @@ async def test_an_isolate_runs_what_it_is_sent_and_answers() -> None:
         talk = await start(made)
         assert await talk.run("result = 6 * 7") == ("ok", "42")
         assert talk.isolate.level == made.level
-        assert "seccomp" in made.level
+        assert "seccomp" in made.level or DEFAULT.level in made.level
         await talk.close()
         assert not is_alive(talk.isolate.pid or 0)
 
 
 async def test_every_isolate_is_another_process_and_blank_ones_are_used_once() -> None:
-    async with isolates(Isolation(warm=2)) as made:
+    async with isolates(replace(DEFAULT, warm=2)) as made:
         pids = set()
         for _ in range(6):
             talk = await start(made)
@@ -84,7 +90,7 @@ async def test_every_isolate_is_another_process_and_blank_ones_are_used_once() -
 
 
 async def test_blank_isolates_wait_ready_and_are_handed_out() -> None:
-    async with isolates(Isolation(warm=2)) as made:
+    async with isolates(replace(DEFAULT, warm=2)) as made:
         async with asyncio.timeout(60):
             while made.counts["started_warm"] == 0:
                 talk = await start(made)
@@ -144,7 +150,8 @@ async def test_a_turn_that_sleeps_too_long_is_ended() -> None:
 async def test_a_forged_heartbeat_does_not_hide_a_spin() -> None:
     forge = """
 import gc, mmap
-page = next(o for o in gc.get_objects() if type(o).__name__ == "HeartbeatWriter")
+from dynamic_workflows.loaders.heartbeat import HeartbeatWriter
+page = next(o for o in gc.get_objects() if isinstance(o, HeartbeatWriter))
 while True:
     page.begin_turn()
     page.rest()
@@ -170,6 +177,7 @@ async def main():
         assert (await talk.run(source))[0] == "ok"
 
 
+@needs_walls
 async def test_memory_beyond_the_limit_is_an_error_inside() -> None:
     async with isolates() as made:
         talk = await start(made, Limits(memory_mb=64))
@@ -187,7 +195,8 @@ async def main():
         hoard.append(b"x" * (1 << 20))
         await asyncio.sleep(0.001)
 """
-    async with isolates(walls=WallsPlan(rlimits=False)) as made:
+    walls = WallsPlan(level=DEFAULT.level, rlimits=False)
+    async with isolates(walls=walls) as made:
         talk = await start(made, Limits(memory_mb=64))
         talk.tell(grow)
         exit = await talk.end()
@@ -203,12 +212,19 @@ async def main():
         ("raise SystemExit(4)", "exit", "exited with status 4"),
         ("import os; os._exit(0)", "exit", "exited with status 0"),
         ("import ctypes; ctypes.string_at(8)", "signal", "killed by signal 11 (SIGSEGV)"),
-        (
+        pytest.param(
             "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)",
             "signal",
             "killed for a forbidden system call",
+            marks=needs_walls,
         ),
-        ("import os; os.close(3); loop.call_later(60, print)", "protocol", None),
+        pytest.param(
+            "import os; os.close(3); loop.call_later(60, print)",
+            "protocol",
+            None,
+            # Other selectors than epoll notice it inside: then it leaves by itself.
+            marks=pytest.mark.skipif(other_host.IS_HERE, reason="there is no epoll"),
+        ),
         ("import os; os.write(3, b'GET / HTTP/1.1')", "protocol", None),
     ],
 )
@@ -259,12 +275,13 @@ loop.call_later(0.01, os._exit, 0)
 async def test_a_lost_zygote_loses_its_isolates_to_the_platform_and_is_replaced() -> None:
     async with isolates() as made:
         first, second = await start(made), await start(made)
+        second.tell("while True: pass", life=2)
         zygote = made._spawner
         assert zygote is not None
         os.kill(zygote.pid, signal.SIGKILL)
         for talk in (first, second):
             exit = await talk.end()
-            assert exit == Exit("lost with its zygote", is_tenants_own=False)
+            assert (exit.reason, exit.is_tenants_own) == ("lost with its zygote", False)
         await until_gone(first.isolate.pid or 0, second.isolate.pid or 0)
         third = await start(made)
         assert await third.run("result = 1") == ("ok", "1")
@@ -301,7 +318,7 @@ asyncio.run(main())
 
 
 async def test_closing_ends_every_process_and_starting_is_refused() -> None:
-    async with isolates(Isolation(warm=2)) as made:
+    async with isolates(replace(DEFAULT, warm=2)) as made:
         talk = await start(made)
         zygote = made._spawner
         assert zygote is not None
@@ -333,7 +350,13 @@ async def test_a_start_that_is_given_up_leaves_no_process(turns: int) -> None:
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    """How many files this process holds."""
+    found = 0
+    for fd in range(1024):
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+            found += 1
+    return found
 
 
 async def test_where_no_file_can_be_opened_the_platform_is_unavailable() -> None:
@@ -355,6 +378,7 @@ async def test_where_no_file_can_be_opened_the_platform_is_unavailable() -> None
         assert await (await start(made)).run("result = 1") == ("ok", "1")
 
 
+@needs_walls
 async def test_root_without_another_user_to_become_is_refused() -> None:
     if os.geteuid() != 0:
         pytest.skip("not root")
@@ -426,6 +450,7 @@ send.__self__._send([pack(Call(number, "x", "y", b"", b"")) for number in range(
     assert exit.is_tenants_own
 
 
+@needs_walls
 async def test_open_files_have_a_limit() -> None:
     source = "import os; held = [os.dup(0) for _ in range(100)]"
     async with isolates() as made:
@@ -443,12 +468,13 @@ try:
 except ModuleNotFoundError:
     result = pydantic.BaseModel.__name__
 """
-    async with isolates(Isolation(warm=0, packages=("pydantic", "no_such_package"))) as made:
+    async with isolates(replace(DEFAULT, packages=("pydantic", "no_such_package"))) as made:
         talk = await start(made)
         state, text = await talk.run(source)
         assert (state, text) == ("ok", "'BaseModel'")
 
 
+@needs_walls
 async def test_threads_are_the_deployments_choice() -> None:
     source = "import threading; t = threading.Thread(target=int); t.start(); t.join()"
     async with isolates() as made:
@@ -460,9 +486,10 @@ async def test_threads_are_the_deployments_choice() -> None:
         assert (await talk.run("import os; os.fork()"))[0] == "PermissionError"
 
 
+@needs_walls
 async def test_blank_isolates_follow_the_limits_that_are_asked_for() -> None:
     small = Limits(memory_mb=64)
-    async with isolates(Isolation(warm=1)) as made:
+    async with isolates(replace(DEFAULT, warm=1)) as made:
         for _ in range(2):
             await (await start(made, small)).close()
         async with asyncio.timeout(60):
@@ -503,7 +530,7 @@ class TenantWorkflow(WorkflowEntrypoint):
 
 @pytest.mark.parametrize("warm", [0, 1])
 async def test_the_real_guest_runs_a_workflow_behind_the_walls(warm: int) -> None:
-    made = ProcessIsolates(Isolation(warm=warm))
+    made = ProcessIsolates(replace(DEFAULT, warm=warm))
     try:
         if warm:
             async with asyncio.timeout(60):
