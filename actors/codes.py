@@ -30,7 +30,7 @@ from ..loaders.calls import Calls
 from ..loaders.entrypoints import build
 from ..loaders.records import Record
 from ..loaders.service import App, DispatchEvent, DispatchStep
-from ..loaders.worker import EntrypointStub, WorkerLoader, WorkerRef, Workers
+from ..loaders.worker import EntrypointStub, WorkerLoader, WorkerRef, Workers, target_of
 from .callbacks import Callbacks, answer_of
 
 _BUNDLES_HELD = 256
@@ -282,7 +282,7 @@ class Codes:
             metadata=codec.decode(metadata),
         )
         stub = await _handed_over(kind, self.dispatcher_env(), event)
-        worker, name = stub.target
+        worker, name = target_of(stub)
         if worker is None:
             raise CodeError(
                 "load_runner has to answer an entrypoint of a loaded worker",

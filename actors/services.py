@@ -127,4 +127,7 @@ def _arguments(args: bytes, kwargs: bytes) -> tuple[list[Any], dict[str, Any]]:
         raise InvalidError("a call carries a list of arguments and a dict of named ones")
     if not all(isinstance(name, str) for name in named):
         raise InvalidError("the names of arguments are text")
-    return [http.from_plain(value) for value in positional], named
+    return (
+        [http.from_plain(value) for value in positional],
+        {name: http.from_plain(value) for name, value in named.items()},
+    )

@@ -355,6 +355,11 @@ class TenantCalls:
                 f"{', '.join(sorted(host.exports)) or 'none'}",
                 code="code.class_missing",
             )
+        if export.kind == "workflow":
+            raise InvalidError(
+                f"{name!r} is a workflow class: it is run by create() of its binding, and has no "
+                "methods to call"
+            )
         if method not in export.methods:
             raise InvalidError(f"the entrypoint {name!r} has no public method {method!r}")
         try:

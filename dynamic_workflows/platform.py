@@ -113,7 +113,7 @@ class Platform:
     @property
     def loader(self) -> WorkerLoader:
         """Loads code that is no tenant's deployment."""
-        return WorkerLoader(self._open().codes)
+        return WorkerLoader(self._open().codes, self._ids)
 
     def query(self, sql: str, params: list[Any] | dict[str, Any] | None = None) -> pa.Table:
         """SQL over the views `events`, `instances`, `steps`, `attempts`, `waits` of all tenants.

@@ -77,8 +77,9 @@ class ServiceProxy:
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             plain = [http.to_plain(argument) for argument in args]
+            named = {name: http.to_plain(argument) for name, argument in kwargs.items()}
             text = await self._guest.call(
-                self._name, method, codec.encode(plain), codec.encode(kwargs)
+                self._name, method, codec.encode(plain), codec.encode(named)
             )
             return http.from_plain(codec.decode(text))
 

@@ -324,7 +324,8 @@ class Guest:
         props = None if message.props is None else codec.decode(message.props)
         entrypoint = build(kind, env=self.env(), ctx=View(props=props))
         answer = getattr(entrypoint, message.method)(
-            *(http.from_plain(argument) for argument in args), **kwargs
+            *(http.from_plain(argument) for argument in args),
+            **{name: http.from_plain(argument) for name, argument in kwargs.items()},
         )
         if inspect.isawaitable(answer):
             answer = await answer

@@ -206,8 +206,8 @@ def to_plain(value: Any) -> Any:
 def from_plain(value: Any) -> Any:
     """The value, with what `to_plain` made of a Request or Response as itself again."""
     if type(value) is dict and "http" in value:
-        if value.keys() == _RESPONSE_KEYS:
+        if value["http"] == "response" and value.keys() == _RESPONSE_KEYS:
             return response_from_plain(value)
-        if value.keys() == _REQUEST_KEYS:
+        if value["http"] == "request" and value.keys() == _REQUEST_KEYS:
             return request_from_plain(value)
     return value

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import msgspec
 
 from ..eventlog import codec
+from ..eventlog.ids import Ids, SystemIds
 from . import http
+from .bundle import WorkerCode
 from .calls import Calls
 from .service import DispatchStep
 
@@ -58,16 +60,15 @@ class EntrypointStub:
     def __repr__(self) -> str:
         return f"EntrypointStub({self._name!r})"
 
-    @property
-    def target(self) -> tuple[WorkerStub | None, str | None]:
-        """The worker and the class behind the stub."""
-        return self._worker, self._name
+    async def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand a dispatched instance over to this workflow class: `run(event, step)`.
 
-    async def run(self, event: Any, step: Any) -> Any:
-        """Hand a dispatched instance over to this workflow class."""
-        if not isinstance(step, DispatchStep):
-            raise TypeError("run() of a loaded workflow is for dispatchers: use create()")
-        return await step.hand_over(self)
+        With anything else than a dispatcher's `step`, the entrypoint's own method of that name.
+        """
+        step = args[-1] if args else kwargs.get("step")
+        if isinstance(step, DispatchStep):
+            return await step.hand_over(self)
+        return await self._invoke("run", list(args), kwargs)
 
     async def fetch(self, request: Any) -> http.Response:
         """Answer an HTTP request."""
@@ -89,8 +90,10 @@ class EntrypointStub:
             {
                 "entrypoint": self._name,
                 "method": method,
-                "args": codec.encode(args),
-                "kwargs": codec.encode(kwargs),
+                "args": codec.encode([http.to_plain(argument) for argument in args]),
+                "kwargs": codec.encode(
+                    {name: http.to_plain(argument) for name, argument in kwargs.items()}
+                ),
                 "props": self._props,
                 "limits": self._limits,
             }
@@ -98,20 +101,35 @@ class EntrypointStub:
         return http.from_plain(codec.decode(answer))
 
 
+def target_of(stub: EntrypointStub) -> tuple[WorkerStub | None, str | None]:
+    """The worker and the class behind a stub, whose own names are all the entrypoint's."""
+    return stub._worker, stub._name
+
+
 class WorkerStub:
     """A worker that is loaded when it is first called."""
 
-    def __init__(self, workers: Workers, name: str | None, source: Any) -> None:
+    def __init__(
+        self, workers: Workers, name: str | None, source: Any, *, own: str | None = None
+    ) -> None:
+        """`own`: it shares its isolate with nobody, not even with equal code."""
         self._workers = workers
         self._name = name
         self._source = source
+        self._own = own
+        self._ref: WorkerRef | None = None
 
     def __repr__(self) -> str:
         return f"WorkerStub({self._name!r})"
 
     async def ref(self) -> WorkerRef:
         """Load it now, unless it is held already."""
-        return await self._workers.worker(self._name, self._source)
+        if self._own is None:
+            return await self._workers.worker(self._name, self._source)
+        if self._ref is None:
+            ref = await self._workers.worker(None, self._source)
+            self._ref = WorkerRef(ref.tenant_id, ref.code_hash, self._own)
+        return self._ref
 
     def get_entrypoint(
         self,
@@ -135,8 +153,9 @@ class WorkerStub:
 class WorkerLoader:
     """Loads code that is no tenant's deployment: by id, kept for a while, or once."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, ids: Ids | None = None) -> None:
         self._workers = workers
+        self._ids = ids or SystemIds()
 
     def get(self, id: str, callback: Callable[[], Any]) -> WorkerStub:
         """The worker of that id; `callback` answers its WorkerCode when it is not held.
@@ -150,5 +169,11 @@ class WorkerLoader:
         return WorkerStub(self._workers, id, callback)
 
     def load(self, code: Any) -> WorkerStub:
-        """A worker of its own for this code, shared with nobody."""
-        return WorkerStub(self._workers, None, code)
+        """A worker of its own for this code, in an isolate that is shared with nobody.
+
+        `code` is a WorkerCode, or a callback that answers one. Each `load` is another worker; all
+        stubs of one are the same, until the isolate has been idle for long.
+        """
+        if not callable(code) and not isinstance(code, WorkerCode):
+            raise TypeError(f"load takes a WorkerCode, not {type(code).__name__}")
+        return WorkerStub(self._workers, None, code, own=f"load:{self._ids.token()}")
