@@ -17,6 +17,27 @@ from typing import Any, TypeAlias
 from ..eventlog.errors import CodeError
 from .bundle import MODULES_BYTES_MAX, WorkerCode
 
+# What git is told where it is run: this repository as it is, no questions, and nobody else. A clone
+# that lacks objects would fetch them, by whatever program its own configuration names.
+_QUIET = {
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+# What a git that runs us (in a hook) leaves in the environment for its own repository.
+_STRAYS = frozenset(
+    """
+    GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_COMMON_DIR GIT_DIR GIT_GRAFT_FILE
+    GIT_IMPLICIT_WORK_TREE GIT_INDEX_FILE GIT_NAMESPACE GIT_OBJECT_DIRECTORY GIT_PREFIX
+    GIT_QUARANTINE_PATH GIT_REPLACE_REF_BASE GIT_SHALLOW_FILE GIT_WORK_TREE
+    """.split()
+)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*(://|::)", re.IGNORECASE)
+# No part of a branch's name, but of git's ways to say "the one before", "that file", "yesterday".
+_REVISION_SIGNS = frozenset("~^:@{}?*[ ")
+
 Load: TypeAlias = Callable[[str], Awaitable[WorkerCode]]
 
 MAIN_MODULE = "index.py"
@@ -76,14 +97,15 @@ def from_git(
     `revision` is a commit, a tag or a branch, which is looked up each time: a tenant whose branch
     has moved gets the new code. `repository` may be a folder inside one, and stands for that folder
     alone; `folder` goes on from there. `{tenant}` in `revision` or `folder` stands for the tenant's
-    id. Nothing is checked out, and no file outside the repository is read; the program `git` has to
-    be installed.
+    id; where ids are not yours to choose, write the whole name of the branch, as in
+    `refs/heads/{tenant}`: an id may be the name of a tag or a commit, too. Nothing is checked out
+    or fetched, and no file outside the repository is read; the program `git` has to be installed.
     """
 
     async def load(tenant_id: str) -> WorkerCode:
         return await read_revision(
             repository,
-            _filled(revision, tenant_id),
+            _filled_revision(revision, tenant_id),
             folder=_filled(folder, tenant_id),
             main_module=main_module,
             **more,
@@ -131,6 +153,7 @@ async def read_revision(
     **more: Any,
 ) -> WorkerCode:
     """The files of a git repository at a revision as code; CodeError when they cannot be read."""
+    _check_repository(repository)
     commit = await _commit(repository, revision)
     prefix = (await _git(repository, "rev-parse", "--show-prefix")).decode().rstrip("\n")
     tree = f"{commit}:{prefix}{_inside(folder)}"
@@ -139,11 +162,21 @@ async def read_revision(
     _check_size(sum(size for _, _, size in entries), f"{tree[:12]}…")
     wanted = "".join(f"{name}\n" for _, name, _ in entries).encode()
     data = await _git(repository, "cat-file", "--batch", given=wanted) if entries else b""
+    begin = 0
     for path, _, size in entries:
-        begin = data.index(b"\n") + 1
+        begin = data.index(b"\n", begin) + 1
         modules[path] = _content(path, data[begin : begin + size])
-        data = data[begin + size + 1 :]
+        begin += size + 1
     return WorkerCode(main_module, modules, **more)
+
+
+def _check_repository(repository: str | Path) -> None:
+    text = str(repository)
+    if text.startswith("-"):
+        raise _missing(f"{text!r} is no path of a repository")
+    if _URL.match(text):
+        # And it is not shown: what URLs hold beside a name is often a secret.
+        raise _missing("a repository is a path on this machine, not a URL: clone it first")
 
 
 async def _commit(repository: str | Path, revision: str) -> str:
@@ -180,11 +213,7 @@ def _entries(listing: bytes) -> list[tuple[str, str, int]]:
 
 async def _git(repository: str | Path, *arguments: str, given: bytes = b"") -> bytes:
     """What git prints; CodeError when it fails. No shell, no prompts, no hooks, no network."""
-    if str(repository).startswith("-"):
-        raise _missing(f"{str(repository)!r} is no path of a repository")
-    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1"}
-    strays = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"}
-    environment = {name: value for name, value in os.environ.items() if name not in strays}
+    environment = {name: value for name, value in os.environ.items() if name not in _STRAYS}
     try:
         process = await asyncio.create_subprocess_exec(
             "git",
@@ -194,7 +223,7 @@ async def _git(repository: str | Path, *arguments: str, given: bytes = b"") -> b
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment | quiet,
+            env=environment | _QUIET,
         )
     except OSError as error:
         raise _missing(f"git cannot be started: {error}") from error
@@ -237,6 +266,13 @@ def _filled(template: str, tenant_id: str) -> str:
     if tenant_id in ("", ".", "..") or "/" in tenant_id or "\\" in tenant_id or "\0" in tenant_id:
         raise _missing(f"the id of tenant {tenant_id!r} cannot be part of a path")
     return template.replace("{tenant}", tenant_id)
+
+
+def _filled_revision(template: str, tenant_id: str) -> str:
+    """As `_filled`; an id that would be more than a part of a name is refused."""
+    if "{tenant}" in template and (not _REVISION_SIGNS.isdisjoint(tenant_id) or ".." in tenant_id):
+        raise _missing(f"the id of tenant {tenant_id!r} cannot be part of a revision")
+    return _filled(template, tenant_id)
 
 
 def _missing(message: str) -> CodeError:

@@ -142,6 +142,65 @@ async def test_a_repository_that_is_none_is_refused(tmp_path: Path) -> None:
         assert caught.value.code == "code.load_failed"
 
 
+@pytest.mark.parametrize("odd", ["https://me:s3cr3t@example.com/x.git", "ext::sh -c s3cr3t"])
+async def test_a_url_is_no_repository_and_is_not_repeated(odd: str) -> None:
+    with pytest.raises(dw.CodeError, match="clone it first") as caught:
+        await read_revision(odd)
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tenant_id", ["main~1", "main^", "main@{0}", "@", "main:", "a..b", "main^{tree}", "[m]ain"]
+)
+async def test_no_id_of_a_tenant_is_more_than_a_name(repository: Path, tenant_id: str) -> None:
+    commit(repository, "one")
+    commit(repository, "two")
+    with pytest.raises(dw.CodeError, match="cannot be part of"):
+        await dw.from_git(repository, "{tenant}")(tenant_id)
+    named = dw.from_git(repository, "refs/heads/{tenant}")
+    assert (await named("main")).modules["words.py"] == "WORD = 'two'\n"
+    with pytest.raises(dw.CodeError, match="no revision"):
+        await named(git(repository, "rev-parse", "HEAD"))
+
+
+async def test_a_commit_is_what_it_was_whatever_replaces_it(repository: Path) -> None:
+    first = commit(repository, "one")
+    git(repository, "replace", first, commit(repository, "evil"))
+    assert (await read_revision(repository, first)).modules["words.py"] == "WORD = 'one'\n"
+
+
+async def test_a_clone_that_lacks_objects_starts_no_program_to_get_them(
+    repository: Path, tmp_path: Path
+) -> None:
+    commit(repository, "one")
+    git(repository, "config", "uploadpack.allowFilter", "true")
+    partial, sign = tmp_path / "partial", tmp_path / "sign"
+    git(tmp_path, "clone", "-q", "--bare", "--filter=blob:none", f"file://{repository}", "partial")
+    git(partial, "config", "remote.origin.uploadpack", f"touch {sign}; git-upload-pack")
+    with pytest.raises(dw.CodeError):
+        await read_revision(partial)
+    assert not sign.exists()
+
+
+async def test_a_hook_of_another_repository_does_not_lead_there(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(repository, "one")
+    for name in ("GIT_DIR", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_INDEX_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    assert (await read_revision(repository)).modules["words.py"] == "WORD = 'one'\n"
+
+
+async def test_many_files_are_read_in_one_pass(repository: Path) -> None:
+    for i in range(600):
+        (repository / f"{i}.txt").write_text(f"{i}\n" * (i % 7))
+    (repository / "empty.txt").write_bytes(b"")
+    commit(repository, "many")
+    modules = (await read_revision(repository)).modules
+    assert all(modules[f"{i}.txt"] == f"{i}\n" * (i % 7) for i in range(600))
+    assert modules["empty.txt"] == ""
+
+
 async def test_a_mapping_is_asked_each_time() -> None:
     codes: dict[str, Any] = {"acme": {"index.py": CODE, "words.py": "WORD = 1"}}
     load = dw.from_mapping(codes)
