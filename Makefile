@@ -15,7 +15,7 @@ STAMP := $(VENV)/installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' 
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install fmt lint types unit test azurite slow demo bench clean
+.PHONY: help install fmt lint types unit test azurite slow fuzz demo bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*##  *\(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) \
@@ -67,6 +67,11 @@ test: $(STAMP)  ## install, then format, style, types and tests: what CI runs
 
 slow: $(STAMP)  ## run the tests of many seeds and long histories
 	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+
+FUZZ_SECONDS ?= 600
+fuzz: $(STAMP)  ## make up bytes against all that reads them, for FUZZ_SECONDS (600) in all
+	$(RUN) -m pip install --quiet --group fuzz
+	$(RUN) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 demo: $(STAMP)  ## four tenants, one crash, SQL at the end; again to go on from the same log
 	@$(RUN) examples/demo.py

@@ -135,6 +135,8 @@ class PlatformConfig(BaseModel):
     """MiB of a private /tmp in memory; more than 0 needs the jail."""
     modules_bytes_max: int = Field(default=64 * MIB, ge=1, le=64 * MIB)
     """Bytes of the modules of one bundle; more is refused with `code.invalid`."""
+    output_mb: int = Field(default=256, ge=1)
+    """MiB of raw output of one isolate that had to be dropped; 8 MiB a second are forgiven."""
     isolates_max: int = Field(default=1, ge=1, le=256)
     """Isolates that one version of a tenant's code may have while it keeps them all busy."""
     isolate_idle_seconds: float = Field(default=30.0, gt=0)
@@ -175,6 +177,7 @@ class PlatformConfig(BaseModel):
             files_max=self.files_max,
             tmp_mb=self.tmp_mb,
             modules_bytes_max=self.modules_bytes_max,
+            output_mb=self.output_mb,
         )
 
     def _burst(self) -> float:

@@ -36,6 +36,10 @@ class Limits:
     """Size of a private /tmp in memory; more than 0 needs the jail."""
     modules_bytes_max: int = 64 * 1024 * 1024
     """Of a bundle."""
+    output_mb: int = 256
+    """Raw output that had to be dropped: what native code writes past Python's own streams, beyond
+    64 KiB a second. 8 MB a second are forgiven.
+    """
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Exit:
     life: int = 0
     """The lifetime that was being resumed when it died (from the heartbeat page), 0 if unknown."""
     kind: str = "platform"
-    """"cpu", "wall", "memory", "silent", "protocol", "signal", "exit", "platform" or "closed"."""
+    """"cpu", "wall", "memory", "silent", "output", "protocol", "signal", "exit", "platform" or
+    "closed"."""
 
 
 class Isolate(Protocol):

@@ -80,7 +80,12 @@ class ProcessIsolate:
         with contextlib.ExitStack() as undo:
             self._page = HeartbeatReader(may_be_unsealed=level == UNSAFE)
             undo.callback(self._page.close)
-            self._logs = LogPipe(self._loop, on_log=self._deliver_log)
+            self._logs = LogPipe(
+                self._loop,
+                on_log=self._deliver_log,
+                flood_bytes_max=limits.output_mb << 20,
+                on_flood=self._flooded,
+            )
             undo.callback(self._logs.close)
             ours, self._theirs = socket.socketpair()
             undo.pop_all()
@@ -240,6 +245,10 @@ class ProcessIsolate:
 
     def _deliver_log(self, frame: Frame) -> None:
         self._deliver([(frame[0], self.life, frame[2])])
+
+    def _flooded(self) -> None:
+        limit = f"output limit of {self._limits.output_mb} MB"
+        self.kill(Exit(f"{limit} exceeded", is_tenants_own=True, kind="output"))
 
     # --- watching and ending --------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ def fuzz(name: str, seconds: int) -> None:
             sys.argv[0],
             f"-max_total_time={seconds}",
             f"-max_len={_BYTES_MAX}",
-            "-timeout=10",
+            "-timeout=60",
             "-rss_limit_mb=2048",
             "-print_final_stats=1",
             f"-artifact_prefix={crashes}/{name}-",
