@@ -247,6 +247,8 @@ def _modules(code: WorkerCode) -> list[Module]:
 
 
 def _module(path: str, content: Any) -> Module:
+    if not path or any("\ud800" <= letter <= "\udfff" for letter in path):
+        raise CodeError(f"the path of a module is text in Unicode, and not empty: {path!r} is not")
     is_python = path.endswith(".py")
     if isinstance(content, bytes | bytearray):
         return Module(path, "py" if is_python else "data", bytes(content))

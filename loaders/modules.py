@@ -4,7 +4,8 @@ Each bundle lives below a package with a private name (`tenant`), so a module ca
 takes nobody's place and two bundles in one process cannot meet. Within the bundle its modules have
 plain names: `import helper`, `from .helper import x`, `importlib.import_module("helper")`. Imports
 look in the bundle first, then in the standard library, then among the packages that the platform
-grants.
+grants. What these import in turn is theirs: none of them meets a module of the bundle in the place of
+one of their own.
 
 A module of text, bytes or JSON is imported by its path without the ending; `default` holds it. As
 in any package, `pkgutil.get_data(__package__, "prompt.txt")` reads a file of the bundle.
@@ -153,9 +154,13 @@ class Modules:
         """Whether the name is one of the bundle's private ones."""
         return full_name.startswith(self._dot)
 
-    def holds_plain(self, name: str) -> bool:
-        """Whether the bundle has a module of that plain name."""
-        return name in self._by_name or name in self._folders
+    def lends(self, name: str) -> bool:
+        """Whether code outside the bundle may find a module of it by that plain name."""
+        is_ours = name in self._by_name or name in self._folders
+        return is_ours and not self._is_granted(name.partition(".")[0]) and name != _FACE
+
+    def _is_granted(self, top: str) -> bool:
+        return top in sys.stdlib_module_names or top in _ALWAYS or top in self._packages
 
     def execute(self, target: ModuleType) -> None:
         """Run a module's code, or give it its content."""
@@ -189,19 +194,14 @@ class Modules:
         level: int = 0,
     ) -> ModuleType:
         """The `__import__` of the bundle's modules."""
-        if level:
+        if level or (self.holds(name) and name in sys.modules):
+            # The private name is how pickle, for one, asks for the module of a class.
             return __import__(name, globals, locals, fromlist or (), level)
         top = name.partition(".")[0]
         if top in self._tops:
             leaf = __import__(self._dot + name, globals, locals, fromlist or (), 0)
             return leaf if fromlist else sys.modules[self._dot + top]
-        is_granted = (
-            top in sys.stdlib_module_names
-            or top in _ALWAYS
-            or top in self._packages
-            or name == _FACE
-        )
-        if not is_granted:
+        if not self._is_granted(top) and name != _FACE:
             raise ModuleNotFoundError(
                 f"No module named {name!r}: it is neither in the bundle nor among the packages"
                 " that the platform grants",
@@ -218,7 +218,7 @@ class _Finder(MetaPathFinder, Loader):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if self._modules.holds(fullname):
             return self._modules.spec(fullname)
-        if self._is_alone and self._modules.holds_plain(fullname):
+        if self._is_alone and self._modules.lends(fullname):
             return ModuleSpec(fullname, _Alias(self._modules))
         return None
 
@@ -286,5 +286,6 @@ def _is_init(path: str) -> bool:
 
 def _syntax(path: str, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
-        return f"{path}:{error.lineno}: {error.msg}"
+        line = "" if error.lineno is None else f":{error.lineno}"
+        return f"{path}{line}: {error.msg}"
     return f"{path} cannot be parsed: {error}"

@@ -142,6 +142,8 @@ def test_the_own_binding_is_there_unless_the_code_says_otherwise() -> None:
         ({"modules": {"index.py": "ok", "odd": {1, 2}}}, "odd"),
         ({"modules": {"index.py": "\ud800"}}, "index.py"),
         ({"modules": {"index.py": "ok", "nan": float("nan")}}, "nan"),
+        ({"modules": {"index.py": "ok", "\udcff.py": "x"}}, "udcff"),
+        ({"modules": {"index.py": "ok", "": "x"}}, "not empty"),
         ({"env": {"no name": 1}}, "no name"),
         ({"env": {"_hidden": 1}}, "_hidden"),
         ({"env": {"F": lambda: 1}}, "env.F"),

@@ -195,6 +195,36 @@ def test_plain_names_are_found_from_anywhere_where_the_bundle_is_alone(load: Loa
     sys.modules.pop("b_only_here")
 
 
+def test_no_module_takes_the_place_of_one_that_a_library_imports(load: Load) -> None:
+    # `pdb` and `cmd` are loaded by nobody here, so that the bundle's is asked for first.
+    forgotten = {name: sys.modules.pop(name, None) for name in ("pdb", "cmd")}
+    try:
+        main = load(
+            {
+                "index.py": "import cmd, pdb\nown, theirs = cmd.mine, pdb.cmd.Cmd\n",
+                "cmd.py": "mine = 1",
+            },
+            is_alone=True,
+        )
+        assert (main.own, main.theirs.__name__) == (1, "Cmd")
+    finally:
+        sys.modules.update({name: found for name, found in forgotten.items() if found})
+
+
+def test_objects_of_the_bundles_classes_can_be_pickled(load: Load) -> None:
+    main = load(
+        {
+            "index.py": (
+                "import pickle\nfrom tenant import Thing\n"
+                "again = pickle.loads(pickle.dumps(Thing(3)))\n"
+            ),
+            "tenant.py": "class Thing:\n    def __init__(self, n):\n        self.n = n\n",
+        },
+        is_alone=True,
+    )
+    assert (type(main.again), main.again.n) == (main.Thing, 3)
+
+
 def test_tracebacks_show_the_tenants_lines(load: Load) -> None:
     import traceback
 
