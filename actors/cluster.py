@@ -18,6 +18,7 @@ import ray.exceptions
 from ray.util.metrics import Counter, Gauge
 
 from ..eventlog.errors import Unavailable
+from ..loaders import kernel
 from . import metrics
 from .house import LoaderHouse, Setup, TimerHouse
 from .peers import Lost, Peer, pack_call, serve, unpack_outcome
@@ -382,9 +383,9 @@ def _die_with_parent() -> None:
     """End this process as soon as its raylet is gone: Ray alone may take seconds to notice."""
     parent = os.getppid()
     try:
-        watched = os.pidfd_open(parent)
+        watched = kernel.open_pidfd(parent)
     except OSError:
-        return  # an old kernel, or no parent any more: Ray notices by itself
+        return  # no such thing here, or no parent any more: Ray notices by itself
     if os.getppid() != parent:
         os._exit(1)
     asyncio.get_running_loop().add_reader(watched, os._exit, 1)

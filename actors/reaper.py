@@ -8,6 +8,7 @@ folder open (each of them writes its logs there), and removes the folder.
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -17,14 +18,30 @@ _REST_S = 0.1
 
 def members(folder: str, *, spared: int) -> list[int]:
     """The processes of the cluster; those of other users are passed over."""
-    return [
-        int(name)
-        for name in os.listdir("/proc")
-        if name.isdigit() and int(name) not in (spared, os.getpid()) and _is_member(name, folder)
-    ]
+    if os.path.isdir("/proc/self/fd"):
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        pids = [pid for pid in pids if _is_member(pid, folder)]
+    else:
+        pids = listed(folder)
+    return [pid for pid in pids if pid not in (spared, os.getpid())]
 
 
-def _is_member(pid: str, folder: str) -> bool:
+def listed(folder: str) -> list[int]:
+    """The same where there is no /proc: macOS ships `lsof`; without it nobody can be found."""
+    try:
+        found = subprocess.run(
+            ["lsof", "-w", "-t", "+D", os.path.realpath(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError:
+        return []
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def _is_member(pid: int, folder: str) -> bool:
     try:
         links = os.listdir(f"/proc/{pid}/fd")
     except OSError:

@@ -178,8 +178,18 @@ def _remove_old_stages() -> None:
     """Remove what slots that were killed in their rehearsal left behind."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_STAGE}*"):
         pid = folder.name.removeprefix(_STAGE).partition("-")[0]
-        if not Path(f"/proc/{pid}").exists():
+        if pid.isdigit() and _has_ended(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # somebody else's, and alive
+    return False
 
 
 def _settle_memory() -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from .errors import Unavailable, WorkflowsError
@@ -41,6 +43,8 @@ class Disk:
 
     def open_tmpfile(self, directory: str) -> int:
         """A file without a name, where the file system has such a thing."""
+        if not hasattr(os, "O_TMPFILE"):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), directory)
         return self.open(directory, os.O_TMPFILE | os.O_RDWR)
 
     def open(self, path: str, flags: int, mode: int = 0o644) -> int:
@@ -78,18 +82,20 @@ class Disk:
 
     def datasync(self, handle: int) -> None:
         """Return when the file's bytes and its size are on the medium."""
-        os.fdatasync(handle)
+        _flush(handle, _datasync)
 
     def sync_directory(self, path: str) -> None:
         """Return when the directory's names are on the medium."""
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(handle)
+            _flush(handle, os.fsync)
         finally:
             os.close(handle)
 
     def allocate(self, handle: int, offset: int, length: int) -> None:
         """Reserve blocks, which read as zeros."""
+        if not hasattr(os, "posix_fallocate"):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         os.posix_fallocate(handle, offset, length)
 
     def truncate(self, handle: int, length: int) -> None:
@@ -126,6 +132,24 @@ class Disk:
     def has_name(self, handle: int) -> bool:
         """Whether an open file still has a name."""
         return os.fstat(handle).st_nlink > 0
+
+
+_datasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
+# On macOS, where fsync leaves the bytes in the drive's cache.
+_FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+
+
+def _flush(handle: int, sync: Callable[[int], None]) -> None:
+    if _FULL_SYNC is not None:
+        try:
+            fcntl.fcntl(handle, _FULL_SYNC)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise
+        else:
+            return
+        # A file system that has no such thing, such as a network's.
+    sync(handle)
 
 
 def write_all(disk: Disk, handle: int, data: bytes | bytearray | memoryview, offset: int) -> None:

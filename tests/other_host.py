@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +29,7 @@ IS_HERE = os.environ.get("OTHER_HOST") == "1"
 _NAMES: dict[ModuleType, str] = {
     os: "memfd_create pidfd_open pipe2 posix_fallocate fdatasync O_TMPFILE O_PATH eventfd "
     "sched_getaffinity sched_setaffinity setresuid setresgid getresuid getresgid "
-    "MFD_CLOEXEC MFD_ALLOW_SEALING P_PIDFD waitid sendfile copy_file_range splice",
+    "MFD_CLOEXEC MFD_ALLOW_SEALING P_PIDFD waitid copy_file_range splice",
     signal: "pidfd_send_signal sigtimedwait sigwaitinfo",
     select: "epoll",
     selectors: "EpollSelector DevpollSelector",
@@ -46,6 +47,7 @@ def forget() -> None:
         for name in names.split():
             if hasattr(module, name):
                 delattr(module, name)
+    setattr(tempfile, "_O_TMPFILE_WORKS", False)  # noqa: B010 - of the time when it did
     setattr(selectors, "DefaultSelector", selectors.PollSelector)  # noqa: B010 - mypy knows better
     look_up = ctypes.CDLL.__getattr__
 

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from isolates import DEFAULT
+
 import dynamic_workflows as dw
 from dynamic_workflows.actors.codes import Codes
 from dynamic_workflows.actors.resident import isolates_of
@@ -39,7 +41,7 @@ async def real_tenant(
     """A tenant whose code is `code` (a WorkerCode, or modules)."""
     if not isinstance(code, dw.WorkerCode):
         code = dw.WorkerCode("index.py", code)
-    settings = dw.PlatformConfig(**({"warm_isolates": 0} | config))
+    settings = dw.PlatformConfig(**({"warm_isolates": 0, "isolation": DEFAULT.level} | config))
     store, clock = MemoryStore(), SystemClock()
     codes = Codes(store, clock=clock, ttl_s=60, load=lambda tenant_id: code)
     isolates = isolates_of(settings)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from dynamic_workflows.actors import reaper
+from dynamic_workflows.eventlog import disk
 from dynamic_workflows.loaders import kernel
 from dynamic_workflows.loaders.syscalls import SYSCALLS
 
@@ -48,6 +51,8 @@ import ctypes, errno, os, select, selectors, socket, sys, time
 assert sys.platform != "linux" and not hasattr(os, "memfd_create") and not hasattr(select, "epoll")
 assert not hasattr(ctypes.CDLL(None), "prctl")
 assert selectors.DefaultSelector().__class__.__name__ == "PollSelector"
+from dynamic_workflows.actors import reaper
+from dynamic_workflows.eventlog import disk
 from dynamic_workflows.loaders import kernel
 tries = (
     lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET),
@@ -69,15 +74,64 @@ print("nothing")
     assert "nothing" in await elsewhere("-c", program)
 
 
-async def test_isolates_start_work_keep_their_limits_and_end_as_on_linux() -> None:
+async def passing_elsewhere(*arguments: str) -> tuple[int, int]:
+    """How many tests passed there, and how many were skipped."""
     output = await elsewhere(
-        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"),
-        str(TESTS / "test_process.py"),
+        *("-m", "pytest", "-q", "-p", "other_host", "-p", "no:cacheprovider", "--rootdir", "."),
+        *arguments,
     )
-    passed = re.search(r"(\d+) passed, (\d+) skipped", output)
-    assert passed, output
-    assert int(passed[1]) >= 38, output
-    assert int(passed[2]) <= 7, output
+    counts = re.findall(r"(\d+) (passed|skipped)", output.splitlines()[-1])
+    found = {kind: int(count) for count, kind in counts}
+    return found.get("passed", 0), found.get("skipped", 0)
+
+
+async def test_isolates_start_work_keep_their_limits_and_end_as_on_linux() -> None:
+    passed, skipped = await passing_elsewhere("tests/test_process.py")
+    assert passed >= 38
+    assert skipped <= 7
+
+
+async def test_tenants_and_logs_do_their_work_there() -> None:
+    passed, _ = await passing_elsewhere(
+        *("tests/test_isolate_limits.py", "tests/test_wal_local.py"),
+        *("-k", "guilty or one_write or unnamed or fenced"),
+    )
+    assert passed >= 7
+
+
+@pytest.mark.slow
+async def test_everything_but_walls_and_reserved_blocks_is_as_on_linux() -> None:
+    not_there = (
+        "test_isolate_limits.py::test_imports_find_the_bundle_then_what_is_granted_and_nothing_else",
+        "test_isolate_limits.py::test_the_walls_that_stand_are_in_the_status_and_the_answer_to_why",
+        "test_egress.py::test_from_a_real_isolate_the_gateway_is_the_only_way_out",
+        "test_recovery.py::test_a_flipped_bit_behind_the_end_is_reported_and_costs_nothing",
+        "test_wal_local.py::test_a_closed_log_gives_reserved_blocks_back",
+    )
+    files = "isolate_limits tails egress contract wal_local log recovery blobs".split()
+    passed, _ = await passing_elsewhere(
+        *(f"tests/test_{file}.py" for file in files),
+        *(f"--deselect=tests/{test}" for test in not_there),
+    )
+    assert passed > 200
+
+
+@pytest.mark.skipif(shutil.which("lsof") is None, reason="there is no lsof")
+def test_the_reaper_finds_whom_it_has_to_end_without_proc(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w"):
+        assert os.getpid() in reaper.listed(str(tmp_path))
+    assert os.getpid() not in reaper.listed(str(tmp_path))
+
+
+def test_a_file_system_without_a_full_sync_gets_the_usual_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(disk, "_FULL_SYNC", 0x7FFF)  # a command that no system knows
+    monkeypatch.setattr(disk, "_datasync", synced.append)
+    with open(tmp_path / "file", "wb") as file:
+        disk.Disk().datasync(file.fileno())
+        assert synced == [file.fileno()]
 
 
 async def test_walls_are_refused_there_in_words_that_help() -> None:
