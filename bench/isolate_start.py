@@ -59,9 +59,12 @@ class Started:
         """Milliseconds to the first step."""
         begin = time.perf_counter()
         self.isolate = await made.start(
-            limits=limits or Limits(), on_frames=self.on_frames, on_exit=self.end.set_result
+            limits=limits or Limits(),
+            on_frames=self.on_frames,
+            on_exit=self.end.set_result,
+            first=[LOAD],
         )
-        self.isolate.send([LOAD, RUN])
+        self.isolate.send([RUN])
         await self.step
         return (time.perf_counter() - begin) * 1e3
 

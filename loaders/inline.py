@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from contextvars import Context, copy_context
 
 from .guest import Guest
@@ -87,10 +88,19 @@ class InlineIsolates:
     def __init__(self) -> None:
         self._isolates: list[InlineIsolate] = []
 
-    async def start(self, *, limits: Limits, on_frames: OnFrames, on_exit: OnExit) -> Isolate:
-        """A fresh isolate that waits for its Load."""
+    async def start(
+        self,
+        *,
+        limits: Limits,
+        on_frames: OnFrames,
+        on_exit: OnExit,
+        first: Sequence[Frame] = (),
+    ) -> Isolate:
+        """A fresh isolate; Load is the first message it takes."""
         isolate = InlineIsolate(on_frames, on_exit)
         self._isolates.append(isolate)
+        if first:
+            isolate.send(list(first))
         return isolate
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ the messages of `wire.py`. Nothing here blocks the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -107,8 +107,19 @@ OnExit = Callable[[Exit], None]
 class Isolates(Protocol):
     """Where isolates come from; one per supervisor."""
 
-    async def start(self, *, limits: Limits, on_frames: OnFrames, on_exit: OnExit) -> Isolate:
-        """A fresh isolate that waits for its Load. Raises SandboxUnavailable."""
+    async def start(
+        self,
+        *,
+        limits: Limits,
+        on_frames: OnFrames,
+        on_exit: OnExit,
+        first: Sequence[Frame] = (),
+    ) -> Isolate:
+        """A fresh isolate; Load is the first message it takes. Raises SandboxUnavailable.
+
+        `first`: messages to begin with. They are on their way while the isolate still starts, so
+        that it does not wait for them; nothing is heard of it before `start` returns.
+        """
         ...
 
     async def close(self) -> None:

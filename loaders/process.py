@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 
 from ..eventlog.errors import PlatformClosed, SandboxUnavailable, Unavailable
 from . import kernel
@@ -19,6 +20,7 @@ from .isolate import Exit, Isolation, Limits, OnExit, OnFrames
 from .spawner import Spawner
 from .walls import WallsPlan
 from .ward import ProcessIsolate
+from .wire import Frame
 from .zygote import GUEST, Ready
 
 _log = logging.getLogger("dynamic_workflows.isolates")
@@ -94,14 +96,23 @@ class ProcessIsolates:
         return ready.level
 
     async def start(
-        self, *, limits: Limits, on_frames: OnFrames, on_exit: OnExit
+        self,
+        *,
+        limits: Limits,
+        on_frames: OnFrames,
+        on_exit: OnExit,
+        first: Sequence[Frame] = (),
     ) -> ProcessIsolate:
-        """A fresh isolate that waits for its Load.
+        """A fresh isolate; Load is the first message it takes, of `first` or sent later.
 
         Raises SandboxUnavailable where the walls cannot be built, Unavailable where no process can
         be started for now, PlatformClosed after `close`.
         """
-        isolate = self._take_blank(limits) or await self._make(limits, is_blank=False)
+        isolate = self._take_blank(limits)
+        if isolate is None:
+            isolate = await self._make(limits, is_blank=False, first=first)
+        else:
+            isolate.send(list(first))
         isolate.adopt(on_frames, on_exit)
         self.counts["started"] += 1
         self._moved_s = time.monotonic()
@@ -126,7 +137,9 @@ class ProcessIsolates:
                 return blank
         return None
 
-    async def _make(self, limits: Limits, *, is_blank: bool) -> ProcessIsolate:
+    async def _make(
+        self, limits: Limits, *, is_blank: bool, first: Sequence[Frame] = ()
+    ) -> ProcessIsolate:
         for attempts_left in range(_ZYGOTE_ATTEMPTS - 1, -1, -1):
             spawner, ready = await self._zygote()
             try:
@@ -137,7 +150,7 @@ class ProcessIsolates:
                 raise Unavailable(f"no isolate can be made for now: {error}") from error
             self._isolates.add(isolate)
             try:
-                await isolate.spawn(spawner, is_blank=is_blank)
+                await isolate.spawn(spawner, is_blank=is_blank, first=first)
             except Unavailable:
                 if not attempts_left:
                     raise

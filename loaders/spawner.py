@@ -31,6 +31,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _SPAWNS_AT_ONCE = 16
 _BOOT = (
     "import sys; stdlib = sys.path[:]; sys.path += sys.argv[2:]; "
+    "from dynamic_workflows.loaders import forking; forking.hold_back(); "
     "from dynamic_workflows.loaders.zygote import main; main(int(sys.argv[1]), stdlib)"
 )
 

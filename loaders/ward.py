@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -66,6 +66,9 @@ class ProcessIsolate:
         self._on_ended = on_ended
         self._on_frames: OnFrames | None = None
         self._on_exit: OnExit | None = None
+        self._has_work = False
+        self._early: list[Frame] = []
+        """What it said before somebody listened."""
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Exit] = self._loop.create_future()
         """Resolves when the process is gone and everything of it is given back."""
@@ -113,9 +116,10 @@ class ProcessIsolate:
         """The lifetime that was resumed last, as far as the isolate tells."""
         return 0 if self.ended.done() else self._page.life
 
-    async def spawn(self, spawner: Spawner, *, is_blank: bool) -> None:
+    async def spawn(self, spawner: Spawner, *, is_blank: bool, first: Sequence[Frame] = ()) -> None:
         """Have the process forked, and wait until its walls stand.
 
+        `first`: messages that it finds then. It reads nothing before.
         Raises Unavailable when the fork fails, SandboxUnavailable when the walls do not hold.
         """
         spawn = Spawn(
@@ -127,6 +131,8 @@ class ProcessIsolate:
             bytes_in_flight_max=self._limits.bytes_in_flight_max,
             is_blank=is_blank,
         )
+        self._has_work = bool(first)
+        self.send(list(first))
         fds = [self._theirs.fileno(), self._page.fd, self._logs.write_fd]
         try:
             child = await spawner.spawn(spawn, fds=fds, ward=self)
@@ -156,6 +162,9 @@ class ProcessIsolate:
         """From now on it belongs to somebody, who hears of its messages and its end."""
         self._on_frames = on_frames
         self._on_exit = on_exit
+        if self._early:
+            early, self._early = self._early, []
+            self._loop.call_soon(self._deliver, early)
         if self.ended.done():
             self._loop.call_soon(on_exit, self.ended.result())
 
@@ -188,6 +197,7 @@ class ProcessIsolate:
 
     def _deliver(self, frames: list[Frame]) -> None:
         if self._on_frames is None:
+            self._early += frames
             return
         try:
             self._on_frames(frames)
@@ -325,8 +335,8 @@ class ProcessIsolate:
         return Exit(reason, is_tenants_own=False, life=life)
 
     def _is_tenants(self) -> bool:
-        # Before somebody owns it, an isolate has seen no code of a tenant.
-        return self._on_exit is not None
+        # A blank one, or one whose walls do not stand yet, has seen no code of a tenant.
+        return self._on_exit is not None or (self._has_work and self._hello.done())
 
     def _end(self, exit: Exit) -> None:
         self.ended.set_result(exit)

@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from ..eventlog.errors import SandboxUnavailable
-from . import control, inside, kernel
+from . import control, forking, inside, kernel, packing
 from .children import children
 from .heartbeat import HeartbeatWriter
 from .readable import find_readable
@@ -130,6 +131,13 @@ PRELOADED = """
 """.split()
 
 
+# What runs at the start of an isolate and cannot be rehearsed, because there is no way back.
+_RUN_AT_STARTS = frozenset(
+    f"{__package__}.{name}"
+    for name in "heartbeat inside kernel landlock logs seccomp walls zygote".split()
+)
+
+
 def main(fd: int, stdlib: list[str]) -> NoReturn:
     """The life of a zygote, on this end of the control socket; `stdlib`: where imports may look."""
     channel = control.over(socket.socket(fileno=kernel.move_up(fd)))
@@ -145,11 +153,11 @@ def main(fd: int, stdlib: list[str]) -> NoReturn:
     except SandboxUnavailable as error:
         channel.send(_encode(Refused(error.message)))
         os._exit(1)
+    forking.settle(has_threads=threading.active_count() > 1)
     os.environ.clear()
     rehearse = _rehearsal(plan)
-    rehearse()
+    packing.pack(rehearse, _RUN_AT_STARTS)
     # From here on the pages of these objects are shared by all isolates; the collector keeps off.
-    gc.collect()
     gc.freeze()
     channel.send(_encode(Ready(walls.level, notes, kernel.own_memory_bytes())))
     _Nursery(channel, walls, guest, rehearse).serve()

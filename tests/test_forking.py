@@ -1,0 +1,77 @@
+"""A process with one thread forks without the standard library's care for threads, and is whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BEGIN = """
+import os, sys
+from dynamic_workflows.loaders import forking
+forking.hold_back()
+import concurrent.futures.thread, logging, random, threading
+
+def in_child(work):
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writer, repr(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    with open(reader) as file:
+        return file.read()
+"""
+
+
+def run(text: str) -> str:
+    command = [sys.executable, "-c", BEGIN + text]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_each_child_has_random_numbers_of_its_own() -> None:
+    found = run("""
+forking.settle(has_threads=False)
+numbers = {in_child(random.random) for _ in range(5)} | {repr(random.random())}
+print(len(numbers))
+""")
+    assert found == "6"
+
+
+def test_locks_logging_and_threads_work_in_a_child() -> None:
+    found = run("""
+forking.settle(has_threads=False)
+def work():
+    logging.getLogger().addHandler(logging.NullHandler())
+    logging.error("nobody hears it")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        number = pool.submit(lambda: 42).result()
+    return number, threading.current_thread() is threading.main_thread(), threading.active_count()
+print(in_child(work))
+""")
+    assert found == "(42, True, 1)"
+
+
+def test_the_hooks_of_others_are_called() -> None:
+    found = run("""
+heard = []
+os.register_at_fork(after_in_child=lambda: heard.append("early"))
+forking.settle(has_threads=False)
+os.register_at_fork(after_in_child=lambda: heard.append("late"))
+print(in_child(lambda: heard))
+""")
+    assert found == "['early', 'late']"
+
+
+def test_where_there_are_threads_the_hooks_count() -> None:
+    found = run("""
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+without = in_child(threading.active_count)
+forking.settle(has_threads=threading.active_count() > 1)
+print(without, in_child(threading.active_count))
+""")
+    assert found == "2 1"
