@@ -12,7 +12,7 @@ from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import CodeError, WorkflowsError
 from ..loaders.bundle import Bundle
 from ..loaders.isolate import Exit, Isolates
-from ..loaders.wire import ProtocolViolation, pack
+from ..loaders.wire import Frame, ProtocolViolation, pack
 from .codes import CodeSource
 from .crowd import Crowd
 from .host import Host, HostKey, Listener
@@ -174,10 +174,11 @@ class Hosts:
             self._check_size(bundle)
             host.limits = _lower(bundle.limits, dict(host.key[2]))
             host.services = Services(bundle, self._codes.live(host.code_hash), self._revived)
-            isolate = await self._isolates.start(
+            host.isolate = await self._isolates.start(
                 limits=self._config.limits(host.limits),
                 on_frames=host.on_frames,
                 on_exit=host.on_exit,
+                first=[self._load(bundle)],
             )
         except WorkflowsError as error:
             host.fail(error)
@@ -187,16 +188,16 @@ class Hosts:
             _logger.exception("an isolate could not be started")
             host.fail(CodeError(f"no isolate could be started: {error}", code="code.load_failed"))
             return
-        host.isolate = isolate
+        host.expect_load()
+
+    def _load(self, bundle: Bundle) -> Frame:
         options = {
             "threads": self._config.threads,
             "value_bytes_max": self._config.value_bytes_max,
             "network": bundle.outbound is not None,
             "drop_grace_s": self._config.drop_grace_seconds,
         }
-        load = bundle.load_message(packages=self._config.packages, options=options)
-        isolate.send([pack(load)])
-        host.expect_load()
+        return pack(bundle.load_message(packages=self._config.packages, options=options))
 
     def _check_size(self, bundle: Bundle) -> None:
         size, most = sum(len(one.data) for one in bundle.modules), self._config.modules_bytes_max
