@@ -1,8 +1,9 @@
 """Tails: what tenant code prints, logs and dies of, on its way to the tails and the actor's log.
 
-A record is a dict: `kind` ("log", or "exit" for the end of an isolate), `tenant_id`, `workflow`,
-`instance_id` (both None outside instances), `step`, `attempt`, `code_hash`, `level`, `text`, `ts`,
-`dropped` (lines that were lost before this one). Nothing in it can steer a terminal.
+A record is a dict: `kind` ("log", "exit" for the end of an isolate, "dropped" where no line came
+that could tell of lost ones), `tenant_id`, `workflow`, `instance_id` (both None outside instances),
+`step`, `attempt`, `code_hash`, `level`, `text`, `ts`, `dropped` (lines that were lost before this
+one). Nothing in it can steer a terminal.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from ..eventlog.clock import Clock, to_datetime
 from ..loaders import wire
 from ..loaders.isolate import Exit
+from ..loaders.logs import DROPPED, TOLD_S
 from ..loaders.plain import plain
 from .decisions import Key
 from .host import Host
@@ -51,6 +53,10 @@ class Tails:
         self._logged = _Rate(LOGGED_PER_S)
         self._unlogged = 0
         self._dropped = 0
+        self._dropped_by: Host | None = None
+        """Whose lines were dropped last."""
+        self._telling: asyncio.TimerHandle | None = None
+        self._is_closed = False
         self.lines = 0
         """Passed on so far."""
         self.lines_dropped = 0
@@ -58,22 +64,49 @@ class Tails:
     @property
     def is_idle(self) -> bool:
         """Whether every tail has what it is to get."""
-        return not self._queues
+        return not self._queues and self._telling is None
 
     def log(self, host: Host, key: Key | None, log: wire.Log) -> None:
         """The guest printed."""
-        dropped = max(0, log.dropped)
+        dropped, lines = max(0, log.dropped), 0 if log.level == DROPPED else 1
         if not self._rate.allows():
-            self._dropped += dropped + 1
-            self.lines_dropped += dropped + 1
+            self._drop(host, dropped + lines)
+            self.lines_dropped += dropped + lines
             return
-        self.lines += 1
+        self.lines += lines
         self.lines_dropped += dropped
         dropped, self._dropped = dropped + self._dropped, 0
+        if log.level == DROPPED:
+            self._pass_dropped(host, key, dropped)
+            return
         level = log.level if log.level in _LEVELS else "info"
         step = None if log.step is None else plain(log.step, _NAME_CHARACTERS_MAX)
         attempt = log.attempt if step is not None else 0
         self._pass(host, key, "log", level, plain(log.text), step, attempt, dropped)
+
+    def _drop(self, host: Host, lines: int) -> None:
+        self._dropped += lines
+        self._dropped_by = host
+        self._tell_later()
+
+    def _tell_later(self) -> None:
+        """The next line tells what was dropped; if none comes, we have to."""
+        if self._telling is None and not self._is_closed:
+            self._telling = asyncio.get_running_loop().call_later(TOLD_S, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        dropped, self._dropped = self._dropped, 0
+        host, self._dropped_by = self._dropped_by, None
+        if dropped and host is not None:
+            self._pass_dropped(host, None, dropped)
+        if self._unlogged:
+            _logger.warning("tenant %r: %d lines dropped before", self._tenant_id, self._unlogged)
+            self._unlogged = 0
+
+    def _pass_dropped(self, host: Host, key: Key | None, dropped: int) -> None:
+        text = f"{dropped} lines were dropped"
+        self._pass(host, key, DROPPED, "warning", text, None, 0, dropped)
 
     def ended(
         self, host: Host, key: Key | None, exit: Exit, step: str | None, attempt: int
@@ -98,7 +131,8 @@ class Tails:
         dropped: int,
     ) -> None:
         workflow, instance_id = key or (None, None)
-        self._write(_LEVELS[level], (workflow, instance_id, step), text, dropped)
+        line = "" if kind == DROPPED else text
+        self._write(_LEVELS[level], (workflow, instance_id, step), line, dropped)
         if host.bundle is None or not host.bundle.tails:
             return
         record = {
@@ -117,18 +151,29 @@ class Tails:
         queue = self._queues.get(host)
         if queue is None:
             queue = self._queues[host] = _Queue(host, self._tenant_id)
-            queue.task.add_done_callback(lambda done: self._drained(host))
+            self._deliver(host, queue)
         queue.add(record)
 
-    def _drained(self, host: Host) -> None:
-        self._dropped += self._queues.pop(host).dropped
+    def _deliver(self, host: Host, queue: _Queue) -> None:
+        queue.start()
+        queue.task.add_done_callback(lambda done: self._drained(host, queue))
+
+    def _drained(self, host: Host, queue: _Queue) -> None:
+        if queue.is_waiting and not self._is_closed:
+            # These came after the last look, and before anybody heard that it was the last.
+            self._deliver(host, queue)
+            return
+        del self._queues[host]
+        if queue.dropped:
+            self._drop(host, queue.dropped)
 
     def _write(self, level: int, place: tuple[str | None, ...], text: str, dropped: int) -> None:
         """Into the actor's log."""
         if not _logger.isEnabledFor(level):
             return
         if not self._logged.allows():
-            self._unlogged += 1 + dropped
+            self._unlogged += dropped + (1 if text else 0)
+            self._tell_later()
             return
         dropped, self._unlogged = dropped + self._unlogged, 0
         lost = f" ({dropped} lines dropped before)" if dropped else ""
@@ -140,6 +185,10 @@ class Tails:
 
     async def close(self) -> None:
         """Let the tails have what is on its way, for a moment."""
+        self._is_closed = True
+        if self._telling is not None:
+            self._telling.cancel()
+            self._tell()
         tasks = [queue.task for queue in self._queues.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_S)
@@ -176,6 +225,15 @@ class _Queue:
         self._waiting: deque[dict[str, Any]] = deque()
         self.dropped = 0
         """Lines that found no room, and that no record has told of yet."""
+        self.task: asyncio.Future[None]
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are records that no tail has."""
+        return bool(self._waiting)
+
+    def start(self) -> None:
+        """Begin to deliver what is there."""
         self.task = asyncio.ensure_future(self._deliver())
 
     def add(self, record: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import gc
 import inspect
 from collections.abc import Callable
 from contextvars import Context
+from threading import get_ident
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
@@ -65,7 +66,8 @@ class Guest:
         self.on_resume = on_resume
         self.idle_grace_s = idle_grace_s
         self.pulse = Pulse(loop, self._flush)
-        self.logs = Logs(self._send_log, _where)
+        self.logs = Logs(self._send_log, _where, self._call_later)
+        self._thread = get_ident()
         self.value_bytes_max = codec.VALUE_BYTES_MAX
         self.has_threads = False
         self.has_network = False
@@ -140,7 +142,17 @@ class Guest:
             self._send(out)
 
     def _send_log(self, message: wire.Log, number: int) -> None:
+        if get_ident() != self._thread:
+            self.loop.call_soon_threadsafe(self._send_log, message, number, context=Context())
+            return
         self.send(message, number, None)
+        if self._is_alone:
+            # At once: what code says last before it ends its isolate is what is looked for.
+            self._flush()
+
+    def _call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        call = functools.partial(self.loop.call_later, delay_s, callback, context=Context())
+        self.loop.call_soon_threadsafe(call, context=Context())
 
     def idle_later(self, life: Lifetime) -> None:
         """Tell that a lifetime is idle if the answer to its new step stays away for a while."""

@@ -19,7 +19,7 @@ import msgspec
 
 from .channel import Channel, encode
 from .heartbeat import HeartbeatSelector, HeartbeatWriter
-from .wire import Call, Frame, Gone, ProtocolViolation, Reply, pack
+from .wire import Call, Frame, Gone, Log, ProtocolViolation, Reply, pack
 
 CHANNEL_FD, HEARTBEAT_FD = 3, 4
 HELLO, FAILURE = -1, -2
@@ -30,6 +30,7 @@ SUPERVISOR_GONE = 0
 
 CALL_KIND = pack(Call(0, "", "", b"", b""))[0]
 REPLY_KIND = pack(Reply(0))[0]
+LOG_KIND = pack(Log("", ""))[0]
 GONE_KIND = pack(Gone())[0]
 
 # A loop that is never idle still sends: at the latest after so many turns, or so many messages.
@@ -152,7 +153,13 @@ def main(
         message_bytes_max=1 << 40,
         is_flushed_by_loop=False,
     )
-    gate = CallGate(channel.send, calls_max=calls_in_flight_max, bytes_max=bytes_in_flight_max)
+
+    def send(frames: list[Frame]) -> None:
+        channel.send(frames)
+        if frames and frames[-1][0] == LOG_KIND:
+            channel.flush()  # the next thing that code does may be its last
+
+    gate = CallGate(send, calls_max=calls_in_flight_max, bytes_max=bytes_in_flight_max)
     guest = make_guest(gate.send, loop=loop, on_resume=writer.resume)
     selector.before_wait = _Flusher(channel).before_wait
     channel.send([(HELLO, 0, b"")])

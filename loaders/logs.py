@@ -16,40 +16,67 @@ from .wire import Log
 
 LINES_PER_S = 1_000
 LINE_BYTES_MAX = 8 * 1024
+DROPPED = "dropped"
+"""The level of a message that tells only how many lines were dropped."""
+TOLD_S = 0.25
+"""How long a count of dropped lines waits for a line to travel with."""
 _FRAMES_MAX = 20
 _OUR_FOLDER = os.path.dirname(__file__) + os.sep
 
 Where = Callable[[], "tuple[int, str | None, int]"]
 """(life, step, attempt) of the code that runs now."""
 
+Later = Callable[[float, Callable[[], None]], None]
+"""Calls back after some seconds."""
+
 
 class Logs:
     """Turns lines into messages, and counts what it drops."""
 
-    def __init__(self, send: Callable[[Log, int], None], where: Where) -> None:
+    def __init__(self, send: Callable[[Log, int], None], where: Where, later: Later) -> None:
         self._send = send
-        self._where = where
+        self.where = where
+        self.later = later
         self._room = float(LINES_PER_S)
         self._filled_at = time.monotonic()
         self._dropped = 0
+        self._dropped_in = 0
+        """The life of the last line that was dropped."""
+        self._is_telling = False
 
-    def write(self, level: str, text: str) -> None:
-        """Send some lines, as far as the rate allows."""
+    def _drop(self) -> None:
+        self._dropped += 1
+        self._dropped_in = self.where()[0]
+        if not self._is_telling:
+            # The next line tells; if none comes, we have to.
+            self._is_telling = True
+            self.later(TOLD_S, self._tell)
+
+    def _tell(self) -> None:
+        self._is_telling = False
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            self._send(Log(DROPPED, "", dropped=dropped), self._dropped_in)
+
+    def write(
+        self, level: str, text: str, where: tuple[int, str | None, int] | None = None
+    ) -> None:
+        """Send some lines, as far as the rate allows; `where` they come from if not from here."""
         for line in text.splitlines() or [""]:
             if not self._may_send():
-                self._dropped += 1
+                self._drop()
                 continue
-            life, step, attempt = self._where()
+            life, step, attempt = where or self.where()
             dropped, self._dropped = self._dropped, 0
             self._send(Log(level, _clip(line), step, attempt, dropped), life)
 
     def error(self, error: BaseException) -> None:
         """Send an uncaught error with its trace through tenant code, as one message."""
         if not self._may_send():
-            self._dropped += 1
+            self._drop()
             return
         text = _trace(error)
-        life, step, attempt = self._where()
+        life, step, attempt = self.where()
         dropped, self._dropped = self._dropped, 0
         self._send(Log("error", _clip(text.rstrip("\n")), step, attempt, dropped), life)
 
@@ -95,6 +122,8 @@ class _Stream(io.TextIOBase):
         self._logs = logs
         self._level = level
         self._begun = ""
+        self._begun_at: tuple[int, str | None, int] | None = None
+        self._is_waiting = False
 
     def writable(self) -> bool:
         return True
@@ -103,14 +132,23 @@ class _Stream(io.TextIOBase):
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
             self._logs.write(self._level, line)
+        self._begun_at = self._logs.where() if self._begun else None
         if len(self._begun) > LINE_BYTES_MAX:
             self.flush()
+        elif self._begun and not self._is_waiting:
+            self._is_waiting = True
+            self._logs.later(TOLD_S, self._give_up)
         return len(text)
+
+    def _give_up(self) -> None:
+        """The rest of a line that was begun does not come."""
+        self._is_waiting = False
+        self.flush()
 
     def flush(self) -> None:
         if self._begun:
             begun, self._begun = self._begun, ""
-            self._logs.write(self._level, begun)
+            self._logs.write(self._level, begun, self._begun_at)
 
 
 class _Handler(logging.Handler):

@@ -4,8 +4,8 @@ Each bundle lives below a package with a private name (`tenant`), so a module ca
 takes nobody's place and two bundles in one process cannot meet. Within the bundle its modules have
 plain names: `import helper`, `from .helper import x`, `importlib.import_module("helper")`. Imports
 look in the bundle first, then in the standard library, then among the packages that the platform
-grants. What these import in turn is theirs: none of them meets a module of the bundle in the place of
-one of their own.
+grants. What these import in turn is theirs: none of them meets a module of the bundle in the place
+of one of their own.
 
 A module of text, bytes or JSON is imported by its path without the ending; `default` holds it. As
 in any package, `pkgutil.get_data(__package__, "prompt.txt")` reads a file of the bundle.

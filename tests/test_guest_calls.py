@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from guest_world import World, flow
+from real_tenants import until
 
 from dynamic_workflows.eventlog import codec
 from dynamic_workflows.eventlog.errors import InstanceError, InvalidError
 from dynamic_workflows.loaders import calls, http, wire
+from dynamic_workflows.loaders import logs as logs_module
 from dynamic_workflows.loaders.entrypoints import EgressDeniedError
+from dynamic_workflows.loaders.logs import DROPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -343,8 +346,24 @@ async def test_a_flood_is_cut_and_counted(world: World) -> None:
     await world.until_ended()
     logs = [m for _, m in world.log if type(m) is wire.Log]
     assert logs[-1].text == "after"
-    assert len(logs) + sum(m.dropped for m in logs) == 5_002
+    lines = [m for m in logs if m.level != DROPPED]
+    assert len(lines) + sum(m.dropped for m in logs) == 5_002
     assert max(len(m.text.encode()) for m in logs) <= 8 * 1024
+
+
+async def test_a_count_of_dropped_lines_needs_no_line_to_travel_with(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs_module, "TOLD_S", 0.0)
+    await world.load(flow("for i in range(event.payload): print(i)\nawait step.sleep('s', 1)"))
+    world.start(params=3_000)
+
+    def logs() -> list[wire.Log]:
+        return [message for _, message in world.log if type(message) is wire.Log]
+
+    await until(lambda: logs() and logs()[-1].level == DROPPED, "the count")
+    lines = [message for message in logs() if message.level != DROPPED]
+    assert len(lines) + sum(message.dropped for message in logs()) == 3_000
 
 
 # --- requests and responses -----------------------------------------------------------------------
