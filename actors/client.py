@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
 from ..eventlog.errors import InstanceError, PlatformClosed, Unavailable
+from ..eventlog.marks import mark
 from .peers import Lost, Peer
 from .slot import LONG_OPS, Moved
 
@@ -242,7 +243,9 @@ class TenantClient:
             )
             return True
         try:
+            mark("driver: asks for the slot")
             self._peer = await self._resolve(self._tenant_id, self._gone)
+            mark("driver: knows the slot")
         except (Lost, Unavailable) as error:
             self._problem = error
             return False

@@ -307,7 +307,8 @@ def finder(setup: Setup, role: str) -> Callable[[], Awaitable[Peer]]:
     async def find() -> Peer:
         # A handle outlives the restarts of its actor; only a new actor needs a new handle.
         if not held:
-            peer = find_actor(setup.name(role), setup.namespace)
+            # The look-up waits for Ray's control service: not in the loop.
+            peer = await asyncio.to_thread(find_actor, setup.name(role), setup.namespace)
             if peer is None:
                 raise Lost(f"there is no {role}")
             held.append(_Forgetting(peer, held))

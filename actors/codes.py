@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,7 @@ from ..eventlog.errors import (
     Unavailable,
     WorkflowsError,
 )
+from ..eventlog.marks import mark
 from ..eventlog.store import AlreadyExists, NotFound, Store
 from ..loaders.binding import WorkflowBinding
 from ..loaders.bundle import Bundle, Grants, WorkerCode, bundle_of, code_key, from_stored
@@ -44,6 +45,10 @@ class Resolved(msgspec.Struct, frozen=True):
     code_hash: str
     workflow: str | None = None
     until_us: int = 0
+
+
+HandedCode: TypeAlias = tuple[Resolved, bytes | None]
+"""The code for a tenant's new instances, and its stored bundle if that was handed along."""
 
 
 class CodeSource(Protocol):
@@ -102,6 +107,11 @@ class Bundles:
             bundle = from_stored(data, code_hash)
             self._hold(code_hash, bundle)
         return bundle
+
+    def hold(self, code_hash: str, data: bytes) -> None:
+        """Hold what was stored under the hash, as somebody read it; Corrupt when it is not that."""
+        if code_hash not in self._held:
+            self._hold(code_hash, from_stored(data, code_hash))
 
     async def put(self, bundle: Bundle) -> str:
         """Store it durably under its hash, and answer the hash."""
@@ -242,7 +252,10 @@ class Codes:
             )
         what = f"load({tenant_id!r})"
         code = await _answer(what, lambda: self._callbacks.answer_of(load, tenant_id))
-        return Resolved(await self._stored(what, code, own_binding=True))
+        mark("loader: has the code")
+        resolved = Resolved(await self._stored(what, code, own_binding=True))
+        mark("loader: has stored the code")
+        return resolved
 
     async def _stored(self, what: str, code: Any, *, own_binding: bool) -> str:
         if not isinstance(code, WorkerCode):

@@ -23,6 +23,7 @@ from .embedded import RayThread
 from .house import Clients, Setup
 from .peers import Lost, Peer
 from .remote import Persistent, RemoteCodes
+from .spares import Spares
 
 _log = logging.getLogger("dynamic_workflows.cluster")
 
@@ -43,6 +44,7 @@ class Cluster:
             timeout_s=setup.config.client_timeout_seconds,
         )
         self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, SystemIds())
+        self._spares = Spares(self._loader)
         self.codes = RemoteCodes(
             self._loader,
             open_store(setup.log_root),
@@ -112,6 +114,7 @@ class Cluster:
                 await asyncio.sleep(0.05)
             door.start_supervisors(setup)
             await self._loader.call("fingerprint", timeout_s=_START_S)
+        self._spares.watch()
 
     def calls(self, tenant_id: str) -> TenantClient:
         """The calls of a tenant."""
@@ -133,6 +136,7 @@ class Cluster:
             return
         self._is_closed = True
         self._clients.close()
+        await self._spares.close()
         if self._session.release(self._setup.prefix):
             await self._end_actors()
         await self._session.end()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import msgspec
 
 from ..eventlog.errors import CodeError, LimitExceededError, Unavailable, WorkflowsError
+from ..eventlog.marks import mark
 from ..loaders.bundle import Bundle
 from ..loaders.faults import MESSAGE_CHARACTERS_MAX
 from ..loaders.isolate import Exit, Isolate
@@ -280,6 +281,7 @@ class Host:
             return
         self.exports = {export.name: export for export in message.exports}
         self._stop_load_timer()
+        mark("slot: the isolate has loaded")
         self.is_ready = True
         self._loaded.set_result(None)
         self._hosts.listener.on_ready(self)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..eventlog import codec
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import CodeError, WorkflowsError
+from ..eventlog.marks import mark
 from ..loaders.bundle import Bundle
 from ..loaders.isolate import Exit, Isolates
 from ..loaders.wire import Frame, ProtocolViolation, pack
@@ -170,7 +171,9 @@ class Hosts:
 
     async def _start(self, host: Host) -> None:
         try:
+            mark("slot: knows the code's hash")
             bundle = host.bundle = await self._codes.bundle(host.code_hash)
+            mark("slot: has the code")
             self._check_size(bundle)
             host.limits = _lower(bundle.limits, dict(host.key[2]))
             host.services = Services(bundle, self._codes.live(host.code_hash), self._revived)
@@ -188,6 +191,7 @@ class Hosts:
             _logger.exception("an isolate could not be started")
             host.fail(CodeError(f"no isolate could be started: {error}", code="code.load_failed"))
             return
+        mark("slot: has an isolate, which loads")
         host.expect_load()
 
     def _load(self, bundle: Bundle) -> Frame:

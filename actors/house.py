@@ -19,7 +19,7 @@ from ..eventlog.store import Store, open_store
 from . import metrics
 from .callbacks import Callbacks
 from .client import TenantClient
-from .codes import Codes, Resolved
+from .codes import Codes, HandedCode, Resolved
 from .config import PlatformConfig
 from .loader import Launcher, Loader
 from .peers import Lost, Peer
@@ -30,6 +30,9 @@ Find: TypeAlias = Callable[[], Awaitable[Peer]]
 
 TIMER_STREAM = "timers/0"
 LOADER_STREAM = "loader"
+# Ray carries what is larger by way of its object store, which takes longer than reading the log's.
+_HANDED_BYTES_MAX = 64 * 1024
+_LOADER_OPS = frozenset("resolve wake residents spares stats slot_restarted released".split())
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,6 @@ class LoaderHouse:
         self._timer = timer
         self._log: EventLog | None = None
         self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, SystemIds())
-        self._prefetching: set[asyncio.Task[None]] = set()
         self._codes: Codes | None = None
         self.target: LoaderHouse | None = None
         self._loader: Loader | None = None
@@ -147,14 +149,14 @@ class LoaderHouse:
             ids=ids,
             pool_size=setup.config.pool_size,
             residents_max=setup.config.tenants_resident_max,
-            prefetch=self._prefetch if load is not None else lambda tenant_id: None,
+            code=self._code_for_slot if load is not None else None,
         )
         await self._loader.open()
         self.target = self
 
     def __getattr__(self, op: str) -> Any:
         # What the loader itself does is called under its own name.
-        if op in ("resolve", "wake", "residents", "stats", "slot_restarted", "released"):
+        if op in _LOADER_OPS:
             return getattr(self.__dict__["_loader"], op)
         raise AttributeError(op)
 
@@ -195,17 +197,12 @@ class LoaderHouse:
         assert self._loader is not None
         return await self._loader.resolve(tenant_id, gone)
 
-    def _prefetch(self, tenant_id: str) -> None:
-        task = asyncio.ensure_future(self._fetch(tenant_id))
-        self._prefetching.add(task)
-        task.add_done_callback(self._prefetching.discard)
-
-    async def _fetch(self, tenant_id: str) -> None:
+    async def _code_for_slot(self, tenant_id: str) -> HandedCode:
+        """What a slot would ask for, and the bundle itself where it is small enough for a call."""
         assert self._codes is not None
-        try:
-            await self._codes.current(tenant_id)
-        except WorkflowsError:
-            pass  # whoever needs the code will ask, and hear why there is none
+        resolved = await self._codes.current(tenant_id)
+        stored = (await self._codes.bundle(resolved.code_hash)).stored()
+        return resolved, stored if len(stored) <= _HANDED_BYTES_MAX else None
 
 
 class Clients:

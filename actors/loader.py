@@ -20,6 +20,7 @@ from ..eventlog.clock import Clock
 from ..eventlog.errors import PlatformClosed, Unavailable, WorkflowsError
 from ..eventlog.events import Row
 from ..eventlog.ids import Ids
+from ..eventlog.marks import mark
 from .peers import Lost, Peer
 from .slot import Moved
 from .timer_index import Journal
@@ -38,6 +39,8 @@ LOOKS_MAX = 50
 """Slots that are asked in one look."""
 LAST_WORDS_S = 1.0
 """How long a slot stays whose tenant could not be opened."""
+ACQUAINTANCES_MAX = 16
+"""Drivers that are told of the slots in the pool."""
 REFILL_AFTER_S = 0.05
 """Starting a process is work: the tenant that has just got a slot goes first."""
 
@@ -86,6 +89,8 @@ class _Place:
         self.peer: Peer | None = None
         self.opening: asyncio.Future[Peer] | None = None
         """Where it lives; done when clients may go there, though it may still be opening."""
+        self.code: asyncio.Future[Any] | None = None
+        """What its slot is likely to need next."""
         self.adopted: asyncio.Future[None] | None = None
         """Done when the tenant is open."""
         self.released = asyncio.Event()
@@ -104,22 +109,25 @@ class Loader:
         ids: Ids,
         pool_size: int,
         residents_max: int,
-        prefetch: Callable[[str], None] = lambda tenant_id: None,
+        code: Callable[[str], Awaitable[Any]] | None = None,
     ) -> None:
-        """`prefetch` begins to fetch a tenant's code, which its client is likely to need next."""
+        """`code` fetches a tenant's code for its slot, which is likely to need it next."""
         self._launcher = launcher
         self._timer = timer
         self._log = log
         self._clock = clock
         self._ids = ids
         self._pool_size = pool_size
-        self._prefetch = prefetch
+        self._code = code
         self._places: dict[str, _Place] = {}
         self._pool: deque[Peer] = deque()
+        self._acquaintances: set[asyncio.Future[None]] = set()
+        """Those who wait to hear of new slots in the pool."""
         self._blank: set[str] = set()
         """Slots on their way to the pool."""
         self._starting: set[asyncio.Task[None]] = set()
         self._errands: set[asyncio.Task[None]] = set()
+        self._listings: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(residents_max)
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE_MAX)
         self._wanting_room = 0
@@ -147,10 +155,11 @@ class Loader:
         """
         if self._is_closed:
             raise PlatformClosed("the platform is closing: connect again")
+        mark("loader: is asked")
         place = self._places.get(tenant_id)
         if place is None:
-            self._prefetch(tenant_id)
             place = self._new_place(tenant_id, is_wanted=True)
+            self._fetch_code(place)
         elif gone is not None and place.peer is not None and place.peer.name == gone:
             if place.opening is None or place.opening.done():
                 place.opening = self._begin(place, self._reopen(place, place.peer))
@@ -166,6 +175,25 @@ class Loader:
         """Open these tenants; answers those that could not be opened now."""
         outcomes = await asyncio.gather(*(self._wake(name) for name in tenant_ids))
         return [name for name, is_awake in zip(tenant_ids, outcomes, strict=True) if not is_awake]
+
+    async def spares(self, known: Sequence[str], wait_s: float) -> list[Peer] | None:
+        """The slots that wait for tenants, as soon as one is not `known`, or after `wait_s`.
+
+        Who makes their acquaintance in time saves the tenant that comes the way to its slot. None:
+        there are no such slots, or so many want to know that it would cost more than it saves.
+        """
+        if not self._pool_size or self._is_closed or len(self._acquaintances) >= ACQUAINTANCES_MAX:
+            return None
+        if all(peer.name in known for peer in self._pool):
+            news = asyncio.get_running_loop().create_future()
+            self._acquaintances.add(news)
+            try:
+                await asyncio.wait_for(news, wait_s)
+            except TimeoutError:
+                pass
+            finally:
+                self._acquaintances.discard(news)
+        return list(self._pool)
 
     async def residents(self) -> list[str]:
         """The tenants that live somewhere, or are about to."""
@@ -209,6 +237,7 @@ class Loader:
         for peer in self._pool:
             await self._launcher.kill(peer.name)
         self._pool.clear()
+        self._tell_acquaintances()
 
     # --- opening
 
@@ -233,26 +262,21 @@ class Loader:
     async def _open(self, place: _Place) -> Peer:
         await self._make_room()
         try:
-            peer = await self._take_slot_in_turn(place)
+            # The slot makes clients wait until the tenant is open, so they need not wait here.
+            return await self._take_slot_in_turn(place)
         except BaseException:
             self._room.release()
             raise
-        try:
-            await self._list_as_open(place.tenant_id)
-        except BaseException:
-            await self._launcher.kill(peer.name)
-            raise
-        # The slot makes clients wait until the tenant is open, so they need not wait here.
-        return peer
 
     async def _take_slot_in_turn(self, place: _Place) -> Peer:
         async with contextlib.AsyncExitStack() as turn:
             await turn.enter_async_context(self._starts)
             peer = await self._take_slot()
+            mark("loader: has a slot")
             place.peer = peer
-            self._record("slot_adopted", peer.name, place.tenant_id)
             place.adopted = asyncio.ensure_future(self._adopt(place, peer))
             place.adopted.add_done_callback(_seen)
+            self._record("slot_adopted", peer.name, place.tenant_id)
             # The turn lasts until the tenant is open; who asked goes on.
             self._spawn(self._end_turn(place.adopted, turn.pop_all()))
         return peer
@@ -283,11 +307,39 @@ class Loader:
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 
+    def _list_soon(self, tenant_id: str, peer: Peer) -> None:
+        # No errand: a tenant that is being opened has to be, before it can be closed.
+        task = asyncio.ensure_future(self._list_as_open(tenant_id, peer))
+        self._listings.add(task)
+        task.add_done_callback(self._listings.discard)
+
+    def _fetch_code(self, place: _Place) -> None:
+        if self._code is not None:
+            place.code = asyncio.ensure_future(self._code(place.tenant_id))
+            place.code.add_done_callback(_seen)
+
+    async def _hand_over_code(self, place: _Place, peer: Peer) -> None:
+        """A slot that is not told of the code asks for it, and hears what is wrong with it."""
+        assert place.code is not None
+        with contextlib.suppress(Lost, WorkflowsError):
+            await peer.call("take_code", place.tenant_id, await asyncio.shield(place.code))
+
+    async def _list_as_open(self, tenant_id: str, peer: Peer) -> None:
+        """A slot that is not told of it sees to it itself."""
+        with contextlib.suppress(Lost, WorkflowsError):
+            await (await self._timer()).call("opened", [tenant_id], timeout_s=10.0)
+            await peer.call("take_listing", tenant_id)
+
     async def _adopt_at(self, place: _Place, peer: Peer) -> None:
         waited_s = 0.0
         while True:
+            adopted = asyncio.ensure_future(peer.call("adopt", place.tenant_id, place.is_wanted))
+            # What else the slot needs comes behind: it waits for neither before it begins.
+            self._list_soon(place.tenant_id, peer)
+            if place.code is not None:
+                self._spawn(self._hand_over_code(place, peer))
             try:
-                await peer.call("adopt", place.tenant_id, place.is_wanted)
+                await adopted
                 return
             except Lost as error:
                 # A slot that died is restarted in its place, under the same name.
@@ -295,14 +347,6 @@ class Loader:
                     raise Unavailable(f"{peer.name} cannot be reached: {error}") from error
                 await asyncio.sleep(0.25)
                 waited_s += 0.25
-
-    async def _list_as_open(self, tenant_id: str) -> None:
-        while True:
-            try:
-                await (await self._timer()).call("opened", [tenant_id], timeout_s=10.0)
-                return
-            except (Lost, Unavailable):
-                await asyncio.sleep(0.1)
 
     async def _reopen(self, place: _Place, peer: Peer) -> Peer:
         """The tenant did not answer at its slot: open it again there, or at another."""
@@ -357,6 +401,11 @@ class Loader:
             asyncio.get_running_loop().call_later(REFILL_AFTER_S, self._refill)
         return peer
 
+    def _tell_acquaintances(self) -> None:
+        for news in self._acquaintances:
+            if not news.done():
+                news.set_result(None)
+
     def _new_name(self) -> str:
         return f"slot-{self._ids.token()[:12]}"
 
@@ -373,6 +422,7 @@ class Loader:
             await peer.call("who")
             self._record("slot_started", peer.name, None)
             self._pool.append(peer)
+            self._tell_acquaintances()
         except (Lost, WorkflowsError):
             await self._launcher.kill(peer.name)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,9 +15,10 @@ from ..eventlog.store import Store
 from ..loaders.bundle import Bundle, Grants
 from ..loaders.calls import Calls
 from ..loaders.worker import WorkerRef
-from .codes import Bundles, Resolved
+from .codes import Bundles, HandedCode, Resolved
 from .peers import Lost, Peer
 
+_HANDED_WITHIN_S = 0.5
 _BACK_OFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -70,21 +72,30 @@ class RemoteCodes:
         self._bundles = Bundles(store)
         self._calls = calls
         self._pickle = pickle
-        self._ahead: dict[str, asyncio.Task[Resolved]] = {}
+        self._ahead: asyncio.Future[HandedCode] | None = None
 
-    def fetch_ahead(self, tenant_id: str) -> None:
-        """Begin to ask for what the next `current` of a tenant will want to know."""
-        self._ahead[tenant_id] = asyncio.ensure_future(
-            self._loader.call("code_current", tenant_id, None, None)
-        )
+    def expect(self) -> None:
+        """The loader is about to hand over what `current` will want to know."""
+        if self._ahead is None:
+            self._ahead = asyncio.get_running_loop().create_future()
+
+    def take(self, code: HandedCode) -> None:
+        """The loader has handed it over; of use once, since it may soon be out of date."""
+        self.expect()
+        if self._ahead is not None and not self._ahead.done():
+            self._ahead.set_result(code)
 
     async def current(
         self, tenant_id: str, *, binding: str | None = None, metadata: bytes | None = None
     ) -> Resolved:
         """The code for new instances, stored."""
-        ahead = self._ahead.pop(tenant_id, None) if metadata is None else None
-        if ahead is not None:
-            return await ahead
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and metadata is None:
+            with contextlib.suppress(TimeoutError):
+                handed, stored = await asyncio.wait_for(ahead, _HANDED_WITHIN_S)
+                if stored is not None:
+                    self._bundles.hold(handed.code_hash, stored)
+                return handed
         resolved: Resolved = await self._loader.call("code_current", tenant_id, binding, metadata)
         return resolved
 
@@ -103,6 +114,7 @@ class RemoteCodes:
 
     async def forget(self, tenant_id: str) -> None:
         """Ask the callback again next time."""
+        self._ahead = None
         await self._loader.call("code_forget", tenant_id)
 
     def live(self, code_hash: str) -> Grants:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -88,6 +89,7 @@ class SlotHouse:
             clock=self._clock,
             idle_s=self._setup.config.tenant_idle_seconds,
             on_adopted=self._on_adopted,
+            on_code=self._codes.take,
             on_end=self._on_end,
         )
         _settle_memory()
@@ -110,6 +112,7 @@ class SlotHouse:
 
         Only speed is at stake: what goes wrong here will go wrong, and be told, with a tenant.
         """
+        await self._meet()
         _remove_old_stages()
         with tempfile.TemporaryDirectory(prefix=f"{_STAGE}{os.getpid()}-") as folder:
             store = open_store(folder)
@@ -120,6 +123,12 @@ class SlotHouse:
                 _log.info("the rehearsal of %s failed: %s", self._name, error)
             await store.close()
         _settle_memory()
+
+    async def _meet(self) -> None:
+        """Look up the loader and the timer, and have a connection to each."""
+        for find in (self._find_loader, self._find_timer):
+            with contextlib.suppress(Lost, WorkflowsError):
+                await (await find()).call("stats", timeout_s=_REHEARSAL_S)
 
     async def _perform(self, store: Store, codes: Codes) -> None:
         nobody = await self._open_on("nobody", store, codes)
@@ -133,7 +142,9 @@ class SlotHouse:
         finally:
             await nobody.close(seal=False)
 
-    async def _open_on(self, tenant_id: str, store: Store, codes: CodeSource) -> Tenant:
+    async def _open_on(
+        self, tenant_id: str, store: Store, codes: CodeSource, *, is_wanted: bool = False
+    ) -> Tenant:
         return await open_tenant(
             tenant_id,
             store=store,
@@ -142,21 +153,19 @@ class SlotHouse:
             clock=self._clock,
             ids=self._ids,
             config=self._setup.config,
+            is_wanted=is_wanted,
         )
 
     async def _open_tenant(self, tenant_id: str, is_wanted: bool) -> Tenant:
-        is_wanted = is_wanted and not self._codes.is_app
-        if is_wanted:
-            self._codes.fetch_ahead(tenant_id)
-        tenant = self._tenant = await self._open_unfenced(tenant_id)
-        if is_wanted:
-            self._preparing = asyncio.ensure_future(_prepare(tenant))
-        return tenant
+        if is_wanted and not self._codes.is_app:
+            self._codes.expect()
+        self._tenant = await self._open_unfenced(tenant_id, is_wanted=is_wanted)
+        return self._tenant
 
-    async def _open_unfenced(self, tenant_id: str) -> Tenant:
+    async def _open_unfenced(self, tenant_id: str, *, is_wanted: bool) -> Tenant:
         for tries_left in range(_FENCED_TRIES_MAX, 0, -1):
             try:
-                return await self._open_on(tenant_id, self._store, self._codes)
+                return await self._open_on(tenant_id, self._store, self._codes, is_wanted=is_wanted)
             except Fenced as error:
                 # Another process opened it at the same moment, most likely one that is dying.
                 if tries_left == 1:
@@ -198,13 +207,6 @@ def _settle_memory() -> None:
     gc.freeze()
     # A tenant makes many small objects that die young or live long, and few cycles.
     gc.set_threshold(20_000, 20, 50)
-
-
-async def _prepare(tenant: Tenant) -> None:
-    try:
-        await tenant.prepare()
-    except WorkflowsError:
-        pass  # whoever creates will be told
 
 
 def isolates_of(config: PlatformConfig) -> ProcessIsolates:

@@ -21,6 +21,7 @@ import msgspec
 
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsError
+from ..eventlog.marks import mark
 from .peers import Lost, Peer, portable
 
 LONG_OPS = frozenset({"result", "events", "invoke"})
@@ -31,6 +32,8 @@ SESSION_KEPT_S = 120.0
 """How long a client's outcomes are kept for it after its last message."""
 ADOPTION_S = 1.0
 """How long a client waits at a blank slot for its tenant to come."""
+LISTED_WITHIN_S = 0.5
+"""How long a slot waits for the loader to list its tenant as open, before it does so itself."""
 _LOOK_S = 1.0
 
 
@@ -92,6 +95,7 @@ class Slot:
         clock: Clock,
         idle_s: float,
         on_adopted: Callable[[str], None] = lambda tenant_id: None,
+        on_code: Callable[[Any], None] = lambda code: None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
@@ -101,11 +105,13 @@ class Slot:
         self._clock = clock
         self._idle_us = round(idle_s * US)
         self._on_adopted = on_adopted
+        self._on_code = on_code
         self._on_end = on_end
         self._tenant_id: str | None = None
         self._resident: Resident | None = None
         self._opening: asyncio.Future[Resident] | None = None
         self._adopted = asyncio.Event()
+        self._listed = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
         self._sessions: dict[str, _Session] = {}
         self._stats = SlotStats(pid=os.getpid())
@@ -124,6 +130,7 @@ class Slot:
         if self._closing is not None or self._tenant_id not in (None, tenant_id):
             raise Moved(f"{self._name} does not serve {tenant_id!r}")
         if self._opening is None:
+            mark("slot: is adopted")
             self._tenant_id = tenant_id
             self._on_adopted(tenant_id)
             self._opening = asyncio.ensure_future(self._open(tenant_id, is_wanted))
@@ -131,10 +138,39 @@ class Slot:
         await asyncio.shield(self._opening)
 
     async def _open(self, tenant_id: str, is_wanted: bool) -> Resident:
-        self._resident = await self._open_tenant(tenant_id, is_wanted)
+        listed = asyncio.ensure_future(self._list_as_open(tenant_id))
+        resident = await self._open_tenant(tenant_id, is_wanted)
+        # Whoever is served is promised that it goes on: from here on no crash may forget it.
+        await listed
+        mark("slot: serves")
+        self._resident = resident
         self._used_us = self._clock.now_us()
         self._look_later()
         return self._resident
+
+    async def take_listing(self, tenant_id: str) -> None:
+        """The loader has listed this slot's tenant as open."""
+        if self._tenant_id in (None, tenant_id):  # it may come before the word that adopts
+            self._listed.set()
+
+    async def take_code(self, tenant_id: str, code: Any) -> None:
+        """The loader has fetched the code of this slot's tenant."""
+        if self._tenant_id in (None, tenant_id):
+            self._on_code(code)
+
+    async def _list_as_open(self, tenant_id: str) -> None:
+        try:
+            await asyncio.wait_for(self._listed.wait(), LISTED_WITHIN_S)
+            mark("slot: is listed as open")
+            return
+        except TimeoutError:
+            pass  # the loader may have died in between, or the timer may be starting
+        while True:
+            try:
+                await (await self._timer()).call("opened", [tenant_id], timeout_s=10.0)
+                return
+            except (Lost, Unavailable):
+                await asyncio.sleep(0.1)
 
     async def who(self) -> tuple[str | None, str]:
         """The tenant that is served here, and "blank", "opening", "open" or "closing"."""
@@ -181,6 +217,7 @@ class Slot:
         the latest after `wait_s`. An outcome is (number, whether it succeeded, value or error), and
         is told once. Raises Moved, and what opening the tenant raised.
         """
+        mark("slot: hears the driver")
         resident = await self._serving(tenant_id)
         self._used_us = self._clock.now_us()
         session = self._sessions.get(session_id)

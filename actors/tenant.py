@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from ..eventlog import marks
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.compaction import CompactionConfig
 from ..eventlog.errors import (
@@ -22,6 +24,7 @@ from ..eventlog.errors import (
 from ..eventlog.events import span
 from ..eventlog.ids import Ids
 from ..eventlog.log import EventLog, LogConfig, tenant_stream
+from ..eventlog.marks import mark
 from ..eventlog.store import Store
 from ..loaders import wire
 from ..loaders.isolate import Exit, Isolates
@@ -57,21 +60,23 @@ async def open_tenant(
     ids: Ids,
     config: PlatformConfig,
     has_maintenance: bool = True,
+    is_wanted: bool = False,
     prepare: Callable[[TenantCore], None] = lambda core: None,
 ) -> Tenant:
     """Become the owner of the tenant's log and go on with its instances.
 
-    `has_maintenance`: seal and compact the log in the background. `prepare` sees the core before
+    `has_maintenance`: seal and compact the log in the background. `is_wanted`: somebody is about to
+    create something, so get the newest code ready meanwhile. `prepare` sees the core before
     anything runs, for tests. Raises Corrupt, Fenced or Unavailable when the log cannot be opened.
     """
     mine = config.of(tenant_id)
-    log = await EventLog.open(
+    log = EventLog(
         store,
         tenant_stream(tenant_id),
-        tenant_id=tenant_id,
-        clock=clock,
-        ids=ids,
-        config=LogConfig(
+        tenant_id,
+        clock,
+        ids,
+        LogConfig(
             wal_bytes_max=mine.wal_bytes_max,
             seal_age_s=min(mine.seal_age_seconds, mine.erase_within_seconds / 4),
             compaction=CompactionConfig(
@@ -95,9 +100,9 @@ async def open_tenant(
         has_maintenance=has_maintenance,
     )
     try:
-        await tenant.open()
+        await tenant.open(is_wanted=is_wanted)
     except BaseException:
-        await log.close()
+        await tenant.close(seal=False)
         raise
     return tenant
 
@@ -157,11 +162,29 @@ class Tenant(TenantStarts):
         self._failing: set[Key] = set()
         self._calls = 0
         self._is_open = False
+        self._early: list[Callable[[], None]] = []
+        """What isolates said before the log was open."""
         self._is_closed = False
         self._wake_us: int | None = None
 
-    async def open(self) -> None:
-        """Replay the log into the core, and go on."""
+    async def open(self, *, is_wanted: bool = False) -> None:
+        """Take the log over, replay it into the core, and go on."""
+
+        def found(last_seq: int) -> None:
+            # A new log holds no deployed code: what the platform's callback says will rule.
+            if is_wanted and not last_seq and not self._tasks:
+                self._prepare_soon()
+
+        await self._log.take_over(found=found)
+        mark("slot: owns the log")
+        await self._replay()
+        if is_wanted and self.core.last_seq:
+            self._prepare_soon()
+        early, self._early = self._early, []
+        for hear in early:
+            hear()
+
+    async def _replay(self) -> None:
         async for rows in self._log.rows():
             for row in rows:
                 self.core.apply(row)
@@ -228,9 +251,16 @@ class Tenant(TenantStarts):
             return self._erase_us if due_us is None else due_us
         return min(due_us, self._erase_us)
 
-    async def prepare(self) -> None:
-        """Get the newest code ready, for an instance that is likely to come; raises CodeError."""
-        await self._codes.prepare()
+    def _prepare_soon(self) -> None:
+        """Get the newest code ready, for an instance that is likely to come."""
+        if not self._codes.is_app:
+            self._spawn(self._prepare())
+
+    async def _prepare(self) -> None:
+        try:
+            await self._codes.prepare()
+        except WorkflowsError:
+            pass  # whoever creates will be told
 
     @property
     def services_out(self) -> int:
@@ -283,6 +313,9 @@ class Tenant(TenantStarts):
         """The guest calls a binding; what it did before takes effect first."""
         if self.is_over:
             return
+        if not self._is_open:
+            self._early.append(partial(self.on_call, host, life, call))
+            return
         if not host.may_call(life) or (life in host.lives and self.core.key_of(life) is None):
             host.send([wire.pack(wire.Reply(call.call, error=_OVER), life=life)])
             return
@@ -298,6 +331,9 @@ class Tenant(TenantStarts):
 
     def on_ready(self, host: Host) -> None:
         """The code of a host is loaded, or is not to be had for now."""
+        if not self._is_open:
+            self._early.append(partial(self.on_ready, host))
+            return
         self._codes.learn(host)
         if host.bundle is not None and self._codes.rules(host):
             known = {
@@ -377,6 +413,8 @@ class Tenant(TenantStarts):
         for host, out in frames.items():
             host.send(out)
         self._feeds.publish(rows)
+        if marks.is_on and rows:
+            mark(f"slot: landed {', '.join(row.type for row in rows)}")
         self._landings += 1
         if self._landings % _EVICT_EVERY == 0:
             self._evict()

@@ -23,6 +23,7 @@ from ..eventlog.errors import (
 from ..eventlog.events import Row
 from ..eventlog.ids import Ids
 from ..eventlog.log import EventLog
+from ..eventlog.marks import mark
 from ..loaders import bundle as bundles
 from ..loaders import faults
 from ..loaders.calls import EventPage, StatusData
@@ -106,6 +107,7 @@ class TenantCalls:
             metadata=None if metadata is None else envelope(binding, metadata),
         )
         strict = operations.flag(args, "strict")
+        mark("slot: can create")
         self._check_open()
         decision = self.core.create(items, strict=strict, now_us=self._clock.now_us())
         self._workflows[name] = None

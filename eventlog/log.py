@@ -8,6 +8,7 @@ error poisons the log: nothing more is acknowledged, and only opening it again s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,9 +32,10 @@ from .manifest import (
     tenant_stream,
     version_of,
 )
+from .marks import mark
 from .recovery import Newest, fresh, newest_manifest, newest_version, survey_steps
 from .segment import read_rows
-from .store import AlreadyExists, NotFound, Store, create_once, probe
+from .store import AlreadyExists, Entries, NotFound, Store, create_once, probe
 from .store_local import LocalStore
 from .sync_thread import Runner
 from .tail import Tail, TailBlock
@@ -69,7 +71,7 @@ class LogConfig:
 
 
 class EventLog:
-    """A stream in the hands of its owner. Made by `open`; one event loop; not thread-safe."""
+    """A stream in the hands of its owner, after `open`; one event loop; not thread-safe."""
 
     def __init__(
         self, store: Store, stream: str, tenant_id: str, clock: Clock, ids: Ids, config: LogConfig
@@ -126,15 +128,28 @@ class EventLog:
         store that cannot keep a log. `runner` replaces the thread that syncs, for tests.
         """
         log = cls(store, stream, tenant_id, clock, ids, config or LogConfig())
-        if log.config.has_probe:
-            await probe(store, ids)
-        log._wal = log._make_wal(runner)
-        try:
-            await log._take_over()
-        except BaseException:
-            await log._wal.abandon()
-            raise
+        await log.take_over(runner=runner)
         return log
+
+    async def take_over(
+        self,
+        *,
+        found: Callable[[int], None] = lambda last_seq: None,
+        runner: Runner | None = None,
+    ) -> None:
+        """What `open` does, for a log that was made without it; once.
+
+        `found` is told the last number of the log as soon as it was read, before the log is owned,
+        and again if it had to be read again.
+        """
+        self._wal = self._make_wal(runner)
+        try:
+            if self.config.has_probe:
+                await probe(self.store, self.ids)
+            await self._take_over(found)
+        except BaseException:
+            await self._wal.abandon()
+            raise
 
     def _make_wal(self, runner: Runner | None) -> LocalWal | ObjectWal:
         if isinstance(self.store, LocalStore):
@@ -153,7 +168,7 @@ class EventLog:
             on_failure=self._on_failure,
         )
 
-    async def _take_over(self) -> None:
+    async def _take_over(self, found: Callable[[int], None]) -> None:
         """Fence, read, publish; again from the start whenever something moved in between.
 
         The log is read before anything is written, so that a damaged one is refused unchanged, and
@@ -162,6 +177,8 @@ class EventLog:
         is_fence_up = False
         for _ in range(OPEN_TRIES_MAX):
             newest, walk = await self._survey()
+            mark("log: read")
+            found(walk.last.last_seq)
             if is_fence_up and newest.manifest.epoch > self.epoch:
                 raise self._was_overtaken()
             if is_fence_up and newest.manifest.wal_first > self._wal.number:
@@ -180,6 +197,7 @@ class EventLog:
                 except AlreadyExists:
                     continue
                 is_fence_up = True
+                mark("log: fenced")
                 if isinstance(self._wal, LocalWal) and not await self._wal.adopt(walk):
                     continue
             elif walk.next_number != self._wal.number + 1:
@@ -407,11 +425,9 @@ class EventLog:
         )
         data = encode_manifest(manifest)
         key = manifest_key(self.stream, manifest.version)
-        await create_once(self.store, key, data)
         # The number may have been free because a newer owner's manifest had been there and was
         # removed as old. The newest manifest is never removed, so then a higher one is there.
-        above = await self.store.list(manifest_prefix(self.stream), after=key)
-        if newest_version(above):
+        if newest_version(await self._create_and_look_above(key, data)):
             raise self._was_overtaken()
         self._newest = Newest(manifest, hash_of(data))
         if manifest.version > upkeep.MANIFESTS_KEPT:
@@ -419,6 +435,16 @@ class EventLog:
                 manifest_key(self.stream, manifest.version - upkeep.MANIFESTS_KEPT)
             )
         return manifest
+
+    async def _create_and_look_above(self, key: str, data: bytes) -> Entries:
+        """Create a manifest; those above it, as they are after that."""
+        prefix = manifest_prefix(self.stream)
+        if isinstance(self.store, LocalStore) and self.store.reads_at_once:
+            # Whatever may have gone wrong with a create is told apart below, by trying again.
+            with contextlib.suppress(AlreadyExists, Unavailable):
+                return await self.store.create_and_list(key, data, prefix)
+        await create_once(self.store, key, data)
+        return await self.store.list(prefix, after=key)
 
     async def _explain_clash(self) -> None:
         """The version that we wanted exists: ours by a lost reply, or a newer owner's."""

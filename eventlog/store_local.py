@@ -39,6 +39,16 @@ class LocalStore:
         path = self.local_path(key)
         await self._run(lambda: create_file(self.disk, path, data), path)
 
+    async def create_and_list(self, key: str, data: bytes, prefix: str) -> Entries:
+        """As `create`, and then `list` after the key, in one change of threads."""
+        path = self.local_path(key)
+
+        def both() -> Entries:
+            create_file(self.disk, path, data)
+            return self.list_blocking(prefix, after=key)
+
+        return await self._run(both, path)
+
     async def put(self, key: str, data: bytes) -> None:
         """Rename a synced file over the name."""
         path = self.local_path(key)

@@ -199,6 +199,14 @@ class World:
         _peers.append(peer)
         return peer
 
+    async def home(self, tenant_id: str, gone: str | None = None) -> Peer:
+        """Where a tenant lives, once it is open there."""
+        peer = await self.loader.resolve(tenant_id, gone)
+        adopted = self.loader._places[tenant_id].adopted
+        assert adopted is not None
+        await asyncio.shield(adopted)
+        return peer
+
     def slot_of(self, tenant_id: str) -> LocalPeer:
         place = self.loader._places[tenant_id]
         assert place.peer is not None

@@ -10,7 +10,9 @@ from local_world import World, until
 
 from dynamic_workflows.actors import loader as loader_module
 from dynamic_workflows.actors.loader import STARTS_AT_ONCE_MAX
+from dynamic_workflows.actors.remote import Persistent
 from dynamic_workflows.actors.slot import Moved, Slot
+from dynamic_workflows.actors.spares import Spares
 from dynamic_workflows.eventlog.clock import US
 from dynamic_workflows.eventlog.errors import Corrupt, PlatformClosed, Unavailable
 
@@ -41,7 +43,7 @@ async def test_a_tenant_gets_a_slot_from_the_pool_which_fills_up_again() -> None
 async def test_without_a_pool_slots_are_started_when_they_are_needed() -> None:
     world = await World(pool_size=0).start()
     assert not world.slots
-    await world.loader.resolve("acme")
+    await world.home("acme")
     assert world.opened == ["acme"]
     assert len(world.slots) == 1
     await world.stop()
@@ -55,16 +57,52 @@ async def test_everybody_who_asks_for_a_tenant_gets_the_same_place() -> None:
     await world.stop()
 
 
-async def test_a_tenant_is_listed_as_open_before_it_is_resolved() -> None:
+async def test_a_tenant_is_listed_as_open_before_it_serves_anybody() -> None:
     world = await World().start()
     timer_peer, world.timer_peer = world.timer_peer, None
-    resolving = asyncio.ensure_future(world.loader.resolve("acme"))
+    peer = await world.loader.resolve("acme")
+    call = (1, "add", {"token": "t", "amount": 3})
+    serving = asyncio.ensure_future(peer.call("exchange", "acme", "s", [call], [], 0.0))
     await until(lambda: world.opened == ["acme"])
     await asyncio.sleep(0.05)
-    assert not resolving.done(), "the tenant is open, but a crash now would forget it"
+    assert not serving.done(), "the tenant is open, but a crash now would forget it"
+    assert not world.books.get("acme"), "nothing may be promised yet"
     world.timer_peer = timer_peer
-    await resolving
+    assert await serving == [(1, True, 3)]
     assert await world.timer.due("acme") == -1
+    await world.stop()
+
+
+async def test_a_driver_hears_of_every_slot_that_joins_the_pool() -> None:
+    world = await World(pool_size=2).start()
+    spares = Spares(Persistent("the loader", world.find_loader, timeout_s=1.0))
+    spares.watch()
+    known = sorted(peer.name for peer in world.loader._pool)
+    await until(lambda: spares.names == known, what="the acquaintance")
+    taken = await world.home("acme")
+    await until(lambda: len(world.loader._pool) == 2, what="the refilled pool")
+    later = sorted(peer.name for peer in world.loader._pool)
+    await until(lambda: spares.names == later, what="the new acquaintance")
+    assert taken.name not in spares.names
+    assert set(later) - set(known)
+    await spares.close()
+    await world.stop()
+
+
+async def test_too_many_drivers_are_told_nothing_of_the_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loader_module, "ACQUAINTANCES_MAX", 1)
+    world = await World(pool_size=1).start()
+    known = [peer.name for peer in world.loader._pool]
+    first = asyncio.ensure_future(world.loader.spares(known, 60.0))
+    await asyncio.sleep(0)
+    assert await world.loader.spares(known, 60.0) is None
+    await world.loader.resolve("acme")
+    joined = await first
+    assert joined is not None
+    assert [peer.name for peer in joined] != known
+    assert await world.loader.spares([], 0.0) is not None, "there is room again"
     await world.stop()
 
 
@@ -82,14 +120,14 @@ async def test_a_slot_never_serves_a_second_tenant() -> None:
 async def test_an_idle_tenant_sleeps_and_its_next_call_finds_it_in_a_fresh_slot() -> None:
     world = await World(idle_s=60).start()
     world.wakes["acme"] = world.clock.now_us() + 3_600 * US
-    first = await world.loader.resolve("acme")
+    first = await world.home("acme")
     await advance(world, 59)
     assert await world.loader.residents() == ["acme"]
     await advance(world, 3)
     await until(lambda: first.name in world.killed)
     assert await world.loader.residents() == []
     assert await world.timer.due("acme") == world.wakes["acme"]
-    second = await world.loader.resolve("acme", first.name)
+    second = await world.home("acme", first.name)
     assert second.name != first.name
     assert await world.timer.due("acme") == -1
     await world.stop()
@@ -122,11 +160,11 @@ async def test_a_tenant_with_work_or_with_a_wake_up_just_ahead_stays() -> None:
 
 async def test_a_caller_who_meets_a_closing_slot_waits_for_the_next_one() -> None:
     world = await World().start()
-    first = await world.loader.resolve("acme")
+    first = await world.home("acme")
     assert await first.call("make_room")
     with pytest.raises(Moved):
         await first.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
-    second = await world.loader.resolve("acme", first.name)
+    second = await world.home("acme", first.name)
     assert second.name != first.name
     assert world.opened == ["acme", "acme"]
     await world.stop()
@@ -134,7 +172,7 @@ async def test_a_caller_who_meets_a_closing_slot_waits_for_the_next_one() -> Non
 
 async def test_a_tenant_whose_process_died_is_opened_again_in_the_restarted_slot() -> None:
     world = await World().start()
-    peer = await world.loader.resolve("acme")
+    peer = await world.home("acme")
     slot = world.slot_of("acme")
     world.crash(slot)
     resolving = asyncio.ensure_future(world.loader.resolve("acme", peer.name))
@@ -148,7 +186,7 @@ async def test_a_tenant_whose_process_died_is_opened_again_in_the_restarted_slot
 
 async def test_a_restarted_slot_gets_its_tenant_back_though_nobody_calls() -> None:
     world = await World().start()
-    await world.loader.resolve("acme")
+    await world.home("acme")
     slot = world.slot_of("acme")
     world.crash(slot)
     await world.restart(slot)
@@ -183,7 +221,7 @@ async def test_a_restarted_loader_finds_its_slots_and_opens_nothing_twice() -> N
 
 async def test_a_tenant_that_died_together_with_the_loader_is_opened_again() -> None:
     world = await World().start()
-    await world.loader.resolve("acme")
+    await world.home("acme")
     slot = world.slot_of("acme")
     world.crash(slot)
     assert world.loader._looking is not None
@@ -321,7 +359,7 @@ async def test_closing_puts_every_tenant_to_sleep() -> None:
 
 async def test_a_fenced_tenant_lets_go_and_stays_listed_as_open() -> None:
     world = await World().start()
-    peer = await world.loader.resolve("acme")
+    peer = await world.home("acme")
     world.tills["acme"].failed = Unavailable("the disk is gone")
     with pytest.raises(Moved):
         await peer.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
