@@ -361,7 +361,8 @@ def _hear(step: Step, attempt: int) -> None:
     """Note that the guest has told the end of an attempt. It does so once, of attempts that began
     in this lifetime; it may be late, where the attempt timed out, but is never early."""
     if not step.said < attempt <= step.attempt:
-        raise ProtocolViolation(f"attempt {attempt} of {plain(step.name)!r} has no end to come")
+        what = f"the end of attempt {attempt} of step {plain(step.name)!r}"
+        raise ProtocolViolation(f"{what} was told twice, or before its time")
     step.said = attempt
 
 

@@ -211,8 +211,8 @@ class Host:
             for kind, life, body in frames:
                 message = unpack_from_guest(kind, body)
                 if isinstance(message, _OWN):
-                    if about_lives and isinstance(message, Call | Gone):
-                        # Who calls has to be alive by then; who is gone says nothing after it.
+                    if about_lives and not isinstance(message, Log):
+                        # In the order in which they were sent: who calls has to be alive by then.
                         self._hosts.listener.on_messages(self, about_lives)
                         about_lives = []
                     self._on_own(life, message)

@@ -152,6 +152,10 @@ class World:
             message for number, message in self.log if type(message) is kind and number == wanted
         ]
 
+    def tenant_module(self) -> Any:
+        """The main module that was loaded."""
+        return self.guest._main
+
     @property
     def guest_life(self) -> Any:
         """The guest's own object of the present life."""

@@ -11,19 +11,21 @@ from isolates import DEFAULT
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.codes import Codes
-from dynamic_workflows.actors.resident import isolates_of
+from dynamic_workflows.actors.isolates import isolates_of
 from dynamic_workflows.actors.tenant import Tenant, open_tenant
 from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.ids import SystemIds
 from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.loaders.process import ProcessIsolates
 from dynamic_workflows.loaders.worker import EntrypointStub
 
 
 class RealTenant:
     """One tenant, as a driver holds it."""
 
-    def __init__(self, shell: Tenant) -> None:
+    def __init__(self, shell: Tenant, isolates: ProcessIsolates) -> None:
         self.shell = shell
+        self.isolates = isolates
         self.workflows = dw.WorkflowBinding(shell)
 
     def entrypoint(self, name: str | None = None, **more: Any) -> EntrypointStub:
@@ -50,7 +52,7 @@ async def real_tenant(
         config=settings, has_maintenance=False,
     )  # fmt: skip
     try:
-        yield RealTenant(shell)
+        yield RealTenant(shell, isolates)
     finally:
         await shell.close(seal=False)
         await isolates.close()
