@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ..loaders import durations
+from ..loaders import durations, users
 from ..loaders.isolate import Limits
 from .decisions import CoreConfig
 
@@ -143,6 +143,9 @@ class PlatformConfig(BaseModel):
     """Seconds without an instance or a call after which an isolate is closed."""
     warm_isolates: int = Field(default=1, ge=0)
     """Blank isolates that a tenant actor keeps ready."""
+    isolate_uids_first: int = Field(default=users.FIRST, ge=0, le=users.FIRST_MAX)
+    """Where the platform is root, each isolate becomes a user of its own: this number plus that of
+    its process. So 4,194,304 of them, which must be nobody else's; 0: all become 65534."""
     threads: bool = False
     """Whether sync callbacks run in worker threads of the isolate."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from . import users
 from .wire import Frame
 
 
@@ -55,7 +56,10 @@ class Isolation:
     threads: bool = False
     """Whether tenant code may start threads."""
     uid: int = 65534
-    """The user that isolates become where the supervisor is root; unused otherwise."""
+    """The user that isolates become where the supervisor is root and there are no `uids_first`."""
+    uids_first: int = users.FIRST
+    """Where the supervisor is root, each isolate becomes a user of its own: this number plus the
+    number of its process. 0: all become `uid`, as they do where the host has no such users."""
     warm: int = 2
     """Blank isolates kept ready; each is used once."""
     hide_supervisor: bool = True

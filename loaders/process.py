@@ -55,6 +55,7 @@ class ProcessIsolates:
             jail=self._isolation.jail,
             threads=self._isolation.threads,
             uid=self._isolation.uid,
+            uids_first=self._isolation.uids_first,
         )
         self._loop = asyncio.get_running_loop()
         self._spawner: Spawner | None = None

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..eventlog.errors import SandboxUnavailable
-from . import jail, kernel, landlock, seccomp
+from . import jail, kernel, landlock, seccomp, users
 from .descriptors import DescriptorFinder
 from .readable import Readable
 
@@ -36,6 +36,7 @@ class WallsPlan(msgspec.Struct, array_like=True, frozen=True):
     jail: str = "auto"
     threads: bool = False
     uid: int = 65534
+    uids_first: int = 0
     landlock: bool = True
     seccomp: bool = True
     rlimits: bool = True
@@ -58,6 +59,9 @@ class Walls:
         self._filters: tuple[bytes, bytes] | None = None
         self._finder: DescriptorFinder | None = None
         self._names: list[str] = []
+        self._uids_first = 0
+        self.notes: list[str] = []
+        """What was asked for, and is missing without making a wall a lesser one."""
 
     @classmethod
     def prepare(cls, plan: WallsPlan, *, readable: Readable) -> Walls:
@@ -82,10 +86,8 @@ class Walls:
 
     def _build(self, readable: Readable) -> None:
         plan = self._plan
-        if os.geteuid() == 0 and plan.uid == 0:
-            raise SandboxUnavailable(
-                "refusing to run tenant code as root: set a uid for isolates to become"
-            )
+        if os.geteuid() == 0:
+            self._choose_users()
         abi = landlock.abi() if plan.landlock else 0
         why_no_jail = "it is switched off" if plan.jail == "off" else self._enter_jail(readable)
         self._is_jailed = why_no_jail is None
@@ -109,12 +111,32 @@ class Walls:
             self._names.append("limits")
         if self._is_jailed:
             self._names.append("jail")
+        if self._uids_first:
+            self._names.append("uids")
         # From now on nobody of the same user may look into the zygote. Not earlier: the owner of
         # /proc/self, who has to write the map of users for the jail, changes with it.
         if plan.rlimits:
             kernel.set_dumpable(False)
         kernel.bound_capabilities()
         self._prove(readable)
+
+    def _choose_users(self) -> None:
+        uid, first = self._plan.uid, self._plan.uids_first
+        why_not = users.why_not(first) if first else None
+        if first and not why_not:
+            self._uids_first = first
+            return
+        if why_not:
+            self.notes.append(f"isolates are all the same user, {uid}: {why_not}")
+        if uid == 0:
+            raise SandboxUnavailable(
+                "refusing to run tenant code as root: set a uid for isolates to become"
+            )
+        if not users.exists(uid):
+            raise SandboxUnavailable(
+                f"refusing to run tenant code as root: there is no user {uid} to become in this "
+                f"user namespace. Map it, or do not run as root. {_HINT}"
+            )
 
     def _enter_jail(self, readable: Readable) -> str | None:
         """Enter it, or say why not. A child tries first: half a jail cannot be left again."""
@@ -195,8 +217,8 @@ class Walls:
         os.nice(_NICENESS)
 
     def _become_nobody(self) -> None:
-        uid = self._plan.uid
         if os.geteuid() == 0:
+            uid = self._uids_first + os.getpid() if self._uids_first else self._plan.uid
             os.setgroups([])
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)

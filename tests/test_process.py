@@ -382,7 +382,7 @@ async def test_where_no_file_can_be_opened_the_platform_is_unavailable() -> None
 async def test_root_without_another_user_to_become_is_refused() -> None:
     if os.geteuid() != 0:
         pytest.skip("not root")
-    async with isolates(Isolation(warm=0, uid=0)) as made:
+    async with isolates(Isolation(warm=0, uid=0, uids_first=0)) as made:
         with pytest.raises(SandboxUnavailable, match="as root"):
             await start(made)
 

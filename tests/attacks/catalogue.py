@@ -646,6 +646,7 @@ mmap.mmap(-1, 1 << 40)
 for _ in range(64):
     area = mmap.mmap(-1, 4 << 20, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
     area.write(b"x" * (4 << 20)); globals().setdefault("hoard", []).append(area)
+time.sleep(1)  # whoever watches looks now and then
 
 # lock memory
 call("mlockall", 3)
