@@ -62,6 +62,8 @@ class PlatformConfig(BaseModel):
     # --- instances
     steps_max: int = Field(default=10_000, ge=1)
     """Calls of `step.do` in one lifetime of an instance."""
+    waits_max: int = Field(default=100_000, ge=1)
+    """Sleeps and waits for events in one lifetime of an instance."""
     running_max: int = Field(default=50_000, ge=1)
     """Instances that run at once; more are `queued`, and waiting ones do not count."""
     queued_max: int = Field(default=2_000_000, ge=0)
@@ -137,6 +139,8 @@ class PlatformConfig(BaseModel):
     """Bytes of the modules of one bundle; more is refused with `code.invalid`."""
     output_mb: int = Field(default=256, ge=1)
     """MiB of raw output of one isolate that had to be dropped; 8 MiB a second are forgiven."""
+    messages_per_second_max: int = Field(default=20_000, ge=1_000)
+    """Messages of one isolate in a second that are no part of a step or a call."""
     isolates_max: int = Field(default=1, ge=1, le=256)
     """Isolates that one version of a tenant's code may have while it keeps them all busy."""
     isolate_idle_seconds: float = Field(default=30.0, gt=0)
@@ -181,6 +185,7 @@ class PlatformConfig(BaseModel):
             tmp_mb=self.tmp_mb,
             modules_bytes_max=self.modules_bytes_max,
             output_mb=self.output_mb,
+            messages_per_second_max=self.messages_per_second_max,
         )
 
     def _burst(self) -> float:
@@ -198,6 +203,7 @@ class PlatformConfig(BaseModel):
             creates_per_second_max=mine.creates_per_second_max,
             creates_burst_max=mine._burst(),
             steps_max=mine.steps_max,
+            waits_max=mine.waits_max,
             value_bytes_max=mine.value_bytes_max,
             retention_success_us=durations.parse_ms(mine.retention.success) * 1000,
             retention_error_us=durations.parse_ms(mine.retention.error) * 1000,

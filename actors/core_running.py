@@ -108,6 +108,7 @@ class Running(Waits):
             None,
             summary.get("workflow_name"),
             now_us,
+            self.config.waits_max,
         )
 
     def _settle(self, d: Decision, summary: Summary, now_us: int) -> None:
@@ -196,11 +197,17 @@ class Running(Waits):
             _check_sleep(message)
         else:
             _check_wait(message)
+        if kind != DO and step is None and len(instance.steps) >= self.config.waits_max:
+            self._check_wait_limit(instance)
         return step
 
     def _check_step_limit(self, instance: Instance) -> None:
         if sum(step.kind == DO for step in instance.steps.values()) >= self.config.steps_max:
             raise ProtocolViolation(f"more than {self.config.steps_max} steps")
+
+    def _check_wait_limit(self, instance: Instance) -> None:
+        if sum(step.kind != DO for step in instance.steps.values()) >= self.config.waits_max:
+            raise ProtocolViolation(f"more than {self.config.waits_max} sleeps and waits")
 
     def _ask_do(
         self, d: Decision, life: Lifetime, step: Step | None, message: Ask, now_us: int
@@ -289,6 +296,10 @@ class Running(Waits):
         if summary.status == PAUSING:
             self._pause_now(d, summary, now_us)
             return
+        # Said again with nothing new to either side: looking through all that is open is not free.
+        facts = (life.sent, len(life.tokens))
+        if life.idle and life.settled == facts:
+            return
         instance = summary.instance
         assert instance is not None
         asked = [step for step in instance.open.values() if step.token is not None]
@@ -307,6 +318,7 @@ class Running(Waits):
         if not life.idle:
             life.idle = True
             self._busy -= 1
+        life.settled = facts
         self._settle_down(d, life, asked, now_us)
 
     def _settle_down(self, d: Decision, life: Lifetime, asked: list[Step], now_us: int) -> None:

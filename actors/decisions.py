@@ -73,6 +73,7 @@ class CoreConfig:
     creates_burst_max: float | None = None
     """Creates that may come at once; None: a second's worth."""
     steps_max: int = 10_000
+    waits_max: int = 100_000
     value_bytes_max: int = 64 * 1024 * 1024
     retention_success_us: int = 30 * 86_400 * 1_000_000
     retention_error_us: int = 30 * 86_400 * 1_000_000

@@ -330,7 +330,7 @@ def _call_error(exit: Exit) -> WorkflowsError:
 
 
 _LOAD_ERROR_CHARACTERS_MAX = 2_000
-_LIMIT_KINDS = frozenset({"cpu", "wall", "memory", "silent", "output"})
+_LIMIT_KINDS = frozenset({"cpu", "wall", "memory", "silent", "output", "messages"})
 _LOAD_CODES = frozenset({"code.invalid", "code.import_failed", "code.class_missing"})
 
 

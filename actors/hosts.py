@@ -12,7 +12,7 @@ from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import CodeError, WorkflowsError
 from ..eventlog.marks import mark
 from ..loaders.bundle import Bundle
-from ..loaders.isolate import Exit, Isolates
+from ..loaders.isolate import Exit, Isolates, Limits
 from ..loaders.wire import Frame, ProtocolViolation, pack
 from .codes import CodeSource
 from .crowd import Crowd
@@ -177,11 +177,12 @@ class Hosts:
             self._check_size(bundle)
             host.limits = _lower(bundle.limits, dict(host.key[2]))
             host.services = Services(bundle, self._codes.live(host.code_hash), self._revived)
+            limits = self._config.limits(host.limits)
             host.isolate = await self._isolates.start(
-                limits=self._config.limits(host.limits),
+                limits=limits,
                 on_frames=host.on_frames,
                 on_exit=host.on_exit,
-                first=[self._load(bundle)],
+                first=[self._load(bundle, limits)],
             )
         except WorkflowsError as error:
             host.fail(error)
@@ -194,11 +195,16 @@ class Hosts:
         mark("slot: has an isolate, which loads")
         host.expect_load()
 
-    def _load(self, bundle: Bundle) -> Frame:
+    def _load(self, bundle: Bundle, limits: Limits) -> Frame:
         options = {
             "threads": self._config.threads,
             "value_bytes_max": self._config.value_bytes_max,
             "network": bundle.outbound is not None,
+            "limits": {
+                "memory_mb": limits.memory_mb,
+                "files_max": limits.files_max,
+                "tmp_mb": limits.tmp_mb,
+            },
             "drop_grace_s": self._config.drop_grace_seconds,
         }
         return pack(bundle.load_message(packages=self._config.packages, options=options))

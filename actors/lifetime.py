@@ -24,6 +24,7 @@ class Lifetime:
         "number",
         "running",
         "sent",
+        "settled",
         "summary",
         "to_undo",
         "tokens",
@@ -41,6 +42,8 @@ class Lifetime:
         """Messages sent to it: an Idle that has seen fewer is out of date."""
         self.idle = False
         """At rest: it takes no slot."""
+        self.settled = (0, 0)
+        """Messages sent to it, and tokens it has used, when it was last found to be at rest."""
         self.ended = False
         """`run` has returned or raised; what is left is rollback."""
         self.to_undo: list[Step] | None = None

@@ -209,7 +209,11 @@ class Work:
         life.guest.logs.error(error)
         life.send(
             wire.Failed(
-                self.token, attempt.number, life.guest.to_wire(error), delay_ms, delay_error
+                self.token,
+                attempt.number,
+                life.guest.to_wire(error, self.name),
+                delay_ms,
+                delay_error,
             )
         )
 

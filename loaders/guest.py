@@ -29,6 +29,7 @@ from .entrypoints import (
     build,
     public_methods,
 )
+from .exhausted import explained
 from .leaving import GRACE_S, Leavers, Leaving
 from .lifetime import Lifetime, Scope, Suspended
 from .logs import Logs
@@ -68,6 +69,7 @@ class Guest:
         self.pulse = Pulse(loop, self._flush)
         self.logs = Logs(self._send_log, _where, self._call_later)
         self._thread = get_ident()
+        self._limits: dict[str, int] = {}
         self.value_bytes_max = codec.VALUE_BYTES_MAX
         self.has_threads = False
         self.has_network = False
@@ -208,6 +210,7 @@ class Guest:
 
     def _on_load(self, message: wire.Load) -> None:
         options = message.options
+        self._limits = options.get("limits", {})
         self.value_bytes_max = int(options.get("value_bytes_max", codec.VALUE_BYTES_MAX))
         self.has_threads = bool(options.get("threads", False))
         self.has_network = bool(options.get("network", False))
@@ -252,10 +255,9 @@ class Guest:
         """The place in the bundle that a frame or a function is at."""
         return self._modules.place(frame) if self._modules is not None else None
 
-    def to_wire(self, error: BaseException) -> wire.Error:
-        """An exception as data."""
-        if type(error) is MemoryError and not error.args:
-            error = MemoryError("the memory limit of the isolate is reached")
+    def to_wire(self, error: BaseException, step: str | None = None) -> wire.Error:
+        """An exception as data; `step`: whose callback raised it."""
+        error = explained(error, self._limits, step)
         module_of = self._modules.module_of if self._modules is not None else None
         return faults.to_wire(error, module_of=module_of)
 

@@ -41,6 +41,10 @@ class Limits:
     """Raw output that had to be dropped: what native code writes past Python's own streams, beyond
     64 KiB a second. 8 MB a second are forgiven.
     """
+    messages_per_second_max: int = 20_000
+    """Messages that are no part of a step or a call: logs, idleness, failures. Ten seconds' worth
+    may come at once; an honest guest sends a twentieth at most.
+    """
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ class Exit:
     life: int = 0
     """The lifetime that was being resumed when it died (from the heartbeat page), 0 if unknown."""
     kind: str = "platform"
-    """"cpu", "wall", "memory", "silent", "output", "protocol", "signal", "exit", "platform" or
-    "closed"."""
+    """"cpu", "wall", "memory", "silent", "output", "messages", "protocol", "signal", "exit",
+    "platform" or "closed"."""
 
 
 class Isolate(Protocol):

@@ -131,6 +131,7 @@ class Lifetime(Scope):
         self.unanswered = 0
         """New steps that wait for their first word."""
         self.steps_taken = 0
+        self.waits_taken = 0
         self.performing: dict[int, Performing] = {}
         """What was sent to the supervisor, by token."""
         self.undoing: dict[int, Undoing] = {}

@@ -344,6 +344,14 @@ class Step:
         return await answer(*args)
 
     def _take(self, kind: str, name: str) -> int:
+        """The occurrence of a sleep or wait."""
+        life = self._life
+        life.waits_taken += 1
+        if life.waits_taken > life.run.waits_max:
+            raise WorkflowFatalError(
+                f"the limit of {life.run.waits_max:,} sleeps and waits is reached: split the work"
+                " over several instances, or raise waits_max"
+            )
         attempt = ATTEMPT.get()
         return self._life.replay.occurrence(kind, name, None if attempt is None else attempt.label)
 

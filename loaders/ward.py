@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -22,8 +23,8 @@ from .isolate import Exit, Limits, OnExit, OnFrames
 from .logpipe import LogPipe
 from .spawner import Child, Spawner
 from .walls import UNSAFE
-from .watchdog import Sample, Watchdog
-from .wire import FROM_GUEST, Frame, ProtocolViolation
+from .watchdog import Allowance, Sample, Watchdog
+from .wire import FROM_GUEST, Failed, Frame, Idle, Log, ProtocolViolation
 from .zygote import Exited, Spawn
 
 _log = logging.getLogger("dynamic_workflows.isolates")
@@ -46,6 +47,8 @@ _FAULTS = (
     signal.SIGXCPU,
 )
 _KINDS = frozenset(FROM_GUEST)
+_UNPAID = frozenset(kind for kind, message in FROM_GUEST.items() if message in (Failed, Idle, Log))
+"""What a guest may say of its own accord, as often as it likes, at no cost but ours."""
 
 
 class ProcessIsolate:
@@ -76,6 +79,7 @@ class ProcessIsolate:
         self._child: Child | None = None
         self._sentence: Exit | None = None
         self._frames = 0
+        self._allowance = Allowance(limits.messages_per_second_max)
         self._last: Sample | None = None
         self._held_bytes, self._held_s, self._looked_s = 0, 0.0, 0.0
         self._calls: dict[int, int] = {}
@@ -190,10 +194,18 @@ class ProcessIsolate:
         if not kinds <= _KINDS:
             self._break(f"a message of kind {min(kinds - _KINDS)}")
             return
+        if kinds & _UNPAID and not self._allow(sum(kind in _UNPAID for kind, _, _ in frames)):
+            return
         if CALL_KIND in kinds and not self._count(frames):
             return
         if frames:
             self._deliver(frames)
+
+    def _allow(self, count: int) -> bool:
+        if not self._allowance.take(count, time.monotonic()):
+            limit = f"message limit of {self._limits.messages_per_second_max:,} a second"
+            self.kill(Exit(f"{limit} exceeded", is_tenants_own=True, kind="messages"))
+        return self._sentence is None
 
     def _deliver(self, frames: list[Frame]) -> None:
         if self._on_frames is None:

@@ -84,7 +84,8 @@ class Load(msgspec.Struct, array_like=True, gc=False):
     """Installed packages that tenant code may import beside the bundle."""
     options: dict[str, Any] = {}
     """`threads` (bool), `value_bytes_max` (int), `network` (bool: a gateway answers `fetch`),
-    `drop_grace_s` (float: how long code may go on after it was told to end)."""
+    `drop_grace_s` (float: how long code may go on after it was told to end), `limits` (the figures
+    that errors of exhaustion name: see `exhausted.py`)."""
 
 
 class Run(msgspec.Struct, array_like=True, gc=False):
@@ -103,6 +104,7 @@ class Run(msgspec.Struct, array_like=True, gc=False):
     now_us: int = 0
     """When this lifetime starts: a `sleep_until` before it that history does not hold was refused
     as past in an earlier lifetime, too; so a replay need not ask."""
+    waits_max: int = 100_000
 
 
 class Go(msgspec.Struct, array_like=True, gc=False):

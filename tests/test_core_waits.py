@@ -8,7 +8,7 @@ import pytest
 from core_world import START, S, StepApi, StepFailed, World, gather, payload
 
 from dynamic_workflows.eventlog.errors import InstanceError, InvalidError
-from dynamic_workflows.loaders.wire import Answer, ProtocolViolation, Sleep, Wait
+from dynamic_workflows.loaders.wire import Answer, Idle, ProtocolViolation, Sleep, Wait
 
 KEY = ("Job", "i")
 
@@ -344,3 +344,39 @@ def test_many_timers_due_at_once_are_fired_in_several_turns() -> None:
     world.take(world.core.due(world.now))
     assert world.core.live_count() == 0
     assert world.core.audit() == []
+
+
+def test_a_guest_that_asks_for_more_waits_than_there_may_be_is_no_guest_of_ours() -> None:
+    world = world_of(("wait", "door", "opened"), waits_max=3)
+    life = world.life(KEY)
+    assert life is not None
+    for token in (100, 101):
+        world.take(
+            world.core.on_message(life, Sleep(token, f"nap {token}", 1, 60_000), now_us=world.now)
+        )
+    with pytest.raises(ProtocolViolation, match="more than 3 sleeps and waits"):
+        world.core.on_message(life, Wait(102, "late", 1, "go", 5_000), now_us=world.now)
+
+
+def test_being_idle_again_with_nothing_new_is_looked_into_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = world_of(("wait", "door", "opened"), instance_idle_us=60 * S)
+    life = world.life(KEY)
+    assert life is not None
+    looks = 0
+    settle_down = world.core._settle_down
+
+    def count(*args: Any) -> None:
+        nonlocal looks
+        looks += 1
+        settle_down(*args)
+
+    monkeypatch.setattr(world.core, "_settle_down", count)
+    for _ in range(1_000):
+        world.take(world.core.on_message(life, Idle(1_000), now_us=world.now))
+    assert looks == 0
+    world.take(world.core.on_message(life, Sleep(100, "nap", 1, 60_000), now_us=world.now))
+    for _ in range(1_000):
+        world.take(world.core.on_message(life, Idle(1_000), now_us=world.now))
+    assert looks == 1

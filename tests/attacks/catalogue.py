@@ -787,6 +787,17 @@ import msgspec
 for _ in range(200): send([(21, 1, b"")] * 500)
 result = "as it was"
 
+# a flood of log records
+from dynamic_workflows.loaders.wire import Log, pack
+record = pack(Log("info", "x"))
+for _ in range(2_000): send([record] * 500)
+loop.call_later(600, int); result = None
+
+# a flood of output past the streams
+async def main():
+    import asyncio
+    while True: os.write(1, b"x" * 65536); await asyncio.sleep(0)
+
 # an answer nobody asked for
 send([(9, 0, b"\\x91\\xcd\\x27\\x10")])
 result = "as it was"
