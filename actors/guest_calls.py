@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
+import msgspec
+
 from ..eventlog import codec
-from ..eventlog.errors import InvalidError, LimitExceededError, WorkflowsError
+from ..eventlog.errors import CodeError, InvalidError, LimitExceededError, WorkflowsError
 from ..loaders import faults, wire
 from ..loaders.bundle import Granted
-from ..loaders.calls import TENANT_OPS, pack_answer, unpack_args
+from ..loaders.calls import TENANT_OPS, StatusData, pack_answer, unpack_args
 from .codes import CodeSource
 from .core import TenantCore
 from .host import Host
@@ -99,7 +101,28 @@ class GuestCalls:
             tenant_id = _tenant_of(granted.metadata)
             if tenant_id is not None and tenant_id != self._desk.tenant_id:
                 desk = self._codes.peer(tenant_id)
-        return pack_answer(await desk.call(call.method, args))
+        try:
+            answer = await desk.call(call.method, args)
+            # A dispatcher answers its tenants, and says what they are to know; `load` does not.
+            return pack_answer(answer if self._codes.is_app else _for_tenant(answer))
+        except CodeError as error:
+            if error.code != _LOAD_FAILED or self._codes.is_app:
+                raise
+            raise CodeError(_NOT_LOADED, code=_LOAD_FAILED) from None
+
+
+def _for_tenant(answer: Any) -> Any:
+    """The answer without what only the platform is to know."""
+    if isinstance(answer, StatusData) and answer.reason_code == _LOAD_FAILED:
+        return msgspec.structs.replace(answer, reason_message=_NOT_LOADED)
+    if isinstance(answer, dict) and answer.get("code") == _LOAD_FAILED:
+        return answer | {"text": _NOT_LOADED}
+    return answer
+
+
+# What a platform's own callback raises may hold addresses and passwords of its own.
+_LOAD_FAILED = "code.load_failed"
+_NOT_LOADED = "the platform cannot load the code now; it is tried again"
 
 
 def _tenant_of(metadata: bytes) -> str | None:

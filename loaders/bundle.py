@@ -42,11 +42,14 @@ class WorkerCode(BaseModel):
     expressions.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    # Neither its text nor an error about it shows what a tenant is given: it may be secret.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
     main_module: str
-    modules: dict[str, Any]
-    env: dict[str, Any] = Field(default_factory=dict)
+    modules: dict[str, Any] = Field(repr=False)
+    env: dict[str, Any] = Field(default_factory=dict, repr=False)
     compatibility_date: str | None = None
     global_outbound: Service | None = None
     limits: dict[str, int] | None = None

@@ -166,6 +166,14 @@ def test_misspelt_fields_are_refused() -> None:
         dw.WorkerCode(main_module="a.py", modules={}, environment={})
 
 
+@pytest.mark.parametrize("env", [["s3cr3t"], "s3cr3t", {1: "s3cr3t"}])
+def test_no_error_and_no_text_about_code_shows_what_its_env_holds(env: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        code(env=env)
+    assert "s3cr3t" not in str(caught.value)
+    assert "s3cr3t" not in repr(code(env={"KEY": "s3cr3t"}))
+
+
 async def test_stored_code_that_was_changed_is_noticed() -> None:
     store = MemoryStore()
     bundle, _ = bundle_of(code())

@@ -98,3 +98,52 @@ async def test_what_is_loaded_by_hand_shares_no_state_with_equal_code() -> None:
         assert [await by_callback.count(), await by_callback.count()] == [1, 2]
         with pytest.raises(TypeError, match="WorkerCode"):
             platform.loader.load({"index.py": CODE})
+
+
+async def test_what_a_load_callback_raises_is_the_platforms_alone() -> None:
+    source = """
+from dynamic_workflows import WorkerEntrypoint, WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        await step.sleep("long", "1 day")
+
+class Default(WorkerEntrypoint):
+    async def spy(self):
+        found = []
+        for ask in (self.env.WORKFLOWS.create, (await self.env.WORKFLOWS.get("i")).status):
+            try:
+                found.append(str(await ask()))
+            except Exception as error:
+                found.append(f"{error.code} {error} {error.args}")
+        return found + [str(await (await self.env.WORKFLOWS.get("i")).why())]
+"""
+    is_down = False
+
+    def load(tenant_id: str) -> dw.WorkerCode:
+        if is_down:
+            raise ConnectionError("postgres://platform:s3cr3t@10.0.0.1 is down")
+        return dw.WorkerCode("index.py", {"index.py": source})
+
+    async with testing.connect(load=load) as platform:
+        acme = platform.tenant("acme")
+        waiting = await acme.workflows.create(id="i", pin="latest")
+        worker = platform.loader.get("spy", lambda: spying(source))
+        assert "s3cr3t" not in str(await worker.get_entrypoint().spy())
+        is_down = True
+        await acme.reload()
+        await waiting.restart()
+        while (reason := (await waiting.status()).reason) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert "s3cr3t" in reason.message, "the driver is told"
+        found = await worker.get_entrypoint().spy()
+        assert found[0].startswith("code.load_failed the platform cannot load the code")
+        assert "s3cr3t" not in str(found)
+        assert all("cannot load the code" in text for text in found)
+        with pytest.raises(dw.CodeError, match="s3cr3t"):
+            await acme.workflows.create()
+
+
+def spying(source: str) -> dw.WorkerCode:
+    env = {"WORKFLOWS": dw.wrap_workflow_binding({"tenant_id": "acme"})}
+    return dw.WorkerCode("index.py", {"index.py": source}, env=env)
