@@ -107,14 +107,16 @@ async def fetch(
     request: http.Request | str,
     *,
     method: str = "GET",
+    params: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
     body: Any = None,
+    json: Any = None,
 ) -> http.Response:
     """Send a request through the platform's gateway, the only way out.
 
-    `request` is a Request, or a URL to which the other arguments belong; a body that is neither
-    text nor bytes goes as JSON. Raises EgressDeniedError when the code has no network, or the
-    gateway refuses.
+    `request` is a Request, or a URL to which the other arguments belong. `params` become its query,
+    lists as repeated names; a body that is neither text nor bytes goes as JSON, and so does `json`,
+    whatever it is. Raises EgressDeniedError when the code has no network, or the gateway refuses.
     """
     scope = CURRENT.get()
     if scope is None or not scope.guest.has_network:
@@ -122,6 +124,9 @@ async def fetch(
             "this code has no network: the platform has to grant a global_outbound"
         )
     if not isinstance(request, http.Request):
-        request = http.Request(method, request, headers, body)
+        url = request if not params else http.with_query(request, params)
+        request = http.Request(method, url, headers, body, json=json)
+    elif method != "GET" or any(given is not None for given in (params, headers, body, json)):
+        raise TypeError("a Request says all there is to say: give fetch nothing beside it")
     plain = codec.encode([http.request_to_plain(request)])
     return http.response_from_plain(codec.decode(await scope.guest.call("", "fetch", plain, b"{}")))

@@ -79,8 +79,20 @@ class Request(_Message):
     """A request: `method`, `url`, `headers` whatever the case, and its body."""
 
     def __init__(
-        self, method: str, url: str, headers: Mapping[str, str] | None = None, body: Any = None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+        *,
+        json: Any = None,
     ) -> None:
+        """A body that is neither text nor bytes is encoded as JSON; `json` is in any case."""
+        if json is not None:
+            if body is not None:
+                raise TypeError("a request has one body: give body or json")
+            body = msgspec.json.encode(json)
+            headers = {"content-type": "application/json"} | dict(Headers(headers))
         self.method = str(method).upper()
         self.url = str(url)
         self._fill(body, headers)
@@ -110,6 +122,15 @@ class Response(_Message):
 
     def __repr__(self) -> str:
         return f"Response(status={self.status})"
+
+
+def with_query(url: str, params: Mapping[str, Any]) -> str:
+    """The URL with these added to its query; a list is a name that is repeated."""
+    from urllib.parse import urlencode
+
+    url, mark, fragment = url.partition("#")
+    joint = "&" if "?" in url else "?"
+    return f"{url}{joint}{urlencode(params, doseq=True)}{mark}{fragment}"
 
 
 def _encoded(body: Any) -> tuple[bytes, str | None]:

@@ -158,6 +158,40 @@ async def test_a_step_asks_through_the_gateway() -> None:
 
 
 @pytest.mark.behaviour(341)
+async def test_a_query_and_json_are_written_for_the_tenant() -> None:
+    source = """
+from dynamic_workflows import Request, WorkerEntrypoint, fetch
+
+class Default(WorkerEntrypoint):
+    async def go(self, url, **more):
+        return (await fetch(url, **more)).status
+
+    async def twice(self, url):
+        try:
+            await fetch(Request("GET", url), headers={"a": "b"})
+        except TypeError as error:
+            return str(error)
+"""
+    with upstream() as server:
+        code = dw.WorkerCode(
+            "index.py", {"index.py": source}, global_outbound=dw.AllowList(server.host)
+        )
+        async with testing.connect(load=lambda tenant_id: code) as platform:
+            stub = platform.tenant("acme").entrypoint()
+            url = f"{server.host}/find?a=1#top"
+            await stub.go(url, params={"q": "tea & co", "n": [1, 2]})
+            await stub.go(server.host, method="POST", json="text")
+            await stub.go(server.host, method="POST", json=[1], headers={"Content-Type": "a/b"})
+            assert "nothing beside it" in await stub.twice(url)
+            with pytest.raises(TypeError, match="one body"):
+                await stub.go(url, body="a", json=1)
+    lines = [asked["line"] for asked in server.seen]
+    assert lines[0] == "GET /find?a=1&q=tea+%26+co&n=1&n=2 HTTP/1.1"
+    assert [asked["body"] for asked in server.seen[1:]] == [b'"text"', b"[1]"]
+    kinds = [asked["headers"]["content-type"] for asked in server.seen[1:]]
+    assert kinds == ["application/json", "a/b"]
+
+
 async def test_without_a_gateway_there_is_no_network() -> None:
     async with tenant(None) as acme:
         name, text = await acme.entrypoint().caught("https://api.example.com/")
