@@ -34,8 +34,8 @@ class Sample(NamedTuple):
 DESCRIPTIONS = {
     "isolates": "Isolates that are alive, blank ones included, by the walls they stand behind.",
     "isolates_started_total": "Isolates given to tenant code; warm: taken from the blank ones.",
-    "isolates_ended_total": "Isolates that ended, by kind: cpu, wall, memory, silent, output, "
-    "messages, protocol, signal, exit, platform, closed.",
+    "isolates_ended_total": "Isolates that ended, by kind: cpu, wall, memory, silent, stubborn, "
+    "unanswered, output, messages, protocol, signal, exit, platform, closed.",
     "zygotes_total": "Zygotes started.",
     "instances": "Instances, by status.",
     "lifetimes": "Instances that are in an isolate.",

@@ -83,8 +83,8 @@ class Exit:
     life: int = 0
     """The lifetime that was being resumed when it died (from the heartbeat page), 0 if unknown."""
     kind: str = "platform"
-    """"cpu", "wall", "memory", "silent", "output", "messages", "protocol", "signal", "exit",
-    "platform" or "closed"."""
+    """"cpu", "wall", "memory", "silent", "stubborn", "unanswered", "output", "messages",
+    "protocol", "signal", "exit", "platform" or "closed"."""
 
 
 class Isolate(Protocol):

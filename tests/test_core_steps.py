@@ -232,6 +232,59 @@ def test_a_failure_that_comes_after_its_attempt_was_over_changes_nothing() -> No
     assert life in world.guests
 
 
+FORGED = {
+    "a result twice": lambda token: [Done(token, 1, b"1"), Done(token, 1, b"2")],
+    "a failure twice": lambda token: [_failed(token), _failed(token)],
+    "a failure, then a result": lambda token: [_failed(token), Done(token, 1, b"1")],
+    "a result, then a failure": lambda token: [Done(token, 1, b"1"), _failed(token)],
+    "an attempt to come": lambda token: [Done(token, 2, b"1")],
+    "attempt 0": lambda token: [Done(token, 0, b"1")],
+}
+
+
+def _failed(token: int) -> Failed:
+    return Failed(token, 1, Error("ValueError", "no"))
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_the_end_of_an_attempt_is_told_once_and_not_before_it_began(what: str) -> None:
+    world = world_of(lambda attempt: attempt, config(limit=3, delay_ms=60_000))
+    world.slow = True
+    world.pump()
+    life, guest = next(iter(world.guests.items()))
+    *honest, forged = FORGED[what](guest.running[0][0])
+    for message in honest:
+        world.take(world.core.on_message(life, message, now_us=world.now))
+    with pytest.raises(ProtocolViolation, match="told twice, or before its time"):
+        world.core.on_message(life, forged, now_us=world.now)
+
+
+def test_attempts_of_earlier_lifetimes_have_no_end_to_tell() -> None:
+    world = world_of(lambda attempt: attempt, config(limit=3, delay_ms=0, timeout_ms=2_000))
+    world.slow = True
+    world.pump()
+    world.crash()
+    world.pump()
+    life, guest = next(iter(world.guests.items()))
+    token, attempt, _ = guest.running[0]
+    assert attempt == 2
+    with pytest.raises(ProtocolViolation, match="told twice"):
+        world.core.on_message(life, Done(token, 1, b"1"), now_us=world.now)
+
+
+def test_an_end_of_a_sleep_is_not_the_guests_to_tell() -> None:
+    async def program(step: StepApi, params: Any) -> Any:
+        await step.sleep("nap", 3_000)
+
+    world = World(program)
+    world.create()
+    world.pump()
+    life = next(iter(world.guests))
+    token = next(iter(world.core._lives[life].tokens))
+    with pytest.raises(ProtocolViolation, match="told twice, or before its time"):
+        world.core.on_message(life, Done(token, 1, b"1"), now_us=world.now)
+
+
 @pytest.mark.behaviour(95, 98, 99)
 def test_a_delay_that_a_function_answers_is_taken_and_backed_off() -> None:
     world = world_of(lambda attempt: attempt, config(limit=3, delay_ms=None, backoff="linear"))

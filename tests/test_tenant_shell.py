@@ -214,7 +214,7 @@ async def test_a_broken_frame_ends_the_isolate_and_not_the_tenant(body: bytes) -
         assert await instance.result() == 1
 
 
-async def test_messages_about_lifetimes_of_another_isolate_are_ignored() -> None:
+async def test_messages_about_lifetimes_of_another_isolate_end_the_one_that_sent_them() -> None:
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("acme").workflows
         instance = await workflows.create(id="w", params={"wait": True})
@@ -227,6 +227,7 @@ async def test_messages_about_lifetimes_of_another_isolate_are_ignored() -> None
         stranger.on_frames([pack(End(value=b'"forged"'), life=life)])
         await platform.clock.settle()
         assert (await instance.status()).status == "waiting"
+        assert list(tenant._hosts) == [host]
 
 
 async def test_isolates_that_nobody_needs_are_closed() -> None:
