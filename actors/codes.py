@@ -33,6 +33,7 @@ from ..loaders.records import Record
 from ..loaders.service import App, DispatchEvent, DispatchStep
 from ..loaders.worker import EntrypointStub, WorkerLoader, WorkerRef, Workers, target_of
 from .callbacks import Callbacks, answer_of
+from .names import check_tenant_id, is_tenant_id
 
 _BUNDLES_HELD = 256
 _LIVE_HELD = 1_024
@@ -272,8 +273,12 @@ class Codes:
         code = source
         if callable(source):
             code = await _answer(what, lambda: self._callbacks.answer_of(source))
+        tenant_id = _tenant_of(code) if isinstance(code, WorkerCode) else None
+        if tenant_id is None:
+            # A worker that is no tenant's runs under its own id, where that could be a tenant's.
+            tenant_id = name if name is not None and is_tenant_id(name) else "worker"
+        check_tenant_id(tenant_id)  # before anything is stored
         code_hash = await self._stored(what, code, own_binding=False)
-        tenant_id = _tenant_of(code) or name or "worker"
         return WorkerRef(tenant_id, code_hash, name or code_hash)
 
     async def _dispatch(self, binding: str | None, metadata: bytes) -> Resolved:

@@ -15,6 +15,7 @@ from ..loaders.calls import TENANT_OPS, StatusData, pack_answer, unpack_args
 from .codes import CodeSource
 from .core import TenantCore
 from .host import Host
+from .names import check_tenant_id
 
 
 class Desk(Protocol):
@@ -100,7 +101,7 @@ class GuestCalls:
             args["binding"] = granted.binding_name
             tenant_id = _tenant_of(granted.metadata)
             if tenant_id is not None and tenant_id != self._desk.tenant_id:
-                desk = self._codes.peer(tenant_id)
+                desk = self._codes.peer(check_tenant_id(tenant_id))
         try:
             answer = await desk.call(call.method, args)
             # A dispatcher answers its tenants, and says what they are to know; `load` does not.

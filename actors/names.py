@@ -15,13 +15,15 @@ _ADDRESSABLE = re.compile(r"[a-zA-Z0-9 ,*/#_-]{1,271}")
 BATCH_MAX = 10_000
 
 
+def is_tenant_id(text: str) -> bool:
+    """Whether a tenant may be called so."""
+    has_control = any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
+    return 1 <= len(text) <= 256 and not has_control
+
+
 def check_tenant_id(tenant_id: object) -> str:
     """1 to 256 characters, none of them a control character. Raises `tenant.invalid_id`."""
-    if (
-        isinstance(tenant_id, str)
-        and 1 <= len(tenant_id) <= 256
-        and not any(unicodedata.category(char) in ("Cc", "Cs") for char in tenant_id)
-    ):
+    if isinstance(tenant_id, str) and is_tenant_id(tenant_id):
         return tenant_id
     raise InvalidError(
         "a tenant id is text of 1 to 256 characters without control characters: "

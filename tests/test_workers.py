@@ -147,3 +147,39 @@ class Default(WorkerEntrypoint):
 def spying(source: str) -> dw.WorkerCode:
     env = {"WORKFLOWS": dw.wrap_workflow_binding({"tenant_id": "acme"})}
     return dw.WorkerCode("index.py", {"index.py": source}, env=env)
+
+
+@pytest.mark.parametrize("odd", ["\x85", "x" * 257, "\x1b[2J", "\ud800"])
+async def test_no_dispatcher_and_no_worker_brings_in_a_tenant_that_cannot_be(odd: str) -> None:
+    source = {"index.py": CODE}
+
+    def wrapped() -> dw.WorkerCode:
+        env = {"WORKFLOWS": dw.wrap_workflow_binding({"tenant_id": odd})}
+        return dw.WorkerCode("index.py", source, env=env)
+
+    async with testing.connect(load=lambda tenant_id: code()) as platform:
+        with pytest.raises(dw.WorkflowsError) as caught:
+            await platform.loader.get("w", wrapped).get_entrypoint().count()
+        assert caught.value.code in (
+            "tenant.invalid_id",
+            "value.unserialisable",
+            "code.load_failed",
+        )
+        if odd.isprintable():
+            assert await platform.loader.get(odd, code).get_entrypoint().count() == 1
+
+
+async def test_a_binding_leads_to_no_tenant_that_cannot_be() -> None:
+    source = """
+from dynamic_workflows import WorkerEntrypoint
+
+class Default(WorkerEntrypoint):
+    async def go(self):
+        await self.env.OTHER.create()
+"""
+    env = {"OTHER": dw.wrap_workflow_binding({"tenant_id": "\x85"})}
+    given = dw.WorkerCode("index.py", {"index.py": source}, env=env)
+    async with testing.connect(load=lambda tenant_id: given) as platform:
+        with pytest.raises(dw.InvalidError) as caught:
+            await platform.tenant("acme").entrypoint().go()
+    assert caught.value.code == "tenant.invalid_id"
