@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from . import http as messages
+from .deadline import Deadline, DeadlineSocket
 from .entrypoints import EgressDeniedError
 from .service import Service
 
@@ -77,13 +78,15 @@ class AllowList(Service):
         methods: Sequence[str] = METHODS,
         headers: Mapping[str, Mapping[str, str]] | None = None,
         timeout_seconds: float = 30.0,
+        request_seconds: float = 120.0,
         body_bytes_max: int = 16 * MIB,
         at_once_max: int = 16,
     ) -> None:
         """`headers`: by one of `hosts`, what is added to (or replaces of) each request to it.
 
-        `timeout_seconds` is for connecting and for each wait for bytes; `body_bytes_max` holds for
-        requests and answers; more than `at_once_max` requests of a tenant wait for their turn.
+        `timeout_seconds` is for connecting and for each wait for bytes, `request_seconds` for a
+        whole request, its wait for a turn included; `body_bytes_max` holds for requests and
+        answers; more than `at_once_max` requests of a tenant wait for their turn.
         """
         unknown = set(headers or {}) - set(hosts)
         if unknown:
@@ -94,6 +97,7 @@ class AllowList(Service):
                 "methods": [method.upper() for method in methods],
                 "headers": {host: dict(added) for host, added in (headers or {}).items()},
                 "timeout_seconds": timeout_seconds,
+                "request_seconds": request_seconds,
                 "body_bytes_max": body_bytes_max,
                 "at_once_max": at_once_max,
             }
@@ -131,8 +135,9 @@ class AllowList(Service):
         headers |= self._added[pattern]
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.props["at_once_max"], "gateway")
+        deadline = Deadline(self.props["request_seconds"], wait_s=self.props["timeout_seconds"])
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._send, request.method, url, place, pattern, headers, body
+            self._threads, self._send, request.method, url, place, pattern, headers, body, deadline
         )
 
     def _allowed(self, request: messages.Request) -> tuple[SplitResult, _Place, _Place]:
@@ -156,11 +161,10 @@ class AllowList(Service):
         pattern: _Place,
         headers: dict[str, str],
         body: bytes,
+        deadline: Deadline,
     ) -> messages.Response:
         """Send it and read the answer; in a thread."""
-        connection = _Connection(
-            place, timeout_s=self.props["timeout_seconds"], is_public=pattern.is_wild
-        )
+        connection = _Connection(place, deadline, is_public=pattern.is_wild)
         target = (url.path or "/") + (f"?{url.query}" if url.query else "")
         try:
             connection.request(method, target, body or None, headers)
@@ -171,6 +175,9 @@ class AllowList(Service):
                 raise http.client.IncompleteRead(data, answer.length)
             return messages.Response(data, answer.status, messages.Headers(_kept(answer)))
         except TimeoutError:
+            if deadline.is_over:
+                limit_s = self.props["request_seconds"]
+                raise TimeoutError(f"the request to {place} took more than {limit_s:g} s") from None
             limit_s = self.props["timeout_seconds"]
             raise TimeoutError(f"{place} did not answer in {limit_s:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -187,17 +194,24 @@ class AllowList(Service):
 class _Connection(http.client.HTTPConnection):
     """One request's connection, to an address that was looked at first."""
 
-    def __init__(self, place: _Place, *, timeout_s: float, is_public: bool) -> None:
-        super().__init__(place.host, place.port, timeout=timeout_s)
+    def __init__(self, place: _Place, deadline: Deadline, *, is_public: bool) -> None:
+        super().__init__(place.host, place.port)
+        self._deadline = deadline
         self.default_port = _PORTS[place.scheme]
         self._place = place
         self._is_public = is_public
 
     def connect(self) -> None:
         """Connect, by TLS unless the platform said http."""
-        self.sock = self._connected()
-        if self._place.scheme == "https":
-            self.sock = _tls().wrap_socket(self.sock, server_hostname=self._place.host)
+        sock = self._connected()
+        try:
+            if self._place.scheme == "https":
+                sock.settimeout(self._deadline.wait_s())
+                sock = _tls().wrap_socket(sock, server_hostname=self._place.host)
+        except BaseException:
+            sock.close()
+            raise
+        self.sock = DeadlineSocket(sock, self._deadline)
 
     def _connected(self) -> socket.socket:
         place = self._place
@@ -208,7 +222,8 @@ class _Connection(http.client.HTTPConnection):
                 raise EgressDeniedError(f"{place} has a private address, which has to be named")
             try:
                 # To this very address: a second look at the name could find another.
-                return socket.create_connection((str(address[0]), place.port), self.timeout)
+                wait_s = self._deadline.wait_s()
+                return socket.create_connection((str(address[0]), place.port), wait_s)
             except OSError as error:
                 failure = error
         raise failure
