@@ -92,7 +92,10 @@ class Walls:
         why_no_jail = "it is switched off" if plan.jail == "off" else self._enter_jail(readable)
         self._is_jailed = why_no_jail is None
         if plan.jail == "require" and why_no_jail:
-            raise SandboxUnavailable(f"jail='require', but there is no jail: {why_no_jail}")
+            raise SandboxUnavailable(
+                f"jail='require', but there is no jail: {why_no_jail}. It needs CAP_SYS_ADMIN, or "
+                "a kernel and a container that let ordinary users make user namespaces"
+            )
         if not plan.is_partial:
             _require(abi > 0, why_no_jail)
         if abi:

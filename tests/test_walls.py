@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
 import struct
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isolates import TESTS, isolates, start
+from isolates import isolates, start
 
 from dynamic_workflows.eventlog.errors import SandboxUnavailable
 from dynamic_workflows.loaders import kernel, seccomp, walls
@@ -178,85 +176,6 @@ async def level_or_reason(isolation: Isolation) -> str:
             return await made.ready()
         except SandboxUnavailable as error:
             return error.message
-
-
-async def on_a_lesser_host(refused: dict[str, int], isolation: str = "") -> str:
-    """What another process, whose kernel refuses some calls, gets when it asks for isolates."""
-    program = f"""
-import asyncio, ctypes, struct
-from dynamic_workflows.loaders import kernel, seccomp
-from test_walls import Isolation, level_or_reason, run_lazily
-code = [(0x20, 0, 0, 0)]
-for number, answer in {sorted(numbers(refused))!r}:
-    code += [(0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | answer)]
-code.append((0x06, 0, 0, 0x7FFF0000))
-kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-seccomp.install(b"".join(struct.pack("=HBBI", *step) for step in code))
-print(asyncio.run(run_lazily(Isolation(warm=0, {isolation}))))
-"""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", program),
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0
-    return output.decode().strip()
-
-
-def numbers(refused: dict[str, int]) -> list[tuple[int, int]]:
-    known = {**SYSCALLS[kernel.MACHINE], "landlock_create_ruleset": 444}
-    return [(known[name], answer) for name, answer in refused.items()]
-
-
-async def run_lazily(isolation: Isolation) -> str:
-    """The level, after an import that reads the standard library; or why there is none."""
-    async with isolates(isolation) as made:
-        try:
-            talk = await start(made)
-        except SandboxUnavailable as error:
-            return error.message
-        state, text = await talk.run("import mailbox, json.tool; result = mailbox.Maildir")
-        assert state == "ok", text
-        return made.level
-
-
-NO_JAIL = {"unshare": errno.EPERM}
-NO_LANDLOCK = {"landlock_create_ruleset": errno.ENOSYS}
-
-
-async def test_without_namespaces_there_is_landlock() -> None:
-    level = await on_a_lesser_host(NO_JAIL)
-    if "no wall around files" in level:
-        pytest.skip("no Landlock on this host")
-    assert re.fullmatch(r"landlock\d+\+seccomp\+limits(\+uids)?", level)
-
-
-async def test_without_landlock_there_is_the_jail() -> None:
-    level = await on_a_lesser_host(NO_LANDLOCK)
-    if "no wall around files" in level:
-        pytest.skip("no namespaces on this host")
-    assert re.fullmatch(r"seccomp\+limits\+jail(\+uids)?", level)
-
-
-async def test_without_either_there_is_an_error_that_says_what_is_missing() -> None:
-    reason = await on_a_lesser_host({**NO_JAIL, **NO_LANDLOCK})
-    assert "no wall around files" in reason
-    assert "Landlock" in reason
-    assert "unshare" in reason
-    assert "unsafe-none" in reason
-
-
-async def test_without_close_range_isolates_start_all_the_same() -> None:
-    """Linux before 5.9, and every Python that was built on such a system, closes one by one."""
-    everything = await on_a_lesser_host({})
-    async with asyncio.timeout(60):
-        assert await on_a_lesser_host({"close_range": errno.ENOSYS}) == everything
-
-
-async def test_a_required_jail_is_not_replaced_by_landlock() -> None:
-    reason = await on_a_lesser_host(NO_JAIL, "jail='require'")
-    assert reason.startswith("jail='require', but there is no jail")
 
 
 async def test_a_switched_off_jail_stays_off() -> None:
