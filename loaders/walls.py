@@ -271,7 +271,7 @@ def _test_from_inside(finder: DescriptorFinder | None) -> int:
         lambda: os.close(os.open("/tmp/test", os.O_CREAT | os.O_WRONLY)),
         lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close(),
         lambda: os.kill(os.getppid(), 0),
-        lambda: os.close(os.memfd_create("test")),
+        lambda: os.close(kernel.memory_file("test")),
     ):
         with contextlib.suppress(OSError):
             attempt()

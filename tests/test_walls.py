@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
 import struct
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isolates import isolates, start
+from isolates import TESTS, isolates, start
 
 from dynamic_workflows.eventlog.errors import SandboxUnavailable
 from dynamic_workflows.loaders import kernel, seccomp, walls
@@ -176,6 +178,32 @@ async def level_or_reason(isolation: Isolation) -> str:
             return await made.ready()
         except SandboxUnavailable as error:
             return error.message
+
+
+async def test_a_python_that_was_built_on_an_old_system_will_do() -> None:
+    program = """
+import asyncio, os, signal
+lesson = "import os, signal; del os.memfd_create, os.pidfd_open, signal.pidfd_send_signal; "
+exec(lesson)
+from isolates import Isolation, Limits, isolates, start
+from dynamic_workflows.loaders import spawner
+spawner._BOOT = lesson + spawner._BOOT
+async def main():
+    async with isolates(Isolation(warm=0)) as made:
+        talk = await start(made, Limits(turn_cpu_ms=100))
+        talk.tell("while True: pass")
+        print((await talk.end()).reason, made.level, made._spawner._pidfd is not None)
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program),
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output = (await process.communicate())[0].decode()
+    assert process.returncode == 0
+    level = await level_or_reason(Isolation(warm=0))
+    assert output.strip() == f"cpu limit of 0.1 s exceeded {level} True"
 
 
 async def test_a_switched_off_jail_stays_off() -> None:
