@@ -18,12 +18,15 @@ import ray.exceptions
 from ray.util.metrics import Counter, Gauge
 
 from ..eventlog.errors import Unavailable
+from ..eventlog.marks import mark
 from ..loaders import kernel
 from . import metrics
-from .house import LoaderHouse, Setup, TimerHouse
+from .isolates import begin
 from .peers import Lost, Peer, pack_call, serve, unpack_outcome
+from .setup import Setup
 
 if TYPE_CHECKING:
+    from .house import TimerHouse
     from .resident import SlotHouse
 
 _log = logging.getLogger("dynamic_workflows.cluster")
@@ -165,6 +168,8 @@ class TimerActor(_Actor):
     """The timer, as an actor."""
 
     def __init__(self, *parts: bytes) -> None:
+        from .house import TimerHouse
+
         setup = _whole(parts)
         self._house = TimerHouse(setup, finder(setup, "loader"))
         super().__init__()
@@ -186,6 +191,8 @@ class LoaderActor(_Actor):
     """The loader, as an actor."""
 
     def __init__(self, *parts: bytes) -> None:
+        from .house import LoaderHouse
+
         setup = _whole(parts)
         self._house = LoaderHouse(setup, RayLauncher(setup), finder(setup, "timer-0"))
         super().__init__()
@@ -216,6 +223,7 @@ class TenantActor(_Actor):
     """A slot, as an actor."""
 
     def __init__(self, name: str, is_spare: bool, *parts: bytes) -> None:
+        mark("slot: its process begins")
         self._setup = _whole(parts)
         self._name = name
         self._is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
@@ -225,11 +233,15 @@ class TenantActor(_Actor):
         super().__init__()
 
     async def _open(self) -> Any:
+        setup = self._setup
+        # The zygote starts while this process imports what comes next, which takes as long.
+        isolates = await begin(setup.config)
         from .resident import SlotHouse
 
-        setup = self._setup
         loader, timer = finder(setup, "loader"), finder(setup, "timer-0")
-        house = SlotHouse(setup, self._name, loader, timer, self._adopted, lambda: os._exit(0))
+        house = SlotHouse(
+            setup, self._name, isolates, loader, timer, self._adopted, lambda: os._exit(0)
+        )
         await house.open()
         self._house = house
         if self._is_restarted:

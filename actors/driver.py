@@ -20,9 +20,10 @@ from . import pickles
 from .client import TenantClient
 from .config import PlatformConfig
 from .embedded import RayThread
-from .house import Clients, Setup
+from .house import Clients
 from .peers import Lost, Peer
 from .remote import Persistent, RemoteCodes
+from .setup import Setup
 from .spares import Spares
 
 _log = logging.getLogger("dynamic_workflows.cluster")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from hashlib import sha256
 from typing import Any, TypeAlias
 
 import cloudpickle
@@ -20,10 +17,10 @@ from . import metrics
 from .callbacks import Callbacks
 from .client import TenantClient
 from .codes import Codes, HandedCode, Resolved
-from .config import PlatformConfig
 from .loader import Launcher, Loader
 from .peers import Lost, Peer
 from .remote import Persistent
+from .setup import Setup
 from .timer import Timer
 
 Find: TypeAlias = Callable[[], Awaitable[Peer]]
@@ -33,38 +30,6 @@ LOADER_STREAM = "loader"
 # Ray carries what is larger by way of its object store, which takes longer than reading the log's.
 _HANDED_BYTES_MAX = 64 * 1024
 _LOADER_OPS = frozenset("resolve wake residents spares stats slot_restarted released".split())
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What every actor of a platform is told; it travels to all of them."""
-
-    log_root: str
-    config: PlatformConfig
-    namespace: str
-    callbacks: bytes = b""
-    """Pickle of (load, app)."""
-    is_app: bool = False
-    prefix: str = field(init=False)
-    """Before the names of its actors: platforms on other logs do not meet them."""
-
-    def __post_init__(self) -> None:
-        digest = sha256(self.log_root.encode()).hexdigest()[:10]
-        object.__setattr__(self, "prefix", f"dw-{digest}")
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Equal for platforms that would decide alike."""
-        told = self.callbacks + self.config.model_dump_json().encode()
-        return sha256(told).hexdigest()
-
-    def without_callbacks(self) -> Setup:
-        """What everybody but the loader is told."""
-        return replace(self, callbacks=b"")
-
-    def name(self, role: str) -> str:
-        """The name of an actor."""
-        return f"{self.prefix}-{role}"
 
 
 async def open_log(store: Store, stream: str, *, clock: Clock, ids: Ids) -> EventLog:

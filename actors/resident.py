@@ -17,14 +17,13 @@ from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
 from ..eventlog.ids import SystemIds
 from ..eventlog.store import Store, open_store, probe
 from ..loaders.bundle import WorkerCode
-from ..loaders.isolate import Isolation
 from ..loaders.process import ProcessIsolates
 from . import metrics
 from .codes import Codes, CodeSource
-from .config import PlatformConfig
-from .house import Clients, Find, Setup, tell
+from .house import Clients, Find, tell
 from .peers import Lost, Peer
 from .remote import Persistent, RemoteCodes
+from .setup import Setup
 from .slot import Slot
 from .tenant import Tenant, open_tenant
 
@@ -48,12 +47,13 @@ class TenantWorkflow(WorkflowEntrypoint):
 
 
 class SlotHouse:
-    """A slot, its zygote, its store, and its way to the loader."""
+    """A slot with the isolates it is given, its store, and its way to the loader."""
 
     def __init__(
         self,
         setup: Setup,
         name: str,
+        isolates: ProcessIsolates,
         loader: Find,
         timer: Find,
         on_adopted: Callable[[str], None],
@@ -61,6 +61,7 @@ class SlotHouse:
     ) -> None:
         self._setup = setup
         self._name = name
+        self._isolates = isolates
         self._find_loader = loader
         self._find_timer = timer
         self._on_adopted = on_adopted
@@ -79,7 +80,6 @@ class SlotHouse:
         self._codes = RemoteCodes(
             self._loader, self._store, is_app=self._setup.is_app, calls=self._clients.of
         )
-        self._isolates = isolates_of(self._setup.config)
         await probe(self._store, self._ids)
         self.target = Slot(
             self._name,
@@ -207,15 +207,3 @@ def _settle_memory() -> None:
     gc.freeze()
     # A tenant makes many small objects that die young or live long, and few cycles.
     gc.set_threshold(20_000, 20, 50)
-
-
-def isolates_of(config: PlatformConfig) -> ProcessIsolates:
-    """Isolates as the platform's settings want them; those kept warm fit most tenants."""
-    isolation = Isolation(
-        level=config.isolation,
-        jail=config.jail,
-        packages=config.packages,
-        threads=config.threads,
-        warm=config.warm_isolates,
-    )
-    return ProcessIsolates(isolation, limits=config.limits())

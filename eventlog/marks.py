@@ -6,6 +6,7 @@ own there, named by its process id. `bench/w7.py --trace` shows what it is for.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -16,9 +17,25 @@ is_on = _folder is not None
 """For hot paths: whether anybody wants to know."""
 
 
+def begin(folder: str) -> None:
+    """Write marks there from now on, in this process and in those that it starts."""
+    global _folder, is_on
+    os.environ[VARIABLE] = _folder = folder
+    is_on = True
+
+
+def end() -> None:
+    """Write no more marks."""
+    global _folder, is_on
+    del os.environ[VARIABLE]
+    _folder, is_on = None, False
+
+
 def mark(what: str) -> None:
     """It happens now; in ns of the machine's monotonic clock, which all its processes share."""
     if _folder is not None:
         line = f"{time.perf_counter_ns()} {what}\n"
-        with open(os.path.join(_folder, str(os.getpid())), "a", encoding="utf-8") as file:
+        path = os.path.join(_folder, str(os.getpid()))
+        # Whoever asked may have lost interest, and removed the folder.
+        with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
             file.write(line)
