@@ -247,12 +247,17 @@ class Host:
             self._on_leaver(life, message)
 
     def _on_reply(self, life: int, reply: Reply) -> None:
-        if life in self.leavers or not self.invocations.on_reply(life, reply):
+        if life in self.leavers:  # it crossed our word that nobody waits any more
+            if reply.is_last:
+                self.leavers.confirm(life)
             return
-        self._hosts.check(reply.value)
-        if reply.error is not None:
-            reply.error = plain_error(reply.error, MESSAGE_CHARACTERS_MAX)
-        self.invocations.settle(life, reply)
+        if self.invocations.on_reply(life, reply):
+            self._hosts.check(reply.value)
+            if reply.error is not None:
+                reply.error = plain_error(reply.error, MESSAGE_CHARACTERS_MAX)
+            self.invocations.settle(life, reply)
+        if reply.is_last and self.invocations.on_gone(life):
+            self.end(life)
 
     def _on_leaver(self, life: int, message: Gone | AttemptGone | Stubborn) -> None:
         leavers = self.leavers

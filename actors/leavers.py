@@ -40,6 +40,8 @@ class Leavers:
         self._since_s: dict[Leaver, float] = {}
         self._names: dict[int, tuple[str, str] | str] = {}
         """The instance that a lifetime was of, or the method that a call was of."""
+        self._attempts: dict[int, list[Leaver]] = {}
+        """Attempts by lifetime: they leave with it."""
 
     def __len__(self) -> int:
         return len(self._since_s)
@@ -51,6 +53,7 @@ class Leavers:
         """The isolate is gone, and all of them with it."""
         self._since_s.clear()
         self._names.clear()
+        self._attempts.clear()
 
     def key(self, life: int) -> tuple[str, str] | None:
         """The instance that a lifetime was of, while it leaves."""
@@ -59,20 +62,31 @@ class Leavers:
 
     def add(self, life: int, name: tuple[str, str] | str) -> None:
         """A lifetime (with its instance) or a call (with its method) was told to end."""
-        for one in [one for one in self._since_s if one[0] == life]:
-            del self._since_s[one]
+        for one in self._attempts.pop(life, ()):
+            self._since_s.pop(one, None)
         self._names[life] = name
         self._since_s[life, WHOLE, 0] = self._watch.begin()
 
     def add_attempt(self, life: int, token: int, attempt: int) -> None:
         """An attempt of a lifetime that lives on was told to end."""
-        self._since_s[life, token, attempt] = self._watch.begin()
+        one = (life, token, attempt)
+        self._since_s[one] = self._watch.begin()
+        self._attempts.setdefault(life, []).append(one)
 
     def confirm(self, life: int, token: int = WHOLE, attempt: int = 0) -> bool:
         """Nothing of it is left; False when it was not told to end."""
         if (token, attempt) == (WHOLE, 0):
             self._names.pop(life, None)
+        elif life in self._attempts:
+            self._forget_attempt((life, token, attempt))
         return self._since_s.pop((life, token, attempt), None) is not None
+
+    def _forget_attempt(self, one: Leaver) -> None:
+        attempts = self._attempts[one[0]]
+        if one in attempts:
+            attempts.remove(one)
+        if not attempts:
+            del self._attempts[one[0]]
 
     def reason(self, life: int, report: Stubborn) -> str | None:
         """Why the isolate has to go when a guest reports this; None: it was not told to end."""

@@ -325,7 +325,19 @@ class Guest:
             self.logs.error(error)
             reply = wire.Reply(message.call, error=self.to_wire(error))
         if not scope.is_dropped:
+            reply.is_last = self._leaves_now(scope)
             self.send(reply, scope.number, None)
+
+    def _leaves_now(self, scope: Scope) -> bool:
+        """Whether the task that answers a call is all that is left of it; then it is over."""
+        task = asyncio.current_task()
+        assert scope.leaving is not None
+        assert task is not None, "calls are answered by tasks"
+        if scope.leaving.leave_with(task):
+            scope.is_dropped = True
+            del self._invoked[scope.number]
+            self.leavers.note_gone(scope.leaving)
+        return scope.is_dropped
 
     async def _call_entrypoint(self, message: wire.Invoke) -> bytes:
         name = message.entrypoint or "Default"

@@ -75,6 +75,12 @@ class Leaving:
         for work in list(self._work):
             work.cancel()
 
+    def leave_with(self, last: Work) -> bool:
+        """Whether nothing else is left but this, which ends by itself; then it is gone now."""
+        if self._work <= {last}:
+            self.is_gone = True
+        return self.is_gone
+
     def settle(self) -> None:
         """Be gone if there is nothing left."""
         if not self._work and not self.is_gone:
@@ -144,11 +150,14 @@ class Leavers:
 
     def _gone(self, leaving: Leaving) -> None:
         self._watched.pop(leaving, None)
-        if self._is_closed:
-            return
+        if not self._is_closed:
+            self.note_gone(leaving)
+            self._on_gone(leaving)
+
+    def note_gone(self, leaving: Leaving) -> None:
+        """Nothing of it is left but, perhaps, timers and callbacks."""
         leaving.gone_s = self._loop.time()
         self._sweep_at(leaving.gone_s + self.grace_s)
-        self._on_gone(leaving)
 
     def _look(self) -> None:
         now_s = self._loop.time()

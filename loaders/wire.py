@@ -171,6 +171,8 @@ class Reply(msgspec.Struct, array_like=True, gc=False):
     call: int
     value: bytes | None = None
     error: Error | None = None
+    is_last: bool = False
+    """From the guest: Gone as well, for nothing else of the call is left."""
 
 
 # --- guest -> supervisor -------------------------------------------------------------------------

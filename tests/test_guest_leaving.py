@@ -345,6 +345,19 @@ async def test_a_call_is_gone_when_what_it_started_has_ended(world: World) -> No
     assert "later" in world.printed
 
 
+async def test_an_answer_tells_that_nothing_else_is_left_of_a_call(world: World) -> None:
+    await world.load(CALLED)
+    number = call(world, 5, "keep", "Keep")
+    other = call(world, 6, "answer_and_go_on")
+    await world.until(lambda: bool(world.of(wire.Reply, other)))
+    assert [reply.is_last for reply in world.of(wire.Reply, number)] == [True]
+    assert [reply.is_last for reply in world.of(wire.Reply, other)] == [False]
+    world.send(wire.Drop(), number)  # which crosses the answer
+    world.tenant_module().gate.set_result(None)
+    await world.until(lambda: bool(world.of(wire.Gone, other)))
+    assert not world.of(wire.Gone, number)
+
+
 async def test_a_call_that_is_dropped_is_cancelled_and_answers_nothing(world: World) -> None:
     await world.load(CALLED)
     number = call(world, 1, "wait")
@@ -357,7 +370,7 @@ async def test_a_call_that_is_dropped_is_cancelled_and_answers_nothing(world: Wo
 async def test_what_modules_start_has_nothing_to_call(world: World) -> None:
     await world.load(CALLED, env={"SVC": wire.EnvEntry("SVC", "service")})
     number = call(world, 1, "keep", "Keep")
-    await world.until(lambda: bool(world.of(wire.Gone, number)))
+    await world.until(lambda: bool(world.of(wire.Reply, number)))
     world.tenant_module().gate.set_result(None)
     await world.until(lambda: bool(world.printed))
     (text,) = world.printed
