@@ -8,6 +8,7 @@ socket ends, and the kernel's parent-death signal), and its isolates die with it
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import importlib
@@ -108,6 +109,7 @@ class Exited(msgspec.Struct, array_like=True, tag=5):
 
 Report = Ready | Refused | Spawned | Failed | Exited
 _decode = msgspec.msgpack.Decoder(Spawn | Kill).decode
+_SPAWN_FDS = 3
 FILES_MAX = 4096
 """Descriptors of a zygote, and of an isolate at its start. It closes all that are not its own, one
 by one where the kernel or the C library lacks close_range: so there is a bound."""
@@ -242,6 +244,8 @@ class _Nursery:
 
     def _spawn(self, spawn: Spawn, fds: list[int]) -> None:
         try:
+            if len(fds) != _SPAWN_FDS:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             pid = os.fork()
         except OSError as error:
             self._channel.send(_encode(Failed(spawn.id, str(error))))
