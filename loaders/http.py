@@ -87,13 +87,18 @@ class Request(_Message):
         *,
         json: Any = None,
     ) -> None:
-        """A body that is neither text nor bytes is encoded as JSON; `json` is in any case."""
+        """A body that is neither text nor bytes is encoded as JSON; `json` is in any case.
+
+        ValueError for a method or headers that could say more than one thing on the wire.
+        """
         if json is not None:
             if body is not None:
                 raise TypeError("a request has one body: give body or json")
             body = msgspec.json.encode(json)
             headers = {"content-type": "application/json"} | dict(Headers(headers))
         self.method = str(method).upper()
+        if not self.method or not _NAME.issuperset(self.method.lower()):
+            raise ValueError(f"{self.method[:80]!r} is no method")
         self.url = str(url)
         self._fill(body, headers)
 

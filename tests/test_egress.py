@@ -349,6 +349,13 @@ async def test_no_header_is_said_twice_by_a_name_that_is_none(name: str) -> None
         dw.Request("GET", "https://a.example/", {name: "chunked"})
 
 
+@pytest.mark.parametrize("odd", ["GET / HTTP/1.1\r\nX: y\r\n\r\nGET", "", "G T", "GET\x00", "GÉT"])
+def test_no_gateway_is_handed_a_method_that_could_be_a_request(odd: str) -> None:
+    plain = http.request_to_plain(dw.Request("GET", "https://a.example/"))
+    with pytest.raises(dw.InvalidError, match="no method"):
+        http.request_from_plain(plain | {"method": odd})
+
+
 def test_the_headers_of_the_closest_name_are_added_however_it_is_written() -> None:
     more, most = "*.b.example", "a.b.example"
     gateway = dw.AllowList(
