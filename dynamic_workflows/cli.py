@@ -153,12 +153,18 @@ def _check_exists(log: str) -> None:
 
 @cli.command()
 def verify(log: Log = DEFAULT_LOG) -> None:
-    """Prove that the log is whole; the exit status is 1 when it is not."""
+    """Prove that the log is whole; the exit status is 1 when it is not, or when there is none."""
     from .eventlog.verify import verify as verify_log
     from .loaders.bundle import from_stored
 
     _check_exists(log)
     report = verify_log(log, check_bundle=from_stored)
+    if not report.streams and report.ok:
+        raise InvalidError(
+            f"{report.root} holds no log, so nothing was verified: say where the event log lies "
+            f"with --log PATH or the environment's {_LOG_VARIABLE}",
+            code="log.not_found",
+        )
     typer.echo("\n".join(report.lines))
     if not report.ok:
         raise typer.Exit(1)

@@ -137,6 +137,22 @@ def test_a_whole_log_verifies_and_a_damaged_one_does_not(log: str, tmp_path: Pat
     assert run("verify", "--log", str(copy)).exit_code == 1
 
 
+@pytest.mark.parametrize("place", ["empty", "missing", "pictures"])
+def test_verifying_where_no_log_is_fails_and_says_what_to_do(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pictures" / "2024").mkdir(parents=True)
+    (tmp_path / "pictures" / "2024" / "one.png").write_bytes(b"of somebody else")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["verify", "--log", str(tmp_path / place)])
+    assert caught.value.code == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"{tmp_path / place} " in shown.err
+    assert "--log PATH" in shown.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
