@@ -18,12 +18,12 @@ from ..loaders.wire import CALLS_FROM, Drop, Frame, Invoke, ProtocolViolation, R
 
 
 class _Call:
-    __slots__ = ("future", "is_answered", "timer", "title")
+    __slots__ = ("due_s", "future", "is_answered", "title")
 
-    def __init__(self, title: str, future: asyncio.Future[Reply]) -> None:
+    def __init__(self, title: str, future: asyncio.Future[Reply], due_s: float) -> None:
         self.title = title
         self.future = future
-        self.timer: asyncio.TimerHandle | None = None
+        self.due_s = due_s
         self.is_answered = False
 
 
@@ -42,6 +42,8 @@ class Invocations:
         self._send = send
         self._dropped = dropped
         self._calls: dict[int, _Call] = {}
+        """In the order in which they are due."""
+        self._timer: asyncio.TimerHandle | None = None
         self._waiting = 0
         self._last = 0
 
@@ -58,10 +60,12 @@ class Invocations:
         self._last += 1
         number = CALLS_FROM + self._last
         loop = asyncio.get_running_loop()
-        call = _Call(f"{entrypoint or 'Default'}.{method}", loop.create_future())
+        due_s = loop.time() + self._timeout_s
+        call = _Call(f"{entrypoint or 'Default'}.{method}", loop.create_future(), due_s)
         self._calls[number] = call
         self._waiting += 1
-        call.timer = loop.call_later(self._timeout_s, self._on_deadline, number)
+        if self._timer is None:
+            self._timer = loop.call_at(due_s, self._look)
         invoke = Invoke(call=self._last, entrypoint=entrypoint, method=method, **more)
         self._send([pack(invoke, life=number)])
         try:
@@ -89,7 +93,6 @@ class Invocations:
         call = self._calls.pop(number, None)
         if call is None:
             return False
-        _stop(call)
         if not call.future.done():
             call.is_answered = True
             text = f"the code of {call.title} ended without an answer"
@@ -99,10 +102,23 @@ class Invocations:
     def lose(self, error: Exception) -> None:
         """The isolate is gone."""
         calls, self._calls = self._calls, {}
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for call in calls.values():
-            _stop(call)
             if not call.future.done():
                 call.future.set_exception(error)
+
+    def _look(self) -> None:
+        """Give up what is due, and look again when the next one is."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        self._timer = None
+        for number, call in list(self._calls.items()):
+            if call.due_s > now_s:
+                self._timer = loop.call_at(call.due_s, self._look)
+                return
+            self._on_deadline(number)
 
     def _on_deadline(self, number: int) -> None:
         call = self._calls[number]
@@ -121,14 +137,8 @@ class Invocations:
         """Tell the guest to end it; from now on nothing that it says counts."""
         call = self._calls.pop(number, None)
         if call is not None:
-            _stop(call)
             self._dropped(number, call.title)
             self._send([pack(_DROP, life=number)])
 
 
 _DROP: msgspec.Struct = Drop()
-
-
-def _stop(call: _Call) -> None:
-    if call.timer is not None:
-        call.timer.cancel()
