@@ -131,7 +131,7 @@ class Tails:
         dropped: int,
     ) -> None:
         workflow, instance_id = key or (None, None)
-        line = "" if kind == DROPPED else text
+        line = None if kind == DROPPED else text
         self._write(_LEVELS[level], (workflow, instance_id, step), line, dropped)
         if host.bundle is None or not host.bundle.tails:
             return
@@ -167,17 +167,20 @@ class Tails:
         if queue.dropped:
             self._drop(host, queue.dropped)
 
-    def _write(self, level: int, place: tuple[str | None, ...], text: str, dropped: int) -> None:
-        """Into the actor's log."""
+    def _write(
+        self, level: int, place: tuple[str | None, ...], text: str | None, dropped: int
+    ) -> None:
+        """Into the actor's log; None: there is only the number of dropped lines to tell."""
         if not _logger.isEnabledFor(level):
             return
         if not self._logged.allows():
-            self._unlogged += dropped + (1 if text else 0)
+            self._unlogged += dropped + (text is not None)
             self._tell_later()
             return
         dropped, self._unlogged = dropped + self._unlogged, 0
         lost = f" ({dropped} lines dropped before)" if dropped else ""
         where = plain("/".join(part for part in place if part))
+        text = text or ""
         if len(text) > _LOGGED_CHARACTERS_MAX:
             text = text[:_LOGGED_CHARACTERS_MAX] + "…"
         text = text.replace("\n", "\n    | ")  # so that nobody can forge a line of its own
