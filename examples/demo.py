@@ -199,11 +199,11 @@ class Demo:
             self.screen.alarm(f"kill -9 {pid}: the actor of tenant {KILLED!r} is gone, midway")
 
 
-async def main(log: Path, screen: Screen) -> int:
+async def main(log: Path, screen: Screen, config: dw.PlatformConfig = CONFIG) -> int:
     """Tell the story, then let SQL tell it again."""
     started = time.monotonic()
     screen.say("starting Ray, a loader, a timer; the tenants' actors come when they have work")
-    async with dw.connect(log, load=load, config=CONFIG) as platform:
+    async with dw.connect(log, load=load, config=config) as platform:
         with screen:
             demo = Demo(platform, screen)
             await demo.tell()
@@ -233,8 +233,15 @@ def afterwards(log: Path, screen: Screen) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--log", type=Path, default=HERE.parent / "data" / "demo")
+    parser.add_argument(
+        "--isolation",
+        choices=("sandbox", "unsafe-none"),
+        default=CONFIG.isolation,
+        help="unsafe-none: without walls, where the system has none (default: %(default)s)",
+    )
     chosen = parser.parse_args()
+    config = CONFIG.model_copy(update={"isolation": chosen.isolation})
     try:
-        sys.exit(asyncio.run(main(chosen.log, Screen())))
+        sys.exit(asyncio.run(main(chosen.log, Screen(), config)))
     except KeyboardInterrupt:
         sys.exit("stopped; what had begun goes on with the next `make demo`")
