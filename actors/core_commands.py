@@ -389,6 +389,16 @@ class Commands(Rollbacks):
             self._lose_life(d, life, error, is_suspect, is_culprit, now_us)
         return d
 
+    def went_on(self, key: Key, *, reason: str, now_us: int) -> Decision:
+        """Code of this instance ended its isolate by going on after it was dropped. One that does
+        so at every rest is parked after some deaths, as if it had died of it."""
+        d = Decision()
+        summary = self._directory.get(key)
+        if summary is not None and summary.instance is not None and summary.lifetime is None:
+            if not summary.is_ended and summary.status != PAUSED:
+                self._count_death(d, summary, f"the isolate died: {reason}", now_us)
+        return d
+
     def _lose_life(
         self,
         d: Decision,

@@ -356,6 +356,10 @@ class Tenant(TenantStarts):
             step, attempt = self.core.at_work(exit.life)
             key = self.core.key_of(exit.life) or host.leavers.key(exit.life)
             self.tails.ended(host, key, exit, step, attempt)
+        left = host.leavers.key(exit.life)
+        if left is not None and exit.is_tenants_own:
+            now_us = self._clock.now_us()
+            self._pump.take(self.core.went_on(left, reason=exit.reason, now_us=now_us))
         if lives:
             decision = self.core.lives_lost(
                 lives,

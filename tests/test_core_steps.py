@@ -509,6 +509,31 @@ def test_one_that_kills_its_isolate_between_steps_is_backed_off_and_then_parked(
     assert world.output(KEY) == 1
 
 
+def test_one_whose_code_goes_on_after_every_rest_is_parked_with_the_reason() -> None:
+    async def program(step: StepApi, params: Any) -> Any:
+        await step.sleep("nap", 3_600_000)
+        return 1
+
+    world = World(program, instance_idle_us=0)
+    key = world.create()
+    world.pump()
+    assert world.core.live_count() == 0
+    for _ in range(5):
+        assert world.status(key) == "waiting"
+        world.take(world.core.went_on(key, reason="its code goes on", now_us=world.now))
+    status = world.core.status(key)
+    assert status is not None
+    assert (status.status, status.reason_code) == ("paused", "isolate.died")
+    assert "its code goes on; 5 times in a row" in (status.reason_message or "")
+    world.take(world.core.went_on(key, reason="again", now_us=world.now))
+    world.command("resume", key)
+    world.pump()
+    world.advance(3_600)
+    assert world.output(key) == 1
+    world.take(world.core.went_on(key, reason="too late", now_us=world.now))
+    assert world.status(key) == "complete"
+
+
 def test_the_platforms_own_failures_are_never_counted_against_an_instance() -> None:
     world = world_of(failing(0))
     for _ in range(12):

@@ -71,7 +71,7 @@ async def test_code_that_goes_on_after_its_instance_costs_its_isolate(name: str)
 @pytest.mark.parametrize("name", FADES)
 async def test_callbacks_of_an_instance_fade_after_its_end(name: str) -> None:
     tail = Tail()
-    async with real_tenant(tenant_code(FADES[name], tail), **QUICK) as tenant:
+    async with real_tenant(tenant_code(FADES[name], tail), drop_grace_seconds=0.2) as tenant:
         honest, attack = await begin(tenant)
         stub = tenant.entrypoint()
         await attack.terminate()
