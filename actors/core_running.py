@@ -56,6 +56,7 @@ LIVE_MAX = 10_000
 _CONTROL = re.compile("[\x00-\x1f]")
 _AT_MAX = 1_000
 _HELD_MAX = 100_000
+"""Requests of one lifetime that a pending pause holds back; no honest code has so many at once."""
 _COUNT_MAX = 2**31 - 1
 """What the column of the files holds: one row above it would break every query."""
 

@@ -86,7 +86,8 @@ class CallGate:
         if self._held:
             # Nothing may be heard of a lifetime that is gone.
             gone = {frame[1] for frame in frames if frame[0] == GONE_KIND}
-            self._held = deque(frame for frame in self._held if frame[1] not in gone)
+            if gone:
+                self._held = deque(frame for frame in self._held if frame[1] not in gone)
         for frame in frames:
             if frame[0] == CALL_KIND:
                 self._send(

@@ -10,6 +10,7 @@ from guest_world import World, flow
 
 from dynamic_workflows.eventlog import codec
 from dynamic_workflows.loaders import wire
+from dynamic_workflows.loaders.inside import CallGate
 
 GRACE = {"drop_grace_s": 0.05}
 
@@ -290,6 +291,20 @@ async def test_nothing_new_begins_for_what_is_gone(world: World) -> None:
     for _ in range(50):
         await asyncio.sleep(0)
     assert "late" not in world.printed
+
+
+def test_calls_that_were_held_back_go_with_their_lifetime() -> None:
+    sent: list[wire.Frame] = []
+    gate = CallGate(sent.extend, calls_max=1, bytes_max=1 << 20)
+    calls = [
+        wire.pack(wire.Call(number, "SVC", "ping", b"[]", b"{}"), life=life)
+        for number, life in ((1, 7), (2, 7), (3, 8))
+    ]
+    gate.send(calls)
+    assert sent == calls[:1]
+    gate.send([wire.pack(wire.Gone(), life=7)])
+    gate.answered([wire.pack(wire.Reply(1), life=7)])
+    assert [frame[:2] for frame in sent[1:]] == [(27, 7), (25, 8)]
 
 
 # --- calls from outside ---------------------------------------------------------------------------
