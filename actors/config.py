@@ -140,7 +140,7 @@ class PlatformConfig(BaseModel):
     output_mb: int = Field(default=256, ge=1)
     """MiB of raw output of one isolate that had to be dropped; 8 MiB a second are forgiven."""
     messages_per_second_max: int = Field(default=20_000, ge=1_000)
-    """Messages of one isolate in a second that are no part of a step or a call."""
+    """Messages of one isolate in a second that nobody asked for: logs, repeated idleness."""
     isolates_max: int = Field(default=1, ge=1, le=256)
     """Isolates that one version of a tenant's code may have while it keeps them all busy."""
     isolate_idle_seconds: float = Field(default=30.0, gt=0)

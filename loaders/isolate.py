@@ -42,8 +42,8 @@ class Limits:
     64 KiB a second. 8 MB a second are forgiven.
     """
     messages_per_second_max: int = 20_000
-    """Messages that are no part of a step or a call: logs, idleness, failures. Ten seconds' worth
-    may come at once; an honest guest sends a twentieth at most.
+    """Messages that nobody asked for: logs, and idleness beyond once for each message that it got.
+    Ten seconds' worth may come at once; an honest guest sends a twentieth at most.
     """
 
 

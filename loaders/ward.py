@@ -24,7 +24,7 @@ from .logpipe import LogPipe
 from .spawner import Child, Spawner
 from .walls import UNSAFE
 from .watchdog import Allowance, Sample, Watchdog
-from .wire import FROM_GUEST, Failed, Frame, Idle, Log, ProtocolViolation
+from .wire import FROM_GUEST, Frame, Idle, Log, ProtocolViolation
 from .zygote import Exited, Spawn
 
 _log = logging.getLogger("dynamic_workflows.isolates")
@@ -47,8 +47,9 @@ _FAULTS = (
     signal.SIGXCPU,
 )
 _KINDS = frozenset(FROM_GUEST)
-_UNPAID = frozenset(kind for kind, message in FROM_GUEST.items() if message in (Failed, Idle, Log))
+_UNPAID = frozenset(kind for kind, message in FROM_GUEST.items() if message in (Idle, Log))
 """What a guest may say of its own accord, as often as it likes, at no cost but ours."""
+_CREDIT_MAX = 100_000
 
 
 class ProcessIsolate:
@@ -80,6 +81,7 @@ class ProcessIsolate:
         self._sentence: Exit | None = None
         self._frames = 0
         self._allowance = Allowance(limits.messages_per_second_max)
+        self._credit = 0
         self._last: Sample | None = None
         self._held_bytes, self._held_s, self._looked_s = 0, 0.0, 0.0
         self._calls: dict[int, int] = {}
@@ -180,6 +182,7 @@ class ProcessIsolate:
             for frame in frames:
                 if frame[0] == REPLY_KIND:
                     self._calls_bytes -= self._calls.pop(decode_head(frame[2]).call, 0)
+        self._credit = min(_CREDIT_MAX, self._credit + len(frames))
         self._channel.send(frames)
         if self._channel.unsent_bytes > self._limits.bytes_in_flight_max:
             self._break(f"leaves more than {self._limits.bytes_in_flight_max} bytes unread")
@@ -202,7 +205,10 @@ class ProcessIsolate:
             self._deliver(frames)
 
     def _allow(self, count: int) -> bool:
-        if not self._allowance.take(count, time.monotonic()):
+        # Whoever is told something may say once that it is idle again.
+        earned = min(count, self._credit)
+        self._credit -= earned
+        if not self._allowance.take(count - earned, time.monotonic()):
             limit = f"message limit of {self._limits.messages_per_second_max:,} a second"
             self.kill(Exit(f"{limit} exceeded", is_tenants_own=True, kind="messages"))
         return self._sentence is None

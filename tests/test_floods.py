@@ -1,4 +1,4 @@
-"""Raw output is drained whatever comes, kept at a rate, counted beyond it, and has an end."""
+"""Raw output is drained whatever comes, and counted; it, and what nobody asked for, has an end."""
 
 from __future__ import annotations
 
@@ -98,3 +98,25 @@ async def test_after_a_flood_output_is_kept_again() -> None:
         text = ""
         while "calm é words" not in text:
             text = msgspec.msgpack.decode(await talk.hear(LOG), type=Log).text
+
+
+IDLING = """
+from dynamic_workflows.loaders.wire import Idle, pack
+idle = pack(Idle(1), life=1)
+async def main():
+    for _ in range({count}):
+        send([idle] * 100)
+"""
+
+
+async def test_what_a_guest_is_told_it_may_answer_however_much_it_is() -> None:
+    limits = Limits(messages_per_second_max=1_000, turn_cpu_ms=60_000, turn_wall_ms=120_000)
+    async with isolates() as made:
+        talk = await start(made, limits)
+        talk.isolate.send([(ECHO, 0, b"")] * 20_000)
+        # Ten seconds' worth, and one for each message that it was sent.
+        assert (await talk.run(IDLING.format(count=290)))[0] == "ok"
+        talk.tell(IDLING.format(count=2_000), life=7)
+        exit = await talk.end()
+    assert (exit.kind, exit.is_tenants_own) == ("messages", True)
+    assert exit.reason == "message limit of 1,000 a second exceeded"
