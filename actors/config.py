@@ -159,6 +159,12 @@ class PlatformConfig(BaseModel):
     seal_age_seconds: float = Field(default=300.0, gt=0)
     """Seconds after which even a small hot log is sealed."""
 
+    # --- queries
+    query_timeout_seconds: float = Field(default=60.0, gt=0)
+    """Seconds that one SQL query may take; then it is stopped (`query.timed_out`)."""
+    query_memory_mb: int = Field(default=1024, ge=16)
+    """MiB that DuckDB may work in for each connection; a tenant's answer may hold as much again."""
+
     tenants: dict[str, TenantLimits] = {}
     """Overrides by tenant id."""
 

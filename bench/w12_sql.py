@@ -172,9 +172,9 @@ QUERIES = {
 }
 
 
-def measure_queries(root: Path, made: Made, *, threads: int, memory: str) -> None:
+def measure_queries(root: Path, made: Made, *, threads: int, memory_mb: int) -> None:
     begun = time.perf_counter()
-    reader = Reader(root, threads=threads, memory_limit=memory)
+    reader = Reader(root, threads=threads, memory_mb=memory_mb)
     reader.query("select 1")
     print(f"first look at the log              {time.perf_counter() - begun:8.2f} s")
     begun = time.perf_counter()
@@ -360,7 +360,7 @@ def main() -> None:
     parser.add_argument("--events", type=lambda text: int(text.replace("_", "")), default=10**7)
     parser.add_argument("--tenants", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--memory", default="4GB")
+    parser.add_argument("--memory-mb", type=int, default=4096)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--keep", action="store_true")
     chosen = parser.parse_args()
@@ -378,7 +378,7 @@ def main() -> None:
             f"{made.bytes / made.rows:.1f} bytes/event, "
             f"columns to Parquet {made.rows / made.seal_s:,.0f} events/s"
         )
-        measure_queries(root / "log", made, threads=chosen.threads, memory=chosen.memory)
+        measure_queries(root / "log", made, threads=chosen.threads, memory_mb=chosen.memory_mb)
         asyncio.run(measure_history(root / "log", made))
         asyncio.run(measure_interference(root / "log", root / "quiet"))
         asyncio.run(measure_owner(root / "busy"))

@@ -102,6 +102,10 @@ def sql(
     tenant: Annotated[str | None, typer.Option(help="Show this tenant's rows alone.")] = None,
     format: Annotated[str, typer.Option(help="table, csv, json or parquet.")] = "table",
     output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds after which the query is stopped.")
+    ] = 60.0,
+    memory_mb: Annotated[int, typer.Option(min=16, help="MiB that the query works in.")] = 1024,
 ) -> None:
     """Ask the log a question in SQL."""
     from .eventlog.output import FORMATS, render
@@ -109,7 +113,8 @@ def sql(
     chosen = next((one for one in FORMATS if one == format), None)
     if chosen is None:
         raise InvalidError(f"{format!r} is no output format: use {', '.join(FORMATS)}")
-    shown = render(_query(log, query, tenant=tenant), chosen)
+    limits = {"timeout_s": timeout, "memory_mb": memory_mb}
+    shown = render(_query(log, query, tenant=tenant, **limits), chosen)
     if output is not None:
         try:
             output.write_bytes(shown if isinstance(shown, bytes) else shown.encode())
@@ -130,11 +135,13 @@ def _shown(text: str) -> str:
     return plain(text.replace("\r\n", "\n")) if sys.stdout.isatty() else text
 
 
-def _query(log: str, query: str, params: Any = None, *, tenant: str | None = None) -> Any:
+def _query(
+    log: str, query: str, params: Any = None, *, tenant: str | None = None, **limits: Any
+) -> Any:
     from .eventlog.query import Reader
 
     _check_exists(log)
-    reader = Reader(log, tenant=tenant)
+    reader = Reader(log, tenant=tenant, **limits)
     try:
         return reader.query(query, params)
     finally:

@@ -119,7 +119,7 @@ class Platform:
         """SQL over the views `events`, `instances`, `steps`, `attempts`, `waits` of all tenants.
 
         `params`: a list for `?`, a dict for `$name`. Shows everything that was acknowledged at the
-        latest a second ago. Raises QueryError.
+        latest a second ago. Raises QueryError, after `query_timeout_seconds` at the latest.
         """
         return self._query(sql, params, None)
 
@@ -129,7 +129,12 @@ class Platform:
         if reader is None:
             from .eventlog.query import Reader
 
-            reader = self._readers[tenant_id] = Reader(self._log, tenant=tenant_id)
+            reader = self._readers[tenant_id] = Reader(
+                self._log,
+                tenant=tenant_id,
+                memory_mb=self.config.query_memory_mb,
+                timeout_s=self.config.query_timeout_seconds,
+            )
         return reader.query(sql, params)
 
     async def fetch(self, request: http.Request | str) -> http.Response:

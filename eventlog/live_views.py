@@ -7,14 +7,16 @@ tenant's instance is locked: what it may read is listed, and its settings stay a
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from .errors import Corrupt, InvalidError, QueryError
 from .files import LogFiles, Update
 from .folds import FOLDS
 from .guard import check_select
+from .query_limits import MIB, QueryLimits, answer_of, deadline
 from .store import NotFound, Store
 from .views import DEAD, SEALED, STORED, TABLES, TAIL, events_sql, files_relation, quoted
 
@@ -29,16 +31,19 @@ _TRIES_MAX = 4
 
 _PATTERN = frozenset("*?[")
 
+# What an answer in batches raises is an OSError whatever happened; the text still says what.
+_SAID_BY_DUCKDB = re.compile(r"(?!IO )[A-Z][\w ]* Error: ")
+
 
 class LogViews:
     """One DuckDB instance in memory whose views follow a log."""
 
     def __init__(
-        self, store: Store, *, tenant: str | None, memory_limit: str, threads: int
+        self, store: Store, *, tenant: str | None, limits: QueryLimits, threads: int
     ) -> None:
         self._store = store
         self._tenant = tenant
-        self._memory_limit = memory_limit
+        self._limits = limits
         self._threads = threads
         self._is_closed = False
         self._open()
@@ -51,7 +56,7 @@ class LogViews:
         self._with_tail: set[str] = set()
         self._with_dead: set[str] = set()
         self._is_locked = False
-        self.connection = _connect(self._memory_limit, self._threads, self._tenant)
+        self.connection = _connect(self._limits.memory_mb, self._threads, self._tenant)
         # Its own connection, so that a transaction of the user's is neither seen nor disturbed.
         self._writer = self.connection.cursor()
         self._writer.execute(TABLES)
@@ -79,10 +84,8 @@ class LogViews:
             self.refresh(again=tries_left < _TRIES_MAX - 1)
             self.check(sql)
             try:
-                relation = self.connection.sql(sql, params=params)
-                if relation is None:
-                    raise QueryError("there is no statement in this query")
-                return cast("pa.Table", relation.to_arrow_table())
+                with deadline(self.connection, self._limits.timeout_s):
+                    return self._answer(sql, params)
             except (duckdb.Error, OSError) as error:
                 lost = self._lost_segment()
                 if lost is not None and not tries_left:
@@ -92,10 +95,18 @@ class LogViews:
                         path=lost,
                         offset=0,
                     ) from None
-                is_reading = isinstance(error, (duckdb.IOException, OSError))
-                if lost is None and not (is_reading and tries_left):
+                if lost is None and not (_is_reading(error) and tries_left):
                     raise QueryError(str(error)) from None
         raise AssertionError("the last try returns or raises")
+
+    def _answer(self, sql: str, params: Params) -> pa.Table:
+        relation = self.connection.sql(sql, params=params)
+        if relation is None:
+            raise QueryError("there is no statement in this query")
+        # What the platform itself asks for may be as large as it likes.
+        return answer_of(
+            relation, bytes_max=self._limits.memory_mb * MIB if self._tenant is not None else None
+        )
 
     def _lost_segment(self) -> str | None:
         """A segment that cannot be read: moved by a merge since our look, or damaged."""
@@ -292,7 +303,15 @@ class LogViews:
         self._is_locked = True
 
 
-def _connect(memory_limit: str, threads: int, tenant: str | None) -> duckdb.DuckDBPyConnection:
+def _is_reading(error: Exception) -> bool:
+    """Whether it went wrong at a file, which may be there when it is looked for again."""
+    import duckdb
+
+    is_raw = isinstance(error, OSError) and not _SAID_BY_DUCKDB.match(str(error))
+    return is_raw or isinstance(error, duckdb.IOException)
+
+
+def _connect(memory_mb: int, threads: int, tenant: str | None) -> duckdb.DuckDBPyConnection:
     import duckdb
 
     # Spilling is for the platform's queries; a tenant's must not fill the disk.
@@ -300,7 +319,7 @@ def _connect(memory_limit: str, threads: int, tenant: str | None) -> duckdb.Duck
     connection = duckdb.connect(
         ":memory:",
         config={
-            "memory_limit": memory_limit,
+            "memory_limit": f"{memory_mb}MiB",
             "threads": str(threads),
             "temp_directory": spill,
             "allow_community_extensions": "false",

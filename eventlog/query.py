@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .errors import InvalidError
 from .live_views import LogViews, Params
+from .query_limits import MEMORY_MB, TIMEOUT_S, QueryLimits
 from .store import Store, open_store
 from .views import NAMES
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-MEMORY_LIMIT = "1GB"
 THREADS = 2
 
 
@@ -30,21 +30,23 @@ def connect_duckdb(
     log: str | Path | Store,
     *,
     tenant: str | None = None,
-    memory_limit: str = MEMORY_LIMIT,
+    memory_mb: int = MEMORY_MB,
     threads: int = THREADS,
 ) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with the views `events`, `instances`, `steps`, `attempts`, `waits`.
 
     The views follow the log: each statement begins with a look at its files. With `tenant` the
     connection takes one SELECT at a time, sees that tenant alone and reaches nothing outside.
-    `memory_limit` as DuckDB writes it. Raises InvalidError where no log can be. (The object
-    forwards to a DuckDB connection; `.connection` is that one, whose views stay as they are.)
+    `memory_mb`: MiB that DuckDB works in. A statement takes as long as it takes: `interrupt()`
+    stops it. Raises InvalidError where no log can be. (The object forwards to a DuckDB connection;
+    `.connection` is that one, whose views stay as they are.)
     """
     store, is_own = _store_of(log)
     root = store.local_path("tenants")
     if root is not None and not root.parent.is_dir():
         raise InvalidError(f"{root.parent} does not exist: give the root of a log")
-    views = LogViews(store, tenant=tenant, memory_limit=memory_limit, threads=threads)
+    limits = QueryLimits(memory_mb=memory_mb)
+    views = LogViews(store, tenant=tenant, limits=limits, threads=threads)
     views.refresh()
     return cast("duckdb.DuckDBPyConnection", LogConnection(views, is_own_store=is_own))
 
@@ -57,22 +59,28 @@ class Reader:
         log: str | Path | Store,
         *,
         tenant: str | None = None,
-        memory_limit: str = MEMORY_LIMIT,
+        memory_mb: int = MEMORY_MB,
+        timeout_s: float = TIMEOUT_S,
         threads: int = THREADS,
     ) -> None:
+        """`memory_mb`: MiB that DuckDB works in; a tenant's answer may hold as much again."""
         self._store, self._is_own_store = _store_of(log)
-        self._views = LogViews(
-            self._store, tenant=tenant, memory_limit=memory_limit, threads=threads
-        )
+        limits = QueryLimits(timeout_s=timeout_s, memory_mb=memory_mb)
+        self._views = LogViews(self._store, tenant=tenant, limits=limits, threads=threads)
         self._lock = threading.Lock()
 
     def query(self, sql: str, params: Params = None) -> pa.Table:
-        """The answer over all that was acknowledged before the call; QueryError for bad SQL.
+        """The answer over all that was acknowledged before the call.
 
-        `params`: a list for `?`, a dict for `$name`.
+        `params`: a list for `?`, a dict for `$name`. Raises QueryError for bad SQL, and with the
+        code `query.timed_out` for what takes longer than `timeout_s`.
         """
         with self._lock:
             return self._views.query(sql, params)
+
+    def interrupt(self) -> None:
+        """Stop the query that is under way, from another thread; it raises QueryError."""
+        self._views.connection.interrupt()
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import duckdb
@@ -15,6 +16,7 @@ from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import QueryError
 from dynamic_workflows.eventlog.live_views import LogViews
 from dynamic_workflows.eventlog.query import Reader
+from dynamic_workflows.eventlog.query_limits import QueryLimits
 from dynamic_workflows.eventlog.store import Store, open_store
 from dynamic_workflows.eventlog.store_memory import MemoryStore
 
@@ -224,7 +226,7 @@ OUTSIDE = [sql for sql in ESCAPES if "{other}" in sql or "{root}" in sql or "/et
 async def test_duckdb_itself_refuses_what_lies_outside(store: Store, tmp_path: Path) -> None:
     """The inner wall holds without the guard: the same statements, past it."""
     filled = await _filled(store, tmp_path)
-    views = LogViews(store, tenant="evil", memory_limit="256MB", threads=1)
+    views = LogViews(store, tenant="evil", limits=QueryLimits(memory_mb=256), threads=1)
     views.refresh()
     for sql in map(filled, OUTSIDE):
         with pytest.raises(duckdb.Error):
@@ -254,8 +256,57 @@ async def test_a_name_defined_elsewhere_opens_none_of_duckdbs_own_views(store: S
 
 
 async def test_memory_of_a_tenants_query_is_capped(store: Store) -> None:
-    reader = Reader(store, tenant="evil", memory_limit="64MB", threads=1)
+    reader = Reader(store, tenant="evil", memory_mb=64, threads=1)
     with pytest.raises(QueryError, match="[Oo]ut of [Mm]emory"):
         reader.query("select list(repeat('x', 1000) || range) from range(1000000)")
     assert reader.query("select count(*) > 0 as ok from events").to_pylist() == [{"ok": True}]
     reader.close()
+
+
+async def test_answer_of_a_tenants_query_is_capped(store: Store) -> None:
+    reader = Reader(store, tenant="evil", memory_mb=64)
+    with pytest.raises(QueryError, match="larger than 64 MiB") as caught:
+        reader.query("select repeat('x', 1000) from range(1000000)")
+    assert "query_memory_mb" in caught.value.message
+    assert reader.query("select repeat('x', 1000) from range(10000)").num_rows == 10_000
+    reader.close()
+
+
+async def test_error_in_the_middle_of_an_answer_is_one_of_the_query(store: Store) -> None:
+    reader = Reader(store, tenant="evil")
+    with pytest.raises(QueryError, match="boom") as caught:
+        reader.query("select case when range = 50000 then error('boom') end from range(100000)")
+    assert caught.value.code == "query.invalid"
+    reader.close()
+
+
+@pytest.mark.parametrize("tenant", [None, "evil"])
+@pytest.mark.parametrize("columns", ["count(*)", "a.range * b.range"])
+async def test_query_without_end_is_stopped_and_the_next_one_is_answered(
+    store: Store, tenant: str | None, columns: str
+) -> None:
+    # Little memory: what hands out its rows one by one must meet its end by time all the same.
+    reader = Reader(store, tenant=tenant, timeout_s=0.2, memory_mb=4096)
+    endless = "from range(10000000) a, range(10000000) b, range(1000) c"
+    with pytest.raises(QueryError, match="query_timeout_seconds") as caught:
+        reader.query(f"select {columns} {endless} where a.range + b.range < 0 or $x", {"x": False})
+    assert caught.value.code == "query.timed_out"
+    assert "0.2 s" in caught.value.message
+    for _ in range(3):
+        assert reader.query("select count(*) > 0 as ok from events").to_pylist() == [{"ok": True}]
+    reader.close()
+
+
+async def test_one_endless_query_does_not_hold_another_tenants_reader(store: Store) -> None:
+    slow, quick = (Reader(store, tenant=name, timeout_s=30) for name in ("evil", "acme"))
+    sql = "select count(*) from range(10000000) a, range(10000000) b"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(slow.query, sql)
+        assert quick.query("from instances").num_rows == 2
+        assert not running.done()
+        while not wait([running], timeout=0.01).done:
+            slow.interrupt()  # one before the query began is forgotten
+        with pytest.raises(QueryError, match="[Ii]nterrupt"):
+            running.result()
+    slow.close()
+    quick.close()
