@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from guest_world import World, flow
@@ -12,7 +13,7 @@ from dynamic_workflows.eventlog import codec
 from dynamic_workflows.loaders import wire
 from dynamic_workflows.loaders.inside import CallGate
 
-GRACE = {"drop_grace_s": 0.05}
+GRACE: dict[str, Any] = {"drop_grace_s": 0.05}
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def confirmed(world: World) -> bool:
     return (world.life, wire.Gone()) in world.log
 
 
-async def begin(world: World, body: str, *, before: str = "", **options: float) -> None:
+async def begin(world: World, body: str, *, before: str = "", **options: Any) -> None:
     """Run this, and wait until it has printed "begun"."""
     await world.load(flow(body, before), **options)
     world.start()
