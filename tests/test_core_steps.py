@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -232,7 +233,7 @@ def test_a_failure_that_comes_after_its_attempt_was_over_changes_nothing() -> No
     assert life in world.guests
 
 
-FORGED = {
+FORGED: dict[str, Callable[[int], list[Any]]] = {
     "a result twice": lambda token: [Done(token, 1, b"1"), Done(token, 1, b"2")],
     "a failure twice": lambda token: [_failed(token), _failed(token)],
     "a failure, then a result": lambda token: [_failed(token), Done(token, 1, b"1")],
