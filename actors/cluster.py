@@ -423,9 +423,18 @@ def connect(address: str | None, *, folder: str | None, has_dashboard: bool) -> 
         include_dashboard=has_dashboard,
         object_store_memory=OBJECT_STORE,
         _temp_dir=folder,
+        _system_config=_system_config(),
         **options,
     )
     _quieten()
+
+
+def _system_config() -> dict[str, Any]:
+    """Ray starts its workers with a niceness of 15: on a busy machine they would hardly ever run.
+
+    Here they are what serves the program. Whoever wants it otherwise sets RAY_worker_niceness.
+    """
+    return {} if "RAY_worker_niceness" in os.environ else {"worker_niceness": 0}
 
 
 def tenants_max() -> int | None:

@@ -28,6 +28,8 @@ from .spares import Spares
 
 _log = logging.getLogger("dynamic_workflows.cluster")
 
+_CLOSE_S = 600.0
+"""How long the supervisors may take to end; each of hundreds of tenants seals its log first."""
 _START_S = 120.0
 """How long the supervisors may take to start: a log to open, or a node to wait for."""
 
@@ -147,7 +149,7 @@ class Cluster:
             peer = door.find_actor(self._setup.name(role), self._setup.namespace)
             if peer is not None:
                 try:
-                    await peer.call("close", timeout_s=60.0)
+                    await peer.call("close", timeout_s=_CLOSE_S)
                 except (Lost, WorkflowsError) as error:
                     _log.warning("the %s did not close cleanly: %s", role, error)
                 door.kill_actor(peer)

@@ -37,6 +37,10 @@ LOOK_S = 2.0
 """How often slots are asked whether they live; a restarted one tells by itself."""
 LOOKS_MAX = 50
 """Slots that are asked in one look."""
+START_S = 120.0
+"""How long clients wait for a slot's process to start before its silence counts."""
+CLOSES_AT_ONCE_MAX = 16
+"""Tenants that are put to sleep at once when all are; each has `GIVE_UP_S` for it."""
 LAST_WORDS_S = 1.0
 """How long a slot stays whose tenant could not be opened."""
 ACQUAINTANCES_MAX = 16
@@ -233,7 +237,8 @@ class Loader:
             if task is not None:
                 task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
-        await asyncio.gather(*(self._close(place) for place in list(self._places.values())))
+        turns = asyncio.Semaphore(CLOSES_AT_ONCE_MAX)
+        await asyncio.gather(*(self._close(place, turns) for place in list(self._places.values())))
         for peer in self._pool:
             await self._launcher.kill(peer.name)
         self._pool.clear()
@@ -271,6 +276,7 @@ class Loader:
     async def _take_slot_in_turn(self, place: _Place) -> Peer:
         async with contextlib.AsyncExitStack() as turn:
             await turn.enter_async_context(self._starts)
+            is_ready = bool(self._pool)
             peer = await self._take_slot()
             mark("loader: has a slot")
             place.peer = peer
@@ -279,6 +285,9 @@ class Loader:
             self._record("slot_adopted", peer.name, place.tenant_id)
             # The turn lasts until the tenant is open; who asked goes on.
             self._spawn(self._end_turn(place.adopted, turn.pop_all()))
+        if not is_ready:
+            # Its process is only starting, and many may be: clients would take that for silence.
+            await asyncio.wait({place.adopted}, timeout=START_S)
         return peer
 
     async def _end_turn(
@@ -468,17 +477,18 @@ class Loader:
         if tenant_id != place.tenant_id and self._places.get(place.tenant_id) is place:
             self._check(place, peer)
 
-    async def _close(self, place: _Place) -> None:
+    async def _close(self, place: _Place, turns: asyncio.Semaphore) -> None:
         for step in (place.opening, place.adopted):
             if step is not None:
                 await asyncio.wait({step})
-        if place.peer is not None and not place.released.is_set():
-            try:
-                await place.peer.call("close", timeout_s=GIVE_UP_S)
-            except (Lost, WorkflowsError):
-                pass  # it stays listed as open, and is opened again by whoever connects next
-            await self._launcher.kill(place.peer.name)
-            self._forget(place)
+        async with turns:
+            if place.peer is not None and not place.released.is_set():
+                try:
+                    await place.peer.call("close", timeout_s=GIVE_UP_S)
+                except (Lost, WorkflowsError):
+                    pass  # it stays listed as open, and is opened again by whoever connects next
+                await self._launcher.kill(place.peer.name)
+                self._forget(place)
 
     # --- room
 

@@ -337,9 +337,11 @@ async def test_a_slot_that_cannot_be_placed_holds_up_the_others_only_for_a_while
         return await adopt(slot, tenant_id, *args)
 
     monkeypatch.setattr(Slot, "adopt", hangs)
-    await world.loader.resolve("nowhere")
+    nowhere = asyncio.ensure_future(world.loader.resolve("nowhere"))
     await asyncio.wait_for(world.loader.resolve("other"), 30)
     await until(lambda: "other" in world.opened, what="the other's opening")
+    assert not nowhere.done(), "its client would count the seconds as silence"
+    nowhere.cancel()
 
 
 async def test_closing_puts_every_tenant_to_sleep() -> None:
