@@ -73,6 +73,7 @@ class RemoteCodes:
         self._calls = calls
         self._pickle = pickle
         self._ahead: asyncio.Future[HandedCode] | None = None
+        self._is_ahead_used = False
 
     def expect(self) -> None:
         """The loader is about to hand over what `current` will want to know."""
@@ -80,17 +81,19 @@ class RemoteCodes:
             self._ahead = asyncio.get_running_loop().create_future()
 
     def take(self, code: HandedCode) -> None:
-        """The loader has handed it over; of use once, since it may soon be out of date."""
-        self.expect()
-        if self._ahead is not None and not self._ahead.done():
+        """The loader has handed it over; of use once, and not too late: it goes out of date."""
+        if self._ahead is None:
+            self._ahead = asyncio.get_running_loop().create_future()
+        if not self._ahead.done():
             self._ahead.set_result(code)
 
     async def current(
         self, tenant_id: str, *, binding: str | None = None, metadata: bytes | None = None
     ) -> Resolved:
         """The code for new instances, stored."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and metadata is None:
+        ahead = self._ahead
+        if ahead is not None and metadata is None and not self._is_ahead_used:
+            self._is_ahead_used = True
             with contextlib.suppress(TimeoutError):
                 handed, stored = await asyncio.wait_for(ahead, _HANDED_WITHIN_S)
                 if stored is not None:
@@ -114,7 +117,7 @@ class RemoteCodes:
 
     async def forget(self, tenant_id: str) -> None:
         """Ask the callback again next time."""
-        self._ahead = None
+        self._is_ahead_used = True
         await self._loader.call("code_forget", tenant_id)
 
     def live(self, code_hash: str) -> Grants:
