@@ -61,7 +61,7 @@ class HeartbeatReader:
 
     @property
     def resident_bytes(self) -> int:
-        """The most memory that the isolate says it had."""
+        """The most memory that the isolate says it had, beyond what it shares."""
         return self._words[_RESIDENT]
 
     def close_fd(self) -> None:

@@ -234,11 +234,6 @@ def memory_bytes(pid: int) -> tuple[int, int]:
     return int(virtual) * resource.getpagesize(), int(resident) * resource.getpagesize()
 
 
-def own_memory_bytes() -> int:
-    """Resident memory of this process; where nobody can tell, the most that it ever was."""
-    return memory_bytes(os.getpid())[1] or peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
-
-
 def peak_bytes(usage: resource.struct_rusage) -> int:
     """The most memory that was resident, in bytes: the unit of `ru_maxrss` is the system's."""
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

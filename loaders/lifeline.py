@@ -36,12 +36,20 @@ class Lifeline:
 
     def _watch(self, writer: _AccountingWriter) -> None:
         while not select.select([self.fd], [], [], _BUSY_S if writer.is_busy else _IDLE_S)[0]:
-            writer.account()
+            if writer.is_busy:  # else it would count its own looking
+                writer.account()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _AccountingWriter(HeartbeatWriter):
-    """Begins every turn with a settled account: no turn pays for the one before."""
+    """Begins every turn with a settled account: no turn pays for the one before.
+
+    Memory counts from here on, since what was there already is the zygote's as well.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._bytes_before = kernel.peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
 
     def begin_turn(self) -> None:
         self.account()
@@ -54,4 +62,4 @@ class _AccountingWriter(HeartbeatWriter):
     def account(self) -> None:
         """Say what this process has used so far."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        self.say_used(time.process_time(), kernel.peak_bytes(usage))
+        self.say_used(time.process_time(), kernel.peak_bytes(usage) - self._bytes_before)

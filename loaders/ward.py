@@ -83,6 +83,7 @@ class ProcessIsolate:
         self._allowance = Allowance(limits.messages_per_second_max)
         self._credit = 0
         self._last: Sample | None = None
+        self._weighed_cpu_s = -1.0
         self._held_bytes, self._held_s, self._looked_s = 0, 0.0, 0.0
         self._calls: dict[int, int] = {}
         self._calls_bytes = 0
@@ -296,7 +297,7 @@ class ProcessIsolate:
             is_busy=self._page.is_busy,
             life=self._page.life,
             frames=self._frames,
-            resident_bytes=self._resident_bytes() if looks_at_memory and has_moved else None,
+            resident_bytes=self._weigh(cpu_s) if looks_at_memory else None,
         )
         verdict = self._watchdog.judge(sample)
         if verdict is not None:
@@ -305,7 +306,11 @@ class ProcessIsolate:
             self._break("a message that does not end")
         return has_moved or sample.is_busy
 
-    def _resident_bytes(self) -> int:
+    def _weigh(self, cpu_s: float) -> int | None:
+        """Its memory, if it has done anything since this was asked last."""
+        if cpu_s == self._weighed_cpu_s:
+            return None
+        self._weighed_cpu_s = cpu_s
         return kernel.memory_bytes(self.pid or 0)[1] or self._page.resident_bytes
 
     def _is_stuck(self, now_s: float) -> bool:

@@ -161,7 +161,8 @@ def main(fd: int, stdlib: list[str]) -> NoReturn:
     packing.pack(rehearse, _RUN_AT_STARTS)
     # From here on the pages of these objects are shared by all isolates; the collector keeps off.
     gc.freeze()
-    channel.send(_encode(Ready(walls.level, notes + walls.notes, kernel.own_memory_bytes())))
+    shared_bytes = kernel.memory_bytes(os.getpid())[1]
+    channel.send(_encode(Ready(walls.level, notes + walls.notes, shared_bytes)))
     _Nursery(channel, walls, guest, rehearse).serve()
 
 

@@ -205,6 +205,15 @@ async def main():
     )
 
 
+async def test_memory_taken_in_one_go_is_noticed_though_nothing_moves_after_it() -> None:
+    walls = WallsPlan(level=DEFAULT.level, rlimits=False)
+    async with isolates(walls=walls) as made:
+        talk = await start(made, Limits(memory_mb=64, turn_wall_ms=600_000))
+        talk.tell("x = b'x' * (128 << 20); import time; time.sleep(600)")
+        exit = await talk.end()
+    assert exit.kind == "memory"
+
+
 @pytest.mark.parametrize(
     ("source", "kind", "reason"),
     [
