@@ -45,6 +45,9 @@ Namespace = Annotated[str, typer.Option("--namespace", help="The platform's Ray 
 Workflow = Annotated[str, typer.Option("--workflow", help="The workflow class.")]
 TenantArg = Annotated[str, typer.Argument(metavar="TENANT")]
 IdArg = Annotated[str, typer.Argument(metavar="ID")]
+SkipDamaged = Annotated[
+    bool, typer.Option("--skip-damaged", help="Answer without the tenants whose log is damaged.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_LOG = "./data"
@@ -106,6 +109,7 @@ def sql(
         float, typer.Option(min=0.001, help="Seconds after which the query is stopped.")
     ] = 60.0,
     memory_mb: Annotated[int, typer.Option(min=16, help="MiB that the query works in.")] = 1024,
+    skip_damaged: SkipDamaged = False,
 ) -> None:
     """Ask the log a question in SQL."""
     from .eventlog.output import FORMATS, render
@@ -114,7 +118,8 @@ def sql(
     if chosen is None:
         raise InvalidError(f"{format!r} is no output format: use {', '.join(FORMATS)}")
     limits = {"timeout_s": timeout, "memory_mb": memory_mb}
-    shown = render(_query(log, query, tenant=tenant, **limits), chosen)
+    table = _query(log, query, tenant=tenant, skip_damaged=skip_damaged, **limits)
+    shown = render(table, chosen)
     if output is not None:
         try:
             output.write_bytes(shown if isinstance(shown, bytes) else shown.encode())
@@ -136,16 +141,26 @@ def _shown(text: str) -> str:
 
 
 def _query(
-    log: str, query: str, params: Any = None, *, tenant: str | None = None, **limits: Any
+    log: str,
+    query: str,
+    params: Any = None,
+    *,
+    tenant: str | None = None,
+    skip_damaged: bool = False,
+    **limits: Any,
 ) -> Any:
     from .eventlog.query import Reader
 
     _check_exists(log)
     reader = Reader(log, tenant=tenant, **limits)
     try:
-        return reader.query(query, params)
+        table = reader.query(query, params, skip_damaged=skip_damaged)
     finally:
         reader.close()
+    left_out = json.loads((table.schema.metadata or {}).get(b"left_out", b"{}"))
+    for name, reason in left_out.items():
+        typer.echo(_plain(f"warning: tenant {name!r} is left out: {reason}"), err=True)
+    return table
 
 
 def _check_exists(log: str) -> None:
@@ -178,7 +193,7 @@ def verify(log: Log = DEFAULT_LOG) -> None:
 
 
 @cli.command()
-def tenants(log: Log = DEFAULT_LOG) -> None:
+def tenants(log: Log = DEFAULT_LOG, skip_damaged: SkipDamaged = False) -> None:
     """The tenants of the log, with how many instances each has."""
     _table(
         log,
@@ -186,6 +201,7 @@ def tenants(log: Log = DEFAULT_LOG) -> None:
         "count(*) filter (where status not in ('complete', 'errored', 'terminated')) as open, "
         "max(created_at) as newest from instances group by 1 order by 1",
         [],
+        skip_damaged=skip_damaged,
     )
 
 
@@ -204,13 +220,14 @@ def ls(
         "where tenant_id = ? and (? is null or status = ?) and (? is null or workflow = ?) "
         "order by created_at desc, instance_id limit ?",
         [tenant, status, status, workflow, workflow, limit],
+        tenant=tenant,
     )
 
 
-def _table(log: str, query: str, params: list[Any]) -> None:
+def _table(log: str, query: str, params: list[Any], **options: Any) -> None:
     from .eventlog.output import render
 
-    typer.echo(render(_query(log, query, params), "table"), nl=False)
+    typer.echo(render(_query(log, query, params, **options), "table"), nl=False)
 
 
 @cli.command()
@@ -222,6 +239,7 @@ def status(
         log,
         "select * from instances where tenant_id = ? and workflow = ? and instance_id = ?",
         [tenant, workflow, id],
+        tenant=tenant,
     ).to_pylist()
     if not found:
         raise InvalidError(
@@ -233,6 +251,7 @@ def status(
         "error_message from steps where tenant_id = ? and workflow = ? and instance_id = ? "
         "order by started_at, step, count",
         [tenant, workflow, id],
+        tenant=tenant,
     ).to_pylist()
     _print({**found[0], "steps": steps})
 
@@ -251,6 +270,7 @@ def history(
         "select seq, ts, run, type, step, count, attempt, payload from events "
         "where tenant_id = ? and workflow = ? and instance_id = ? order by seq",
         [tenant, workflow, id],
+        tenant=tenant,
     )
     if as_json:
         _print(table.to_pylist())

@@ -115,15 +115,25 @@ class Platform:
         """Loads code that is no tenant's deployment."""
         return WorkerLoader(self._open().codes, self._ids)
 
-    def query(self, sql: str, params: list[Any] | dict[str, Any] | None = None) -> pa.Table:
+    def query(
+        self,
+        sql: str,
+        params: list[Any] | dict[str, Any] | None = None,
+        *,
+        skip_damaged: bool = False,
+    ) -> pa.Table:
         """SQL over the views `events`, `instances`, `steps`, `attempts`, `waits` of all tenants.
 
         `params`: a list for `?`, a dict for `$name`. Shows everything that was acknowledged at the
-        latest a second ago. Raises QueryError, after `query_timeout_seconds` at the latest.
+        latest a second ago. Raises QueryError, after `query_timeout_seconds` at the latest, and
+        Corrupt where the log of a tenant is damaged, unless `skip_damaged`: then the answer lacks
+        such tenants, and its `schema.metadata[b"left_out"]` says which (JSON: id -> reason).
         """
-        return self._query(sql, params, None)
+        return self._query(sql, params, None, skip_damaged=skip_damaged)
 
-    def _query(self, sql: str, params: Any, tenant_id: str | None) -> pa.Table:
+    def _query(
+        self, sql: str, params: Any, tenant_id: str | None, *, skip_damaged: bool = False
+    ) -> pa.Table:
         self._open()
         reader = self._readers.get(tenant_id)
         if reader is None:
@@ -135,7 +145,7 @@ class Platform:
                 memory_mb=self.config.query_memory_mb,
                 timeout_s=self.config.query_timeout_seconds,
             )
-        return reader.query(sql, params)
+        return reader.query(sql, params, skip_damaged=skip_damaged)
 
     async def fetch(self, request: http.Request | str) -> http.Response:
         """Answer a request by the app's dispatcher."""

@@ -10,6 +10,7 @@ import os
 import time
 from dataclasses import dataclass
 
+from .errors import Corrupt
 from .events import Row
 from .manifest import Manifest, manifest_prefix, tenant_stream
 from .recovery import Tail, read_tail
@@ -57,6 +58,8 @@ class LogFiles:
         self._store = store
         self._tenant = tenant
         self.states: dict[str, StreamState] = {}
+        self.damaged: dict[str, Corrupt] = {}
+        """Streams that could not be read at the last look; they are not among the states."""
 
     def look(self, *, again: bool = False) -> tuple[list[Update], list[StreamState]]:
         """What changed, and the streams that are gone. `again`: as if nothing were known."""
@@ -65,8 +68,22 @@ class LogFiles:
         now_s = time.monotonic()
         marks = self._marks()
         gone = [self.states.pop(stream) for stream in set(self.states) - set(marks)]
-        updates = [self._look(stream, marks[stream], now_s) for stream in sorted(marks)]
-        return [update for update in updates if update is not None], gone
+        self.damaged = {}
+        updates = []
+        for stream in sorted(marks):
+            try:
+                update = self._look(stream, marks[stream], now_s)
+            except Corrupt as error:
+                gone += self.leave_out(stream, error)
+            else:
+                updates += [update] if update is not None else []
+        return updates, gone
+
+    def leave_out(self, stream: str, damage: Corrupt) -> list[StreamState]:
+        """Pass over a stream until the next look; what was known of it, if anything."""
+        self.damaged[stream] = damage
+        known = self.states.pop(stream, None)
+        return [known] if known is not None else []
 
     def _marks(self) -> dict[str, Mark]:
         """How every stream looks now."""

@@ -7,15 +7,16 @@ tenant's instance is locked: what it may read is listed, and its settings stay a
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from .errors import Corrupt, InvalidError, QueryError
-from .files import LogFiles, Update
+from . import damage
+from .errors import Corrupt, InvalidError, QueryError, WorkflowsError
+from .files import LogFiles, StreamState, Update
 from .folds import FOLDS
 from .guard import check_select
+from .manifest import SegmentInfo, tenant_stream
 from .query_limits import MIB, QueryLimits, answer_of, deadline
 from .store import NotFound, Store
 from .views import DEAD, SEALED, STORED, TABLES, TAIL, events_sql, files_relation, quoted
@@ -25,14 +26,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Params = Sequence[object] | dict[str, object] | None
+Taken = tuple[Update, "list[pa.Table]"]
 
 # A merge may remove a file between the look at the manifest and the reading; each try looks again.
 _TRIES_MAX = 4
 
 _PATTERN = frozenset("*?[")
-
-# What an answer in batches raises is an OSError whatever happened; the text still says what.
-_SAID_BY_DUCKDB = re.compile(r"(?!IO )[A-Z][\w ]* Error: ")
 
 
 class LogViews:
@@ -46,6 +45,8 @@ class LogViews:
         self._limits = limits
         self._threads = threads
         self._is_closed = False
+        self._left_out: dict[str, Corrupt] = {}
+        """Streams of which the present query has met damage."""
         self._open()
 
     def _open(self) -> None:
@@ -74,30 +75,49 @@ class LogViews:
         if self._tenant is not None:
             check_select(self._writer, str(sql))
 
-    def query(self, sql: str, params: Params = None) -> pa.Table:
+    def query(self, sql: str, params: Params = None, *, skip_damaged: bool = False) -> pa.Table:
         """As Reader.query."""
         import duckdb
 
         if self._is_closed:
             raise InvalidError("this reader was closed: open a new one")
-        for tries_left in reversed(range(_TRIES_MAX)):
-            self.refresh(again=tries_left < _TRIES_MAX - 1)
+        self._left_out = {}
+        tries_left = _TRIES_MAX - 1
+        while True:
+            self.refresh(again=tries_left < _TRIES_MAX - 1, skip_damaged=skip_damaged)
             self.check(sql)
             try:
                 with deadline(self.connection, self._limits.timeout_s):
-                    return self._answer(sql, params)
+                    return damage.noted(self._answer(sql, params), self.files.damaged)
             except (duckdb.Error, OSError) as error:
-                lost = self._lost_segment()
-                if lost is not None and not tries_left:
-                    raise Corrupt(
-                        f"{lost} is missing or cut, though the log needs it: restore it from a "
-                        "copy. `dynamic-workflows verify` shows what is affected",
-                        path=lost,
-                        offset=0,
-                    ) from None
-                if lost is None and not (_is_reading(error) and tries_left):
-                    raise QueryError(str(error)) from None
-        raise AssertionError("the last try returns or raises")
+                problem = self._explain(error, may_look_again=tries_left > 0)
+            if problem is None:
+                tries_left -= 1
+            elif isinstance(problem, Corrupt) and self._tenant is None:
+                stream = damage.stream_of(problem.path)
+                if not skip_damaged or stream in self._left_out:
+                    raise damage.refusal({stream: problem}) from None
+                self._left_out[stream] = problem
+            else:
+                raise problem from None
+
+    def _explain(self, error: Exception, *, may_look_again: bool) -> WorkflowsError | None:
+        """What went wrong with a query; None where another look at the log may help."""
+        import duckdb
+
+        lost = self._lost_segment()
+        if may_look_again and (lost is not None or damage.is_reading(error)):
+            return None
+        if lost is not None:
+            return damage.lost(lost)
+        segments = self._segment_infos()
+        if isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
+            # DuckDB takes no more statements after such an error.
+            self.connection.close()
+            self._open()
+        if damage.is_of_the_query(error):
+            return QueryError(str(error))
+        return damage.explain(self._store, error, segments)
 
     def _answer(self, sql: str, params: Params) -> pa.Table:
         relation = self.connection.sql(sql, params=params)
@@ -125,13 +145,18 @@ class LogViews:
 
     # -- following the log ------------------------------------------------------------------------
 
-    def refresh(self, *, again: bool = False) -> None:
-        """Take in what changed in the log's files since the last look."""
+    def refresh(self, *, again: bool = False, skip_damaged: bool = False) -> None:
+        """Take in what changed in the log's files since the last look.
+
+        Raises Corrupt where a stream cannot be read, unless `skip_damaged`: then the views show the
+        others, and `files.damaged` has what they do not show.
+        """
         import duckdb
 
         for tries_left in reversed(range(_TRIES_MAX)):
             try:
-                return self._refresh(again=again)
+                self._refresh(again=again, is_last=not tries_left)
+                break
             except (duckdb.IOException, NotFound) as error:
                 self._start_over()
                 if not tries_left:
@@ -142,31 +167,63 @@ class LogViews:
             except BaseException:
                 self._start_over()
                 raise
+        damaged = self.files.damaged
+        if damaged and self._tenant is not None:
+            raise next(iter(damaged.values()))
+        if damaged and not skip_damaged:
+            raise damage.refusal(damaged)
 
-    def _refresh(self, *, again: bool) -> None:
+    def _look(self, *, again: bool, is_last: bool) -> tuple[list[Taken], list[StreamState]]:
+        """What changed, each with the tombstones that lie in its segments."""
         updates, gone = self.files.look(again=again)
+        taken = []
+        for update in updates:
+            stream = update.state.stream
+            try:
+                if stream in self._left_out:
+                    raise self._left_out[stream]
+                taken.append((update, self._sealed_tombstones(update)))
+            except NotFound as error:
+                if not is_last:
+                    raise
+                gone += self.files.leave_out(stream, Corrupt(error.message, path=stream))
+            except Corrupt as error:
+                gone += self.files.leave_out(stream, error)
+        for stream in self._left_out.keys() & self.files.states.keys():
+            gone += self.files.leave_out(stream, self._left_out[stream])
+        return taken, gone
+
+    def _refresh(self, *, again: bool, is_last: bool) -> None:
+        updates, gone = self._look(again=again, is_last=is_last)
         is_open = self._tenant is not None and not self._is_locked
-        if not updates and not gone and not is_open:
+        if not updates and not gone and not is_open and not self.files.damaged:
             return
         segments = self._sealed_files()
         if segments != self._segments and self._is_locked:
             # What a locked connection may read is fixed, so it is replaced.
             self.connection.close()
             self._open()
-            updates, gone = self.files.look()
+            updates, gone = self._look(again=False, is_last=is_last)
             segments = self._sealed_files()
         self._writer.begin()
         try:
-            for state in gone:
-                self._forget(state.manifest.tenant_id)
-                self._forget_tombstones(state.manifest.tenant_id)
-            for update in updates:
-                self._take(update)
+            for tenant_id in self._unwanted(gone):
+                self._forget(tenant_id)
+                self._forget_tombstones(tenant_id)
+            for update, tombstones in updates:
+                self._take(update, tombstones)
             self._define(segments)
             self._writer.commit()
         except BaseException:
             self._writer.rollback()
             raise
+
+    def _unwanted(self, gone: Iterable[StreamState]) -> set[str]:
+        """The tenants of which nothing may be shown."""
+        damaged = self.files.damaged
+        shown = (self._with_tail | self._with_dead) if damaged else set()
+        left_out = {tenant_id for tenant_id in shown if tenant_stream(tenant_id) in damaged}
+        return left_out | {state.manifest.tenant_id for state in gone}
 
     def _start_over(self) -> None:
         """After a failure: know nothing, so that the next look takes in everything again."""
@@ -180,12 +237,15 @@ class LogViews:
 
     def _sealed_files(self) -> dict[str, int]:
         """Key and size of every segment."""
-        return {
-            info.key: info.bytes
+        return {info.key: info.bytes for info in self._segment_infos()}
+
+    def _segment_infos(self) -> list[SegmentInfo]:
+        return [
+            info
             for state in self.files.states.values()
             for info in state.manifest.segments
             if info.rows
-        }
+        ]
 
     def _forget(self, tenant_id: str, *, upto_seq: int | None = None) -> None:
         """Let go of a tenant's unsealed rows, up to a number or all of them."""
@@ -205,7 +265,7 @@ class LogViews:
             self._with_dead.discard(tenant_id)
             self._writer.execute(f"DELETE FROM {DEAD} WHERE tenant_id = ?", [tenant_id])
 
-    def _take(self, update: Update) -> None:
+    def _take(self, update: Update, tombstones: list[pa.Table]) -> None:
         from . import segment
 
         manifest = update.state.manifest
@@ -216,21 +276,33 @@ class LogViews:
             columns = ", ".join(f'"{name}"' for name in STORED)
             self._insert(f"INSERT INTO {TAIL} SELECT {columns} FROM incoming", table)
             self._with_tail.add(tenant_id)
-        self._take_tombstones(update)
+        self._take_tombstones(update, tombstones)
 
-    def _take_tombstones(self, update: Update) -> None:
+    def _sealed_tombstones(self, update: Update) -> list[pa.Table]:
+        """Those of the segments, where they are not known; Corrupt or NotFound."""
+        import pyarrow as pa
+
+        from . import segment
+
+        if not update.is_new_manifest and not update.is_whole:
+            return []
+        found = []
+        for info in update.state.manifest.segments:
+            if info.tombstones:
+                data = self._store.get_blocking(info.key)
+                try:
+                    found.append(segment.tombstones(data))
+                except (pa.ArrowException, OSError, ValueError):
+                    raise damage.corrupted(info.key) from None
+        return found
+
+    def _take_tombstones(self, update: Update, found: list[pa.Table]) -> None:
         from . import segment
 
         manifest = update.state.manifest
         tenant_id = manifest.tenant_id
-        found = []
         if update.is_new_manifest or update.is_whole:
             self._forget_tombstones(tenant_id)
-            found += [
-                segment.tombstones(self._store.get_blocking(info.key))
-                for info in manifest.segments
-                if info.tombstones
-            ]
         if not update.is_whole and update.is_new_manifest and tenant_id in self._with_tail:
             after = 0
         else:
@@ -301,14 +373,6 @@ class LogViews:
                 self.close()
                 raise
         self._is_locked = True
-
-
-def _is_reading(error: Exception) -> bool:
-    """Whether it went wrong at a file, which may be there when it is looked for again."""
-    import duckdb
-
-    is_raw = isinstance(error, OSError) and not _SAID_BY_DUCKDB.match(str(error))
-    return is_raw or isinstance(error, duckdb.IOException)
 
 
 def _connect(memory_mb: int, threads: int, tenant: str | None) -> duckdb.DuckDBPyConnection:

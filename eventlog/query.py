@@ -69,14 +69,16 @@ class Reader:
         self._views = LogViews(self._store, tenant=tenant, limits=limits, threads=threads)
         self._lock = threading.Lock()
 
-    def query(self, sql: str, params: Params = None) -> pa.Table:
+    def query(self, sql: str, params: Params = None, *, skip_damaged: bool = False) -> pa.Table:
         """The answer over all that was acknowledged before the call.
 
         `params`: a list for `?`, a dict for `$name`. Raises QueryError for bad SQL, and with the
-        code `query.timed_out` for what takes longer than `timeout_s`.
+        code `query.timed_out` for what takes longer than `timeout_s`; Corrupt with the names of the
+        tenants (`.tenants`) whose log is damaged. `skip_damaged`: answer for the others; the
+        answer's `schema.metadata[b"left_out"]` then says in JSON which tenants it lacks, and why.
         """
         with self._lock:
-            return self._views.query(sql, params)
+            return self._views.query(sql, params, skip_damaged=skip_damaged)
 
     def interrupt(self) -> None:
         """Stop the query that is under way, from another thread; it raises QueryError."""

@@ -27,7 +27,11 @@ def dataset(
     return ds.FileSystemDataset.from_paths(
         list(sizes),
         schema=segment.SCHEMA,
-        format=ds.ParquetFileFormat(),
+        format=ds.ParquetFileFormat(
+            default_fragment_scan_options=ds.ParquetFragmentScanOptions(
+                page_checksum_verification=True
+            )
+        ),
         filesystem=fs.PyFileSystem(_Handler(store, dict(sizes), on_missing)),
     )
 
