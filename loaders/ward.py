@@ -144,7 +144,8 @@ class ProcessIsolate:
         try:
             child = await spawner.spawn(spawn, fds=fds, ward=self)
         except BaseException:
-            self._end(_NEVER_STARTED)
+            if not self.ended.done():  # else its zygote was lost, and it has heard so already
+                self._end(_NEVER_STARTED)
             raise
         self._close_their_ends()
         if self.ended.done():

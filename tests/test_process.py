@@ -297,6 +297,21 @@ async def test_a_lost_zygote_loses_its_isolates_to_the_platform_and_is_replaced(
         assert made.counts["zygotes"] == 2
 
 
+async def test_a_zygote_that_is_lost_during_a_start_is_replaced_and_the_start_goes_on() -> None:
+    async with isolates() as made:
+        await made.ready()
+        zygote = made._spawner
+        assert zygote is not None
+        os.kill(zygote.pid, signal.SIGSTOP)
+        starting = asyncio.create_task(start(made))
+        while not zygote._requests:  # noqa: ASYNC110 - nobody tells that it was asked
+            await asyncio.sleep(0)
+        os.kill(zygote.pid, signal.SIGKILL)
+        talk = await starting
+        assert await talk.run("result = 1") == ("ok", "1")
+        assert (made.counts["zygotes"], made.alive) == (2, 1)
+
+
 async def test_everything_dies_with_its_supervisor() -> None:
     program = """
 import asyncio
