@@ -39,6 +39,7 @@ Measured: 68 MiB of its own, and 4 MiB for its zygote and for each of its isolat
 """
 SUPERVISOR_MEMORY = 100 * MIB
 CALLS_AT_ONCE_MAX = 10_000
+_OPEN_AGAIN_S = 0.5
 OBJECT_STORE = 256 * MIB
 
 
@@ -79,11 +80,27 @@ class _Actor:
     def __init__(self) -> None:
         _die_with_parent()
         _log_to_stderr()
-        self._opened = asyncio.ensure_future(self._open())
+        self._begin_to_open()
         self._publishing = asyncio.ensure_future(self._publish_for_ever())
 
+    def _begin_to_open(self, after_s: float = 0.0) -> None:
+        self._opened = asyncio.ensure_future(self._open_after(after_s))
+        self._opened.add_done_callback(self._open_again)
+
+    async def _open_after(self, rest_s: float) -> Any:
+        if rest_s:
+            await asyncio.sleep(rest_s)
+        return await self._open()
+
+    def _open_again(self, opened: asyncio.Future[Any]) -> None:
+        """Who waited hears what is wrong; the disk may come back, so it is tried again."""
+        if not opened.cancelled() and isinstance(opened.exception(), Unavailable):
+            _log.error("%s", opened.exception())
+            # Calls that come from now on wait for the next try.
+            self._begin_to_open(_OPEN_AGAIN_S)
+
     async def _open(self) -> Any:
-        """What answers the calls."""
+        """What answers the calls; Unavailable where another try may help."""
         raise NotImplementedError
 
     async def _samples(self) -> list[metrics.Sample]:

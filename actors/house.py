@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
+import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import cloudpickle
 
-from ..eventlog.clock import Clock, SystemClock
+from ..eventlog.clock import Clock, SystemClock, to_datetime
 from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsError
 from ..eventlog.ids import Ids, SystemIds
 from ..eventlog.log import EventLog, LogConfig
+from ..eventlog.recovery import newest_manifest
 from ..eventlog.store import Store, open_store
 from . import metrics
 from .callbacks import Callbacks
@@ -29,39 +34,113 @@ TIMER_STREAM = "timers/0"
 LOADER_STREAM = "loader"
 # Ray carries what is larger by way of its object store, which takes longer than reading the log's.
 _HANDED_BYTES_MAX = 64 * 1024
+OPEN_WITHIN_S = 10.0
+"""How long an actor tries to open its log before it says why it cannot; then it tries again."""
+_BACK_OFF_S = (0.1, 0.2, 0.5, 1.0)
 _LOADER_OPS = frozenset("resolve wake residents spares stats slot_restarted released".split())
 
 
-async def open_log(store: Store, stream: str, *, clock: Clock, ids: Ids) -> EventLog:
-    """The log of an actor that is no tenant; waits while another owner is just giving way."""
-    while True:
+async def open_log(
+    setup: Setup, store: Store, stream: str, *, clock: Clock, ids: Ids, within_s: float
+) -> EventLog:
+    """The log of an actor that is no tenant; waits while another owner is just giving way.
+
+    Raises Unavailable with the reason where that takes longer than `within_s`.
+    """
+    config = LogConfig(owner=_who(setup))
+    until_s = time.monotonic() + within_s
+    for rest_s in itertools.chain(_BACK_OFF_S, itertools.repeat(_BACK_OFF_S[-1])):
         try:
             return await EventLog.open(
-                store, stream, tenant_id="", clock=clock, ids=ids, config=LogConfig()
+                store, stream, tenant_id="", clock=clock, ids=ids, config=config
             )
-        except (Fenced, Unavailable):
-            await asyncio.sleep(0.2)
+        except (Fenced, Unavailable) as error:
+            if time.monotonic() + rest_s >= until_s:
+                raise Unavailable(
+                    f"the log at {setup.log_root} cannot be opened on {socket.gethostname()}: "
+                    f"{error.message}. Every machine of the cluster must be able to write there, "
+                    "as the user that runs Ray; it is tried again by itself"
+                ) from error
+            await asyncio.sleep(rest_s)
+    raise AssertionError("there is always one more try")
+
+
+def _who(setup: Setup) -> str:
+    """This process as people would look for it."""
+    return f"namespace {setup.namespace!r}, process {os.getpid()} on {socket.gethostname()}"
+
+
+class _Explaining:
+    """What an actor does, with words about who took its log over."""
+
+    def __init__(self, target: Any, log: EventLog, setup: Setup) -> None:
+        self._target = target
+        self._log = log
+        self._setup = setup
+
+    def __getattr__(self, op: str) -> Any:
+        method = getattr(self._target, op)
+
+        async def call(*args: Any) -> Any:
+            try:
+                return await method(*args)
+            except Fenced as error:
+                raise await self._taken_over(error) from error
+
+        return call
+
+    async def _taken_over(self, error: Fenced) -> Fenced:
+        try:
+            newest = await newest_manifest(self._log.store, self._log.stream)
+        except WorkflowsError:
+            newest = None
+        by = ""
+        if newest is not None and newest.manifest.token != self._log.token:
+            since = f"{to_datetime(newest.manifest.published_us):%Y-%m-%d %H:%M:%S} UTC"
+            by = f" ({newest.manifest.owner or 'unknown'}; since {since})"
+        return Fenced(
+            f"another platform has taken over the log at {self._setup.log_root}{by}: this one "
+            f"({_who(self._setup)}) serves its tenants no more. A log has one platform at a time: "
+            "close one of the two, then connect again. Drivers that shall share a platform connect "
+            f"to one cluster with the same log and namespace. [{error.message}]",
+            **error.details,
+        )
 
 
 class TimerHouse:
     """The timer with its log."""
 
-    def __init__(self, setup: Setup, loader: Find) -> None:
+    def __init__(self, setup: Setup, loader: Find, *, open_within_s: float = OPEN_WITHIN_S) -> None:
         self._setup = setup
         self._loader = loader
+        self._open_within_s = open_within_s
         self._log: EventLog | None = None
-        self.target: Timer | None = None
+        self._timer: Timer | None = None
+        self.target: Any = None
+        """What answers the calls of peers."""
 
     async def open(self) -> None:
-        """Open the log and start."""
+        """Open the log and start; raises Unavailable, and may be tried again then."""
         store, clock = open_store(self._setup.log_root), SystemClock()
-        self._log = await open_log(store, TIMER_STREAM, clock=clock, ids=SystemIds())
-        self.target = Timer(log=self._log, clock=clock, loader=self._loader)
-        await self.target.open()
+        self._log = await open_log(
+            self._setup,
+            store,
+            TIMER_STREAM,
+            clock=clock,
+            ids=SystemIds(),
+            within_s=self._open_within_s,
+        )
+        self._timer = Timer(log=self._log, clock=clock, loader=self._loader)
+        try:
+            await self._timer.open()
+        except BaseException:
+            await self._log.close()
+            raise
+        self.target = _Explaining(self._timer, self._log, self._setup)
 
     async def samples(self) -> list[metrics.Sample]:
         """What operators watch."""
-        return [] if self.target is None else list(metrics.of_timer(await self.target.stats()))
+        return [] if self._timer is None else list(metrics.of_timer(await self._timer.stats()))
 
     @property
     def failed(self) -> WorkflowsError | None:
@@ -70,8 +149,8 @@ class TimerHouse:
 
     async def close(self) -> None:
         """Stop, and let go of the log."""
-        if self.target is not None:
-            await self.target.close()
+        if self._timer is not None:
+            await self._timer.close()
         if self._log is not None:
             await self._log.close()
 
@@ -105,7 +184,9 @@ class LoaderHouse:
             peer=self._clients.of,
             callbacks=Callbacks(timeout_s=setup.config.load_timeout_seconds, in_threads=True),
         )
-        self._log = await open_log(store, LOADER_STREAM, clock=clock, ids=ids)
+        self._log = await open_log(
+            setup, store, LOADER_STREAM, clock=clock, ids=ids, within_s=OPEN_WITHIN_S
+        )
         self._loader = Loader(
             launcher=self._launcher,
             timer=self._timer,

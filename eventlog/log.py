@@ -66,6 +66,8 @@ class LogConfig:
     """Seal in the background when `wal_bytes_max` is reached, without waiting for `maintain`."""
     compaction: CompactionConfig = field(default_factory=CompactionConfig)
     """When segments are merged, erased and removed."""
+    owner: str = ""
+    """Who the owner is, for people: it is written into the manifests."""
     has_probe: bool = True
     """Check once per process that the store honours create-if-absent."""
 
@@ -421,6 +423,7 @@ class EventLog:
             write=self.ids.token(),
             previous=old.sha256,
             published_us=self.clock.now_us(),
+            owner=self.config.owner,
             wal_last=max(changed.wal_last, self._wal.number),
         )
         data = encode_manifest(manifest)

@@ -70,6 +70,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     previous: str = ""
     """SHA-256 of the manifest before, so that the versions form a chain."""
     published_us: int = 0
+    owner: str = ""
+    """Who published it, for people; may be empty."""
     sealed_seq: int = 0
     """The highest number that lies in segments (W). Rows above it lie in the WAL."""
     wal_first: int = 1

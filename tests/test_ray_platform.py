@@ -14,6 +14,7 @@ import pytest_asyncio
 from ray_world import eventually, expected, kill, loader_of, processes
 
 import dynamic_workflows as dw
+from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
 
@@ -184,3 +185,36 @@ async def test_a_driver_joins_a_cluster_by_address_and_its_actors_live_on(
     async with dw.connect(tmp_path, namespace="joined", config=CONFIG) as visitor:
         instance = await visitor.tenant("later").workflows.create(id="n", params={"steps": 1})
         assert await instance.result(timeout=60) == expected("n", 1)
+
+
+async def test_a_log_that_no_actor_can_write_is_refused_with_the_reason_and_works_once_it_can(
+    platform: dw.Platform, tmp_path: Path
+) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    (tmp_path / "file").write_text("no directory")
+    log = tmp_path / "file" / "log"
+    here = dw.connect(log, load=loader_of(), address=address, namespace="unwritable", config=CONFIG)
+    with pytest.raises(Unavailable, match="cannot be opened on .* Not a directory"):
+        await asyncio.wait_for(here, 60)
+    (tmp_path / "file").unlink()
+    async with dw.connect(
+        log, load=loader_of(), address=address, namespace="unwritable", config=CONFIG
+    ) as late:
+        instance = await late.tenant("acme").workflows.create(id="n", params={"steps": 1})
+        assert await instance.result(timeout=60) == expected("n", 1)
+
+
+async def test_the_platform_that_lost_its_log_to_another_says_so(
+    platform: dw.Platform, tmp_path: Path
+) -> None:
+    async with dw.connect(tmp_path, load=loader_of(), namespace="blue", config=CONFIG) as first:
+        await first.tenant("acme").workflows.create(id="n", params={"steps": 1})
+        async with dw.connect(
+            tmp_path, load=loader_of(), namespace="green", config=CONFIG
+        ) as second:
+            with pytest.raises(Fenced, match="another platform has taken over .*'green'"):
+                await first.tenant("zoo").workflows.create(params={"steps": 1})
+            instance = await second.tenant("zoo").workflows.create(id="n", params={"steps": 1})
+            assert await instance.result(timeout=60) == expected("n", 1)
