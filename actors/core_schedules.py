@@ -43,6 +43,8 @@ class Schedules(Commands):
     def __init__(self, tenant_id: str, config: CoreConfig, ids: Ids) -> None:
         super().__init__(tenant_id, config, ids)
         self._schedules: dict[tuple[str, str], Schedule] = {}
+        self._dismissed: set[tuple[str, str]] = set()
+        """(workflow, cron) that a call has removed: what the code declares does not count there."""
 
     def set_schedules(
         self,
@@ -57,11 +59,18 @@ class Schedules(Commands):
         """Let the workflow fire at exactly these cron expressions (UTC) from now on.
 
         What the code declares and what was asked for by a call are apart: neither removes the
-        other's. An expression that is both belongs to the call.
+        other's. An expression that is both belongs to the call. What `remove_schedule` has removed
+        stays removed as long as the code goes on declaring it, or until a call sets it.
         """
         check_workflow_name(workflow)
         wanted = {check_cron(cron) for cron in crons}
         d = Decision(durable=True)
+        if is_declared:
+            dismissed = {cron for name, cron in self._dismissed if name == workflow}
+            for cron in sorted(dismissed - wanted):
+                # The declaration is gone, and a later one is a new one.
+                self._note(d, "schedule_removed", workflow, Scheduled(cron), None, now_us)
+            wanted -= dismissed
         for cron in sorted(set(self.crons(workflow, is_declared=is_declared)) - wanted):
             self._note(d, "schedule_removed", workflow, Scheduled(cron), None, now_us)
         for cron in sorted(wanted):
@@ -73,6 +82,14 @@ class Schedules(Commands):
         self._arm_schedules()
         return d
 
+    def remove_schedule(self, workflow: str, cron: str, *, now_us: int) -> Decision:
+        """No more firings of this expression, whether a call had set it or the code declares it."""
+        d = Decision(durable=True)
+        if (workflow, cron) in self._schedules:
+            body = Scheduled(cron, stays=True)
+            self._note(d, "schedule_removed", workflow, body, None, now_us)
+        return d
+
     def crons(self, workflow: str, *, is_declared: bool) -> list[str]:
         """The expressions of a workflow that its code declared, or those set by a call."""
         return [
@@ -82,8 +99,9 @@ class Schedules(Commands):
         ]
 
     def declared(self) -> set[str]:
-        """The workflows for which code has declared schedules."""
-        return {one.workflow for one in self._schedules.values() if one.is_declared}
+        """The workflows for which code has, or may have, declared schedules."""
+        declared = {one.workflow for one in self._schedules.values() if one.is_declared}
+        return declared | {workflow for workflow, _ in self._dismissed}
 
     def schedules(self) -> list[tuple[str, str, int | None]]:
         """(workflow, cron, next firing) of each schedule."""
@@ -143,6 +161,9 @@ class Schedules(Commands):
             old = self._schedules.pop((row.workflow, body.cron), None)
             if old is not None and old.timer is not None:
                 self._timers.cancel(old.timer)
+            self._dismissed.discard((row.workflow, body.cron))
+            if body.stays:
+                self._dismissed.add((row.workflow, body.cron))
             if row.type == "schedule_set":
                 at_us = row.ts if old is None else old.last_us
                 new = Schedule(row.workflow, body, row.code_hash, at_us)

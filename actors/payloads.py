@@ -188,11 +188,15 @@ class RollbackEnded(Body):
 
 
 class Scheduled(Body):
-    """schedule_set, schedule_removed. `declared`: by the code, not by a call."""
+    """schedule_set, schedule_removed. `declared`: by the code, not by a call.
+
+    `stays`: removed by a call, so that no declaration brings it back as long as there is one.
+    """
 
     cron: str
     pin: str = "hash"
     declared: bool = False
+    stays: bool = False
 
 
 class ScheduleFired(Body):

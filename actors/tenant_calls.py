@@ -433,19 +433,16 @@ class TenantCalls:
         """Add or remove one cron expression of a workflow."""
         workflow = operations.workflow(args)
         cron = operations.text(args, "cron")
-        is_removal = operations.flag(args, "remove")
-        sets = [self.core.crons(workflow, is_declared=declared) for declared in (False, True)]
-        if is_removal:
-            sets = [[held for held in crons if held != cron] for crons in sets]
+        if operations.flag(args, "remove"):
+            self._check_open()
+            now_us = self._clock.now_us()
+            self._pump.take(self.core.remove_schedule(workflow, cron, now_us=now_us))
         else:
-            sets[0].append(cron)
-        code_hash = ""
-        if any(sets):
             code_hash = (await self._codes.current(None, None)).code_hash
             await self._codes.check_workflow(code_hash, workflow)
-        self._check_open()
-        for crons, is_declared in zip(sets, (False, True), strict=True):
-            self._set_schedules(workflow, crons, code_hash, is_declared=is_declared)
+            self._check_open()
+            crons = self.core.crons(workflow, is_declared=False)
+            self._set_schedules(workflow, [*crons, cron], code_hash)
         await self._pump.caught_up()
 
 

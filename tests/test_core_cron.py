@@ -92,6 +92,53 @@ def test_setting_schedules_again_removes_and_keeps() -> None:
     assert [row.code_hash for row in new.rows] == ["h2"]
 
 
+def declared(world: World, *crons: str, code_hash: str) -> list[str]:
+    """Code that declares these is loaded; the types of the rows that this costs."""
+    decision = world.core.set_schedules(
+        "Job", list(crons), code_hash=code_hash, is_declared=True, now_us=world.now
+    )
+    world.take(decision)
+    return [row.type for row in decision.rows]
+
+
+def held(world: World) -> list[str]:
+    return sorted(cron for _, cron, _ in world.core.schedules())
+
+
+def test_a_declared_schedule_that_was_removed_by_a_call_stays_removed_while_it_is_declared() -> (
+    None
+):
+    world = World(program)
+    declared(world, HOURLY, "30 * * * *", code_hash="h1")
+    world.take(world.core.remove_schedule("Job", HOURLY, now_us=world.now))
+    assert declared(world, HOURLY, "30 * * * *", code_hash="h1") == []
+    world.crash()
+    assert declared(world, HOURLY, "30 * * * *", code_hash="h2") == ["schedule_set"]
+    assert held(world) == ["30 * * * *"]
+    # Without the declaration the removal has done its work, and a new declaration counts.
+    declared(world, code_hash="h3")
+    assert held(world) == []
+    world.crash()
+    assert declared(world, code_hash="h3") == []
+    declared(world, HOURLY, code_hash="h4")
+    assert held(world) == [HOURLY]
+
+
+def test_a_call_brings_back_what_a_call_removed_and_removing_nothing_costs_nothing() -> None:
+    world = World(program)
+    assert world.core.remove_schedule("Job", HOURLY, now_us=world.now).rows == []
+    declared(world, HOURLY, code_hash="h1")
+    world.take(world.core.remove_schedule("Job", HOURLY, now_us=world.now))
+    world.take(world.core.set_schedules("Job", [HOURLY], code_hash="h1", now_us=world.now))
+    world.crash()
+    assert held(world) == [HOURLY]
+    assert declared(world, HOURLY, code_hash="h1") == []
+    # What is both is removed once and for all.
+    world.take(world.core.remove_schedule("Job", HOURLY, now_us=world.now))
+    assert declared(world, HOURLY, code_hash="h2") == []
+    assert held(world) == []
+
+
 @pytest.mark.parametrize("cron", ["", "x", "* * *", "0 0 31 2 *", "a" * 300, None, 5, "61 * * * *"])
 def test_what_is_no_schedule_is_refused_and_nothing_is_stored(cron: Any) -> None:
     world = World(program)

@@ -312,6 +312,26 @@ async def test_schedules_that_new_code_no_longer_declares_stop_and_those_of_call
         assert await fired() == set()
 
 
+async def test_a_declared_schedule_that_was_removed_by_hand_does_not_come_back_with_its_code() -> (
+    None
+):
+    async with testing.connect() as platform:
+        tenant = platform.tenant("cron")
+
+        async def firings() -> int:
+            await platform.crash("cron")
+            await tenant.deploy(scheduled("0 * * * *"))
+            before = len(list(await tenant.workflows.list()))
+            await platform.clock.advance("1 hour")
+            return len(list(await tenant.workflows.list())) - before
+
+        assert await firings() == 1
+        await tenant.schedule("0 * * * *", remove=True)
+        assert [await firings() for _ in range(2)] == [0, 0]
+        await tenant.schedule("0 * * * *")
+        assert await firings() == 1
+
+
 async def test_time_waits_for_platform_code_that_takes_real_time() -> None:
     async def slow_load(tenant_id: str) -> dw.WorkerCode:
         await asyncio.sleep(0.05)
