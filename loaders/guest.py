@@ -33,7 +33,7 @@ from .exhausted import explained
 from .leaving import GRACE_S, Leavers, Leaving
 from .lifetime import Lifetime, Scope, Suspended
 from .logs import Logs
-from .modules import BadModule, Modules
+from .modules import OF_PROCESS, BadModule, Modules
 from .pulse import CURRENT, MESSAGES_MAX, Pulse
 from .views import View
 from .wire import Frame, pack
@@ -58,10 +58,12 @@ class Guest:
         is_alone: bool = True,
         prefix: str = "tenant",
         idle_grace_s: float = IDLE_GRACE_S,
+        builtins: dict[str, Any] | None = None,
     ) -> None:
         """`send` takes the messages of a burst. `on_resume` hears which lifetime runs next.
 
         `is_alone`: the process is this guest's, so it takes over stdout, stderr and logging.
+        `builtins`: what is built in for its bundle, to be changed, if it is not alone.
         """
         self.loop = loop
         self.on_resume = on_resume
@@ -76,6 +78,7 @@ class Guest:
         self._send = send
         self._is_alone = is_alone
         self._prefix = prefix
+        self._builtins = OF_PROCESS if is_alone else builtins
         self._out: list[Frame] = []
         self._lives: dict[int, Lifetime] = {}
         self._calls: dict[int, asyncio.Future[wire.Reply]] = {}
@@ -224,6 +227,7 @@ class Guest:
             packages=message.packages,
             print=self.logs.print,
             is_alone=self._is_alone,
+            builtins=self._builtins,
         )
         self.send(self._scope.context().run(self._load, message.main_module), 0, None)
         if self._is_alone:

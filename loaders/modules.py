@@ -30,6 +30,10 @@ _FACE = "dynamic_workflows"
 _ALWAYS = frozenset({"pydantic", "typing_extensions"})
 _FRAMES_MAX = 50
 
+OF_PROCESS = dict(vars(builtins))
+"""Built-in names for the one bundle of a process, made before it forks: a copy made later would
+write to the page of each of them."""
+
 
 class BadModule(Exception):
     """A module that cannot be parsed, or a main module that is not there."""
@@ -46,8 +50,11 @@ class Modules:
         packages: Sequence[str] = (),
         print: Callable[..., None] | None = None,
         is_alone: bool = True,
+        builtins: dict[str, Any] | None = None,
     ) -> None:
-        """`is_alone`: no other bundle in this process, so all code may find plain names."""
+        """`is_alone`: no other bundle in this process, so all code may find plain names.
+        `builtins`: what to build in, to be changed; None: a copy.
+        """
         self.prefix = prefix
         self._dot = f"{prefix}."
         self._slash = f"{prefix}/"
@@ -59,7 +66,7 @@ class Modules:
         }
         self._tops = {name.partition(".")[0] for name in self._by_name}
         self._codes: dict[str, CodeType] = {}
-        self._builtins = dict(vars(builtins))
+        self._builtins = dict(OF_PROCESS) if builtins is None else builtins
         self._builtins["__import__"] = self._import
         if print is not None:
             self._builtins["print"] = print
@@ -107,8 +114,12 @@ class Modules:
         """Take the bundle out of this process; for processes that hold several."""
         if self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)
-        for name in [name for name in sys.modules if f"{name}.".startswith(self._dot)]:
-            del sys.modules[name]
+        # By name: to go through all modules of the process would write to the page of each.
+        for name in (self.prefix, *(self._dot + name for name in _with_parents(self._by_name))):
+            sys.modules.pop(name, None)
+        if self._builtins is OF_PROCESS:
+            for name in ("__import__", "print"):
+                OF_PROCESS[name] = getattr(builtins, name)
 
     def module_of(self, kind: type) -> str:
         """The plain name of the module that a class comes from."""

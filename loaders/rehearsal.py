@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import selectors
 import socket
-from collections.abc import Callable
 
-from .channel import Channel
+import msgspec
+
+from . import modules
+from .channel import Channel, encode
 from .guest import Guest
 from .inside import CallGate
 from .wire import (
@@ -43,37 +45,48 @@ _TURNS_MAX = 1000
 
 
 def rehearse() -> None:
-    """Run one workflow of one step from a guest to its supervisor and back; raises if it fails."""
+    """Run one workflow of one step, as an isolate would; raises if it fails."""
     loop = asyncio.SelectorEventLoop(selectors.DefaultSelector())
     heard: list[Frame] = []
-    ours, theirs = socket.socketpair()
-    supervisor = _channel(ours, loop, heard.extend)
-    inside = _channel(theirs, loop, lambda frames: guest.receive(frames))
-    gate = CallGate(inside.send, calls_max=1, bytes_max=1)
-    guest = Guest(gate.send, loop=loop, is_alone=False, prefix="rehearsal")
+    supervisor, theirs = socket.socketpair()
+    # What is sent is heard here, not read from the socket: isolates have no use for a warm reader
+    # of their own messages, and would pay for its pages.
+    channel = Channel(
+        theirs,
+        loop=loop,
+        on_frames=lambda frames: guest.receive(frames),
+        on_end=_ignore,
+        message_bytes_max=1 << 20,
+    )
+    gate = CallGate(channel.send, calls_max=1, bytes_max=1)
+
+    def send(frames: list[Frame]) -> None:
+        heard.extend(frames)
+        gate.send(frames)
+
+    guest = Guest(send, loop=loop, is_alone=False, prefix="rehearsal", builtins=modules.OF_PROCESS)
     try:
-        supervisor.send([pack(Load("index.py", [Module("index.py", "py", _CODE)], []))])
-        supervisor.send([pack(Run("TenantWorkflow", "one", b"null", 0, []), life=_LIFE)])
+        _tell(supervisor, Load("index.py", [Module("index.py", "py", _CODE)], []), life=0)
+        _tell(supervisor, Run("TenantWorkflow", "one", b"null", 0, []), life=_LIFE)
         loop.run_until_complete(_answer(supervisor, heard))
     finally:
         guest.close()
-        for channel in (supervisor, inside):
-            channel.close()
+        channel.close()
+        supervisor.close()
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
 
 
-def _channel(
-    sock: socket.socket, loop: asyncio.AbstractEventLoop, on_frames: Callable[[list[Frame]], None]
-) -> Channel:
-    return Channel(sock, loop=loop, on_frames=on_frames, on_end=_ignore, message_bytes_max=1 << 20)
+def _tell(supervisor: socket.socket, message: msgspec.Struct, *, life: int) -> None:
+    for batch in encode([pack(message, life=life)]):
+        supervisor.sendall(batch)
 
 
 def _ignore(violation: ProtocolViolation | None) -> None:
     return None
 
 
-async def _answer(supervisor: Channel, heard: list[Frame]) -> None:
+async def _answer(supervisor: socket.socket, heard: list[Frame]) -> None:
     """Let every step go on, until the workflow ends."""
     for _ in range(_TURNS_MAX):
         await asyncio.sleep(0.0005)
@@ -81,7 +94,7 @@ async def _answer(supervisor: Channel, heard: list[Frame]) -> None:
             kind, _, body = heard.pop(0)
             message = unpack_from_guest(kind, body)
             if isinstance(message, Step):
-                supervisor.send([pack(Go(message.token, 1), life=_LIFE)])
+                _tell(supervisor, Go(message.token, 1), life=_LIFE)
             elif isinstance(message, End):
                 if message.error is not None:
                     raise RuntimeError(f"the rehearsal failed: {message.error.message}")
