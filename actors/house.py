@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import os
-import socket
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -15,9 +10,9 @@ import cloudpickle
 from ..eventlog.clock import Clock, SystemClock, to_datetime
 from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsError
 from ..eventlog.ids import Ids, SystemIds
-from ..eventlog.log import EventLog, LogConfig
+from ..eventlog.log import EventLog
 from ..eventlog.recovery import newest_manifest
-from ..eventlog.store import Store, open_store
+from ..eventlog.store import open_store
 from . import metrics
 from .callbacks import Callbacks
 from .client import TenantClient
@@ -26,6 +21,7 @@ from .loader import Launcher, Loader
 from .peers import Lost, Peer
 from .remote import Persistent
 from .setup import Setup
+from .supervisor_log import OPEN_WITHIN_S, SupervisorLog, who
 from .timer import Timer
 
 Find: TypeAlias = Callable[[], Awaitable[Peer]]
@@ -34,40 +30,7 @@ TIMER_STREAM = "timers/0"
 LOADER_STREAM = "loader"
 # Ray carries what is larger by way of its object store, which takes longer than reading the log's.
 _HANDED_BYTES_MAX = 64 * 1024
-OPEN_WITHIN_S = 10.0
-"""How long an actor tries to open its log before it says why it cannot; then it tries again."""
-_BACK_OFF_S = (0.1, 0.2, 0.5, 1.0)
 _LOADER_OPS = frozenset("resolve wake residents spares stats slot_restarted released".split())
-
-
-async def open_log(
-    setup: Setup, store: Store, stream: str, *, clock: Clock, ids: Ids, within_s: float
-) -> EventLog:
-    """The log of an actor that is no tenant; waits while another owner is just giving way.
-
-    Raises Unavailable with the reason where that takes longer than `within_s`.
-    """
-    config = LogConfig(owner=_who(setup))
-    until_s = time.monotonic() + within_s
-    for rest_s in itertools.chain(_BACK_OFF_S, itertools.repeat(_BACK_OFF_S[-1])):
-        try:
-            return await EventLog.open(
-                store, stream, tenant_id="", clock=clock, ids=ids, config=config
-            )
-        except (Fenced, Unavailable) as error:
-            if time.monotonic() + rest_s >= until_s:
-                raise Unavailable(
-                    f"the log at {setup.log_root} cannot be opened on {socket.gethostname()}: "
-                    f"{error.message}. Every machine of the cluster must be able to write there, "
-                    "as the user that runs Ray; it is tried again by itself"
-                ) from error
-            await asyncio.sleep(rest_s)
-    raise AssertionError("there is always one more try")
-
-
-def _who(setup: Setup) -> str:
-    """This process as people would look for it."""
-    return f"namespace {setup.namespace!r}, process {os.getpid()} on {socket.gethostname()}"
 
 
 class _Explaining:
@@ -100,7 +63,7 @@ class _Explaining:
             by = f" ({newest.manifest.owner or 'unknown'}; since {since})"
         return Fenced(
             f"another platform has taken over the log at {self._setup.log_root}{by}: this one "
-            f"({_who(self._setup)}) serves its tenants no more. A log has one platform at a time: "
+            f"({who(self._setup)}) serves its tenants no more. A log has one platform at a time: "
             "close one of the two, then connect again. Drivers that shall share a platform connect "
             f"to one cluster with the same log and namespace. [{error.message}]",
             **error.details,
@@ -110,33 +73,40 @@ class _Explaining:
 class TimerHouse:
     """The timer with its log."""
 
-    def __init__(self, setup: Setup, loader: Find, *, open_within_s: float = OPEN_WITHIN_S) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        loader: Find,
+        *,
+        open_within_s: float = OPEN_WITHIN_S,
+        clock: Clock | None = None,
+    ) -> None:
         self._setup = setup
         self._loader = loader
         self._open_within_s = open_within_s
-        self._log: EventLog | None = None
+        self._clock = clock or SystemClock()
+        self._log: SupervisorLog | None = None
         self._timer: Timer | None = None
         self.target: Any = None
         """What answers the calls of peers."""
 
     async def open(self) -> None:
         """Open the log and start; raises Unavailable, and may be tried again then."""
-        store, clock = open_store(self._setup.log_root), SystemClock()
-        self._log = await open_log(
+        kept = self._log = await SupervisorLog.open(
             self._setup,
-            store,
+            open_store(self._setup.log_root),
             TIMER_STREAM,
-            clock=clock,
+            clock=self._clock,
             ids=SystemIds(),
             within_s=self._open_within_s,
         )
-        self._timer = Timer(log=self._log, clock=clock, loader=self._loader)
+        self._timer = Timer(log=kept.log, clock=self._clock, loader=self._loader)
         try:
             await self._timer.open()
         except BaseException:
-            await self._log.close()
+            await kept.close()
             raise
-        self.target = _Explaining(self._timer, self._log, self._setup)
+        self.target = _Explaining(self._timer, kept.log, self._setup)
 
     async def samples(self) -> list[metrics.Sample]:
         """What operators watch."""
@@ -145,7 +115,7 @@ class TimerHouse:
     @property
     def failed(self) -> WorkflowsError | None:
         """Why the log takes nothing any more."""
-        return None if self._log is None else self._log.failed
+        return None if self._log is None else self._log.log.failed
 
     async def close(self) -> None:
         """Stop, and let go of the log."""
@@ -164,7 +134,7 @@ class LoaderHouse:
         self._setup = setup
         self._launcher = launcher
         self._timer = timer
-        self._log: EventLog | None = None
+        self._log: SupervisorLog | None = None
         self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, SystemIds())
         self._codes: Codes | None = None
         self.target: LoaderHouse | None = None
@@ -184,13 +154,11 @@ class LoaderHouse:
             peer=self._clients.of,
             callbacks=Callbacks(timeout_s=setup.config.load_timeout_seconds, in_threads=True),
         )
-        self._log = await open_log(
-            setup, store, LOADER_STREAM, clock=clock, ids=ids, within_s=OPEN_WITHIN_S
-        )
+        self._log = await SupervisorLog.open(setup, store, LOADER_STREAM, clock=clock, ids=ids)
         self._loader = Loader(
             launcher=self._launcher,
             timer=self._timer,
-            log=self._log,
+            log=self._log.log,
             clock=clock,
             ids=ids,
             pool_size=setup.config.pool_size,

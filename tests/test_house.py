@@ -12,7 +12,14 @@ from dynamic_workflows.actors.config import PlatformConfig
 from dynamic_workflows.actors.house import TimerHouse
 from dynamic_workflows.actors.peers import Lost, Peer
 from dynamic_workflows.actors.setup import Setup
+from dynamic_workflows.actors.supervisor_log import SupervisorLog
+from dynamic_workflows.eventlog.clock import US, VirtualClock
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
+from dynamic_workflows.eventlog.events import Row
+from dynamic_workflows.eventlog.ids import SeededIds
+from dynamic_workflows.eventlog.recovery import read_tail
+from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.store_memory import MemoryStore
 
 
 async def no_loader() -> Peer:
@@ -59,3 +66,39 @@ async def test_a_log_that_cannot_be_opened_is_given_up_with_the_reason_and_opene
     await one.open()
     await one.target.opened(["acme"])
     await one.close()
+
+
+@pytest.mark.parametrize("stream", ["loader", "timers/0"])
+async def test_a_supervisors_log_is_sealed_and_merged_as_time_passes(stream: str) -> None:
+    store, clock = MemoryStore(), VirtualClock()
+    setup = Setup(store.root, PlatformConfig(), "blue")
+    kept = await SupervisorLog.open(setup, store, stream, clock=clock, ids=SeededIds(1))
+    rounds = 40
+    for number in range(rounds):
+        row = Row(type="slot_adopted", workflow="", instance_id=f"slot-{number}", ts=clock.now_us())
+        await kept.log.append([row])
+        until_us = clock.now_us() + 400 * US
+        while clock.fire_next(until_us=until_us):
+            await kept.caught_up()
+        clock.move_to(until_us)
+    tail = read_tail(store, stream)
+    assert tail is not None
+    assert tail.manifest.sealed_seq == rounds
+    assert not tail.rows
+    assert len(tail.manifest.segments) < rounds / 2, "small segments were merged"
+    assert len(await store.list(f"{stream}/")) < rounds, "nothing that was merged stays behind"
+    await kept.close()
+
+
+async def test_the_timer_finds_in_its_sealed_log_what_it_had_noted(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    setup = Setup(str(tmp_path), PlatformConfig(), "blue")
+    for number in range(3):
+        one = TimerHouse(setup, no_loader, clock=clock)
+        await one.open()
+        assert (await one.target.stats()).open == number
+        await one.target.opened([f"tenant-{number}"])
+        await one.close()
+        tail = read_tail(open_store(tmp_path), "timers/0")
+        assert tail is not None
+        assert (tail.manifest.sealed_seq, tail.rows) == (number + 1, [])
