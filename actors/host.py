@@ -32,6 +32,7 @@ from ..loaders.wire import (
     unpack_from_guest,
 )
 from .crowd import Looks
+from .errands import seen
 from .invocations import Invocations
 from .leavers import KIND, Leavers, LeaversWatch
 from .services import Services
@@ -110,7 +111,7 @@ class Host:
         )
         self._load_timer: asyncio.TimerHandle | None = None
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._loaded.add_done_callback(_seen)
+        self._loaded.add_done_callback(seen)
 
     @property
     def code_hash(self) -> str:
@@ -349,9 +350,3 @@ class GuestError(Exception):
     def __init__(self, error: Error) -> None:
         super().__init__(f"{error.name}: {error.message}")
         self.error = error
-
-
-def _seen(future: asyncio.Future[None]) -> None:
-    """Whoever waits hears of it; nobody waiting is no reason to complain."""
-    if not future.cancelled():
-        future.exception()

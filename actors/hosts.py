@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from ..loaders.isolate import Exit, Isolates, Limits
 from ..loaders.wire import Frame, ProtocolViolation, pack
 from .codes import CodeSource
 from .crowd import Crowd
+from .errands import Errands
 from .host import Host, HostKey, Listener
 from .leavers import KIND, LeaversWatch
 from .patience import Patience
@@ -58,7 +58,7 @@ class Hosts:
             hosts=lambda: list(self),
             end=_end_overdue,
         )
-        self._starting: set[asyncio.Task[None]] = set()
+        self._starting = Errands()
         self._sweep: TimerHandle | None = None
         self._is_closed = False
         self.calls_out_max = 2 * config.calls_in_flight_max
@@ -95,9 +95,7 @@ class Hosts:
     def _begin(self, key: HostKey) -> Host:
         host = Host(key, self, self._leavers)
         host.used_us = self.clock.now_us()
-        task = asyncio.ensure_future(self._start(host))
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+        self._starting.begin(self._start(host))
         self._sweep_later()
         return host
 
@@ -161,9 +159,7 @@ class Hosts:
             self._sweep.cancel()
         self._crowd.close()
         self._leavers.close()
-        for task in list(self._starting):
-            task.cancel()
-        await asyncio.gather(*self._starting, return_exceptions=True)
+        await self._starting.stop()
         hosts = list(self)
         self._hosts, self._more = {}, {}
         for host in hosts:

@@ -17,8 +17,9 @@ from . import metrics
 from .callbacks import Callbacks
 from .client import TenantClient
 from .codes import Codes, HandedCode, Resolved
-from .loader import Launcher, Loader
+from .loader import Loader
 from .peers import Lost, Peer
+from .pool import Launcher
 from .remote import Persistent
 from .setup import Setup
 from .supervisor_log import OPEN_WITHIN_S, SupervisorLog, who

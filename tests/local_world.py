@@ -155,7 +155,7 @@ class World:
     async def start(self) -> World:
         await self.start_timer()
         await self.start_loader()
-        await until(lambda: len(self.loader._pool) == self.pool_size, what="the pool")
+        await until(lambda: len(self.loader._pool.peers) == self.pool_size, what="the pool")
         return self
 
     async def log(self, stream: str) -> EventLog:

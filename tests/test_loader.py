@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from local_world import World, until
 
+from dynamic_workflows.actors import adoption, pool
 from dynamic_workflows.actors import loader as loader_module
 from dynamic_workflows.actors.loader import STARTS_AT_ONCE_MAX
 from dynamic_workflows.actors.remote import Persistent
@@ -30,12 +31,12 @@ async def advance(world: World, seconds: float) -> None:
 
 async def test_a_tenant_gets_a_slot_from_the_pool_which_fills_up_again() -> None:
     world = await World(pool_size=2).start()
-    blank = {peer.name for peer in world.loader._pool}
+    blank = {peer.name for peer in world.loader._pool.peers}
     peer = await world.loader.resolve("acme")
     assert peer.name in blank
     await until(lambda: world.opened == ["acme"])
     assert await peer.call("who") == ("acme", "open")
-    await until(lambda: len(world.loader._pool) == 2)
+    await until(lambda: len(world.loader._pool.peers) == 2)
     assert (await world.loader.stats()).from_pool == 1
     await world.stop()
 
@@ -77,11 +78,11 @@ async def test_a_driver_hears_of_every_slot_that_joins_the_pool() -> None:
     world = await World(pool_size=2).start()
     spares = Spares(Persistent("the loader", world.find_loader, timeout_s=1.0))
     spares.watch()
-    known = sorted(peer.name for peer in world.loader._pool)
+    known = sorted(peer.name for peer in world.loader._pool.peers)
     await until(lambda: spares.names == known, what="the acquaintance")
     taken = await world.home("acme")
-    await until(lambda: len(world.loader._pool) == 2, what="the refilled pool")
-    later = sorted(peer.name for peer in world.loader._pool)
+    await until(lambda: len(world.loader._pool.peers) == 2, what="the refilled pool")
+    later = sorted(peer.name for peer in world.loader._pool.peers)
     await until(lambda: spares.names == later, what="the new acquaintance")
     assert taken.name not in spares.names
     assert set(later) - set(known)
@@ -92,9 +93,9 @@ async def test_a_driver_hears_of_every_slot_that_joins_the_pool() -> None:
 async def test_too_many_drivers_are_told_nothing_of_the_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loader_module, "ACQUAINTANCES_MAX", 1)
+    monkeypatch.setattr(pool, "ACQUAINTANCES_MAX", 1)
     world = await World(pool_size=1).start()
-    known = [peer.name for peer in world.loader._pool]
+    known = [peer.name for peer in world.loader._pool.peers]
     first = asyncio.ensure_future(world.loader.spares(known, 60.0))
     await asyncio.sleep(0)
     assert await world.loader.spares(known, 60.0) is None
@@ -195,7 +196,7 @@ async def test_a_restarted_slot_gets_its_tenant_back_though_nobody_calls() -> No
 
 
 async def test_a_slot_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_module, "GIVE_UP_S", 0.3)
+    monkeypatch.setattr(adoption, "GIVE_UP_S", 0.3)
     world = await World().start()
     peer = await world.loader.resolve("acme")
     world.crash(world.slot_of("acme"))
@@ -208,14 +209,14 @@ async def test_a_restarted_loader_finds_its_slots_and_opens_nothing_twice() -> N
     world = await World().start()
     names = ["one", "two", "three"]
     before = {name: (await world.loader.resolve(name)).name for name in names}
-    await until(lambda: len(world.loader._pool) == 1)
-    blank = world.loader._pool[0].name
+    await until(lambda: len(world.loader._pool.peers) == 1)
+    blank = world.loader._pool.peers[0].name
     assert world.loader._looking is not None
     world.loader._looking.cancel()
     await world.start_loader()
     assert {name: (await world.loader.resolve(name)).name for name in names} == before
     assert sorted(world.opened) == sorted(names)
-    assert [peer.name for peer in world.loader._pool] == [blank]
+    assert [peer.name for peer in world.loader._pool.peers] == [blank]
     await world.stop()
 
 
@@ -262,7 +263,7 @@ async def test_a_tenant_that_cannot_be_opened_says_why_and_is_tried_afresh(
 
 async def test_a_client_may_come_before_the_word_of_the_loader() -> None:
     world = await World().start()
-    peer = world.loader._pool[0]
+    peer = world.loader._pool.peers[0]
     early = asyncio.ensure_future(
         peer.call("exchange", "acme", "s", [(1, "add", {"token": "t", "amount": 3})], [], 0.0)
     )
