@@ -330,10 +330,7 @@ class TenantCalls:
     async def _rows_after(self, key: Key, cursor: int) -> list[Row]:
         await self._pump.caught_up()
         rows = [row for row in await self._log.history(*key) if row.seq <= self._landed_seq]
-        if cursor <= 0 and rows:
-            run = rows[-1].run
-            return [row for row in rows if row.run == run]
-        return rows
+        return present_run(rows) if cursor <= 0 else rows
 
     async def _why(self, args: dict[str, Any]) -> dict[str, str]:
         key = await self._key(args)

@@ -125,8 +125,10 @@ class WorkflowInstance:
     async def subscribe(
         self, cursor: int = 0, filter: Collection[str] | None = None
     ) -> AsyncIterator[Event]:
-        """Events after `cursor` (a `seq`; 0: from the start), then live ones, to the run's end.
+        """Events after `cursor` (a `seq`), then live ones, to the run's end.
 
+        0: from the start, which is that of `history()`: the steps that a restart has kept come
+        first. Any other cursor: all that followed that event, in whichever run it was.
         `filter` is a collection of event types; the stream ends at the terminal event even if the
         filter leaves it out. Going on with the last `seq` loses and repeats nothing.
         """

@@ -248,6 +248,25 @@ async def test_a_subscription_of_a_restarted_instance_begins_with_its_present_ru
         assert every[0].ts <= every[-1].ts
 
 
+@pytest.mark.behaviour(268)
+async def test_a_subscription_from_the_start_shows_what_history_shows_kept_steps_included() -> None:
+    async with testing.connect(load=load) as platform:
+        instance = await platform.tenant("acme").workflows.create(params={"steps": 3})
+        await instance.result()
+        steps = [e.step for e in await instance.history() if e.type == "step_started"]
+        for target in (steps[2], steps[1]):
+            await instance.restart(from_={"name": target})
+            await instance.result()
+            history = await instance.history()
+            seen = [event async for event in instance.subscribe()]
+            assert [(e.seq, e.run, e.type) for e in seen] == [
+                (e.seq, e.run, e.type) for e in history
+            ]
+            assert [e.step for e in seen if e.type == "step_completed"] == steps
+            assert seen[0].run == 1, "a kept step has its first row"
+            assert seen[-1].type == "workflow_completed"
+
+
 @pytest.mark.behaviour(267, 269)
 async def test_a_subscription_that_goes_on_behind_the_last_event_ends_at_once() -> None:
     async with testing.connect(load=load) as platform:
