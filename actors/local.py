@@ -25,7 +25,8 @@ from ..loaders.service import App
 from .codes import Codes
 from .config import PlatformConfig
 from .core import TenantCore
-from .tenant import Tenant, open_tenant
+from .opening import open_tenant
+from .tenant import Tenant
 
 _FOREVER_US = 2**62
 _BLINK_S = 0.0002

@@ -21,11 +21,12 @@ from ..loaders.process import ProcessIsolates
 from . import metrics
 from .codes import Codes, CodeSource
 from .house import Clients, Find, tell
+from .opening import open_tenant
 from .peers import Lost, Peer
 from .remote import Persistent, RemoteCodes
 from .setup import Setup
 from .slot import Slot
-from .tenant import Tenant, open_tenant
+from .tenant import Tenant
 
 _log = logging.getLogger("dynamic_workflows.resident")
 

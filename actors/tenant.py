@@ -10,24 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import msgspec
-
 from ..eventlog import marks
-from ..eventlog.clock import US, Clock, TimerHandle
-from ..eventlog.compaction import CompactionConfig
-from ..eventlog.errors import (
-    WorkflowsError,
-)
+from ..eventlog.clock import Clock, TimerHandle
+from ..eventlog.errors import WorkflowsError
 from ..eventlog.events import span
 from ..eventlog.ids import Ids
-from ..eventlog.log import EventLog, LogConfig, tenant_stream
+from ..eventlog.log import EventLog
 from ..eventlog.marks import mark
-from ..eventlog.store import Store
 from ..loaders import wire
-from ..loaders.isolate import Exit, Isolates
+from ..loaders.isolate import Isolates
 from .code_cache import CodeCache
 from .codes import CodeSource
 from .config import PlatformConfig
@@ -39,76 +32,17 @@ from .hosts import Hosts
 from .pump import Batch, Pump
 from .streams import Feeds, Waiters
 from .tails import Tails
-from .tenant_starts import TenantStarts
+from .tenant_guests import TenantGuests
+from .upkeep import Upkeep
 
 _LOADS_AT_ONCE_MAX = 16
-_SWEEP_US = 60 * US
-_AUDIT_MAX = 50_000
-"""Instances up to which the auditor looks at all of them; it would hold up others beyond that."""
 _EVICT_EVERY = 32
 """Batches between two looks at what rests."""
 _logger = logging.getLogger("dynamic_workflows.tenant")
 
 
-async def open_tenant(
-    tenant_id: str,
-    *,
-    store: Store,
-    isolates: Isolates,
-    codes: CodeSource,
-    clock: Clock,
-    ids: Ids,
-    config: PlatformConfig,
-    has_maintenance: bool = True,
-    is_wanted: bool = False,
-    prepare: Callable[[TenantCore], None] = lambda core: None,
-) -> Tenant:
-    """Become the owner of the tenant's log and go on with its instances.
-
-    `has_maintenance`: seal and compact the log in the background. `is_wanted`: somebody is about to
-    create something, so get the newest code ready meanwhile. `prepare` sees the core before
-    anything runs, for tests. Raises Corrupt, Fenced or Unavailable when the log cannot be opened.
-    """
-    mine = config.of(tenant_id)
-    log = EventLog(
-        store,
-        tenant_stream(tenant_id),
-        tenant_id,
-        clock,
-        ids,
-        LogConfig(
-            wal_bytes_max=mine.wal_bytes_max,
-            seal_age_s=min(mine.seal_age_seconds, mine.erase_within_seconds / 4),
-            compaction=CompactionConfig(
-                erase_delay_s=min(300.0, mine.erase_within_seconds / 4),
-                grace_s=min(60.0, mine.erase_within_seconds / 8),
-            ),
-            auto_seal=has_maintenance,
-        ),
-    )
-    core = TenantCore(tenant_id, config.core(tenant_id), ids)
-    prepare(core)
-    tenant = Tenant(
-        tenant_id,
-        log=log,
-        core=core,
-        isolates=isolates,
-        codes=codes,
-        clock=clock,
-        ids=ids,
-        config=mine,
-        has_maintenance=has_maintenance,
-    )
-    try:
-        await tenant.open(is_wanted=is_wanted)
-    except BaseException:
-        await tenant.close(seal=False)
-        raise
-    return tenant
-
-
-class Tenant(TenantStarts):
-    """One tenant in memory. Made by `open_tenant`; belongs to one event loop."""
+class Tenant(TenantGuests):
+    """One tenant in memory. Made by `opening.open_tenant`; belongs to one event loop."""
 
     def __init__(
         self,
@@ -131,7 +65,6 @@ class Tenant(TenantStarts):
         self._log = log
         self._clock = clock
         self._ids = ids
-        self._has_maintenance = has_maintenance
         self._hosts = Hosts(isolates, codes, config, clock=clock, listener=self)
         self._codes = CodeCache(tenant_id, codes, self._hosts, clock)
         self._guest_calls = GuestCalls(self, codes)
@@ -144,6 +77,17 @@ class Tenant(TenantStarts):
         self._results = Waiters()
         self._changes = Waiters()
         self._feeds = Feeds()
+        self._upkeep = Upkeep(
+            tenant_id,
+            log=log,
+            core=core,
+            clock=clock,
+            erase_within_s=config.erase_within_seconds,
+            is_off=not has_maintenance,
+            sweep=self._feeds.sweep,
+            mended=self._pump.kick,
+            failed=self._fail,
+        )
         self._landed_seq = 0
         self._loads: dict[Key, asyncio.Task[None]] = {}
         self._load_slots = asyncio.Semaphore(_LOADS_AT_ONCE_MAX)
@@ -153,11 +97,7 @@ class Tenant(TenantStarts):
         self._timer_us: int | None = None
         self._retry: TimerHandle | None = None
         self._retry_us: int | None = None
-        self._sweep: TimerHandle | None = None
         self._landings = 0
-        self._upkeep: asyncio.Task[None] | None = None
-        self._upkeep_until_us = 0
-        self._erase_us: int | None = None
         self._workflows: dict[str, None] = {}
         self._failing: set[Key] = set()
         self._calls = 0
@@ -195,8 +135,7 @@ class Tenant(TenantStarts):
         self._landed_seq = self.core.last_seq
         self._is_open = True
         self._pump.take(self.core.recover(self._clock.now_us()))
-        self._upkeep_until_us = self._clock.now_us() + self._upkeep_us()
-        self._sweep_later()
+        self._upkeep.go_on()
 
     async def close(self, *, seal: bool = True) -> None:
         """End the isolates, let the log go. What was under way goes on at the next opening."""
@@ -204,15 +143,15 @@ class Tenant(TenantStarts):
             return
         self._wake_us = self.next_wake_us()
         self._is_closed = True
-        for timer in (self._timer, self._retry, self._sweep):
+        self._upkeep.stop()
+        for timer in (self._timer, self._retry):
             if timer is not None:
                 timer.cancel()
         tasks = [*self._tasks, *self._asking.values(), *self._loads.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._upkeep is not None:
-            await self._upkeep  # a seal that is under way is better finished than cut off
+        await self._upkeep.finish()
         await self._pump.close()
         await self._hosts.close()
         await self.tails.close()
@@ -229,7 +168,7 @@ class Tenant(TenantStarts):
             and self._pump.is_idle
             and not self._calls
             and not self._tasks
-            and (self._upkeep is None or self._upkeep.done())
+            and self._upkeep.is_resting
             and not self._loads
             and not self._lives
             and self.tails.is_idle
@@ -237,19 +176,14 @@ class Tenant(TenantStarts):
             and all(host.is_unused() or host.error is not None for host in self._hosts)
         )
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it was closed, or stopped by itself."""
-        return self._is_closed or self.failed is not None
-
     def next_wake_us(self) -> int | None:
         """The earliest time at which the tenant has to be awake, or None."""
         if self._is_closed:
             return self._wake_us
-        due_us = self.core.next_wake_us()
-        if self._erase_us is None or due_us is None:
-            return self._erase_us if due_us is None else due_us
-        return min(due_us, self._erase_us)
+        due_us, erase_us = self.core.next_wake_us(), self._upkeep.erase_us
+        if erase_us is None or due_us is None:
+            return erase_us if due_us is None else due_us
+        return min(due_us, erase_us)
 
     def _prepare_soon(self) -> None:
         """Get the newest code ready, for an instance that is likely to come."""
@@ -277,117 +211,9 @@ class Tenant(TenantStarts):
         pids = (host.isolate.pid for host in self._hosts if host.isolate is not None)
         return [pid for pid in pids if pid is not None]
 
-    # --- what guests say
-
-    def on_messages(self, host: Host, messages: list[tuple[int, msgspec.Struct]]) -> None:
-        """Messages about lifetimes, each decided at once."""
-        if self._is_closed or self.failed is not None:
-            return
-        now_us = self._clock.now_us()
-        lives, core, take = self._lives, self.core, self._pump.take
-        life = 0
-        try:
-            for life, message in messages:
-                if lives.get(life) is not host:
-                    if life in host.leavers:
-                        continue  # a lifetime that has ended meanwhile
-                    raise wire.ProtocolViolation(f"{life} is not in this isolate")
-                kind = type(message)
-                if kind is wire.Done or kind is wire.End:
-                    self._hosts.check(message.value)  # type: ignore[attr-defined]
-                    self._hosts.made_progress(host)
-                elif kind is wire.Failed:
-                    self._check_error(message.error)  # type: ignore[attr-defined]
-                take(core.on_message(life, message, now_us=now_us))
-        except wire.ProtocolViolation as violation:
-            violation.life = life
-            raise
-
-    def _check_error(self, error: wire.Error) -> None:
-        try:
-            self._hosts.check(error.args)
-        except wire.ProtocolViolation:
-            error.args = None
-
-    def on_call(self, host: Host, life: int, call: wire.Call) -> None:
-        """The guest calls a binding; what it did before takes effect first."""
-        if self.is_over:
-            return
-        if not self._is_open:
-            self._early.append(partial(self.on_call, host, life, call))
-            return
-        if not host.may_call(life) or (life in host.lives and self.core.key_of(life) is None):
-            host.send([wire.pack(wire.Reply(call.call, error=_OVER), life=life)])
-            return
-        task = self._spawn(self._guest_calls.answer(host, life, call))
-        if call.method in ("result", "events"):
-            waits = host.waits.setdefault(life, set())
-            waits.add(task)
-            task.add_done_callback(waits.discard)
-
-    def on_log(self, host: Host, life: int, log: wire.Log) -> None:
-        """The guest printed."""
-        self.tails.log(host, self.core.key_of(life), log)
-
-    def on_ready(self, host: Host) -> None:
-        """The code of a host is loaded, or is not to be had for now."""
-        if not self._is_open:
-            self._early.append(partial(self.on_ready, host))
-            return
-        self._codes.learn(host)
-        if host.bundle is not None and self._codes.rules(host):
-            known = {
-                name: crons
-                for name, crons in host.bundle.schedules.items()
-                if self._codes.has_workflow(host.code_hash, name)
-            }
-            self._follow_schedules(host.code_hash, known)
-        if host.error is not None:
-            self._retry_at(host.retry_us)
-        self._pump.kick()
-
-    def on_lost(self, host: Host, lives: list[int], exit: Exit) -> None:
-        """The isolate died, or was closed."""
-        if self._is_closed or self.failed is not None:
-            return
-        lives = [life for life in lives if self._lives.pop(life, None) is not None]
-        if exit.kind != "closed":
-            # The core alone says whose fault it was; this is where it most likely happened.
-            step, attempt = self.core.at_work(exit.life)
-            key = self.core.key_of(exit.life) or host.leavers.key(exit.life)
-            self.tails.ended(host, key, exit, step, attempt)
-        left = host.leavers.key(exit.life)
-        if left is not None and exit.is_tenants_own:
-            now_us = self._clock.now_us()
-            self._pump.take(self.core.went_on(left, reason=exit.reason, now_us=now_us))
-        if lives:
-            decision = self.core.lives_lost(
-                lives,
-                reason=exit.reason,
-                own=exit.is_tenants_own and not host.is_elsewhere(exit.life),
-                culprit=exit.life,
-                now_us=self._clock.now_us(),
-            )
-            self._pump.take(decision)
-
-    def on_mistake(self, mistake: Exception) -> None:
-        """Memory can no longer be trusted; the log can: start again from it."""
-        _logger.error("tenant %r: a mistake of ours", self.tenant_id, exc_info=mistake)
-        self._fail(mistake)
-
-    def on_room(self) -> None:
-        """A lifetime that found no isolate with room may find one now."""
-        self._pump.kick()
-
     async def caught_up(self) -> None:
         """Wait until everything that was decided has taken effect."""
         await self._pump.caught_up()
-
-    def _spawn(self, work: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     # --- effects and timers
 
@@ -422,17 +248,16 @@ class Tenant(TenantStarts):
         self._landings += 1
         if self._landings % _EVICT_EVERY == 0:
             self._evict()
-        if rows and self._has_maintenance:
-            self._upkeep_until_us = self._clock.now_us() + self._upkeep_us()
-            self._sweep_later()
+        if rows:
+            self._upkeep.go_on()
 
     def _changed(self, effect: Any) -> None:
         self._changes.wake(effect.key)
         if type(effect) is Finished or type(effect) is ForgetBlobs:
             self._results.wake(effect.key)
             self._failing.discard(effect.key)
-        if type(effect) is ForgetBlobs and self._erase_us is None and self._has_maintenance:
-            self._erase_us = self._clock.now_us() + self._upkeep_us()
+        if type(effect) is ForgetBlobs:
+            self._upkeep.erase_later()
 
     def _arm(self) -> None:
         """See to it that `_on_due` is called when something is due, or earlier.
@@ -474,58 +299,13 @@ class Tenant(TenantStarts):
         self._retry = self._retry_us = None
         self._pump.kick()
 
-    def _upkeep_us(self) -> int:
-        """How long after the last row there may be something left to seal, merge or erase."""
-        return round(min(self.config.erase_within_seconds * 0.75, 900.0) * US)
-
-    def _sweep_later(self) -> None:
-        if self._sweep is None and self._has_maintenance and not self._is_closed:
-            sweep_us = min(_SWEEP_US, round(self.config.erase_within_seconds / 16 * US))
-            self._sweep = self._clock.call_at(self._clock.now_us() + sweep_us, self._sweep_now)
-
-    def _sweep_now(self) -> None:
-        self._sweep = None
-        now_us = self._clock.now_us()
-        self._feeds.sweep(now_us)
-        if self._is_closed or self.failed is not None:
-            return
-        if self._upkeep is None or self._upkeep.done():
-            self._upkeep = asyncio.ensure_future(self._maintain())
-        self._audit(now_us)
-        if now_us < self._upkeep_until_us:
-            self._sweep_later()
-        elif self._erase_us is not None and self._erase_us <= now_us:
-            self._erase_us = None
-
-    def _audit(self, now_us: int) -> None:
-        """Prove that nothing has stopped silently, and mend it if our own mistake made it so."""
-        if sum(self.core.counts().values()) <= _AUDIT_MAX:
-            for problem in self.core.audit():
-                _logger.error("tenant %r: %s", self.tenant_id, problem)
-                self.core.repair(now_us)
-                self._pump.kick()
-
-    async def _maintain(self) -> None:
-        try:
-            await self._log.maintain()
-        except WorkflowsError as error:
-            _logger.warning("tenant %r: maintenance failed: %s", self.tenant_id, error)
-            if self._log.failed is not None:
-                self._fail(error)
-
     def _fail(self, error: BaseException) -> None:
         """The log cannot go on from here: stop, and let the owner open the tenant again."""
         if self.failed is None and not self._is_closed:
             _logger.error("tenant %r stops: %s", self.tenant_id, error)
             self.failed = error
+            self._upkeep.stop()
             self._spawn(self._hosts.close())
             self._results.wake_all()
             self._changes.wake_all()
             self._feeds.waiters.wake_all()
-
-
-_OVER = wire.Error(
-    "WorkflowFatalError",
-    "this lifetime is over: nothing can be called any more",
-    "dynamic_workflows",
-)

@@ -12,7 +12,8 @@ from isolates import DEFAULT
 import dynamic_workflows as dw
 from dynamic_workflows.actors.codes import Codes
 from dynamic_workflows.actors.isolates import isolates_of
-from dynamic_workflows.actors.tenant import Tenant, open_tenant
+from dynamic_workflows.actors.opening import open_tenant
+from dynamic_workflows.actors.tenant import Tenant
 from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.ids import SystemIds
 from dynamic_workflows.eventlog.store_memory import MemoryStore

@@ -434,15 +434,15 @@ async def test_an_instance_that_stopped_silently_is_reported_and_goes_on_at_the_
         sleeping = await workflows.create(id="s", params={"big": 3})
         await platform.clock.advance("1 second")
         tenant = await shell(platform)
-        tenant._sweep_now()
+        tenant._upkeep._sweep_now()
         assert caplog.messages == []
         (summary,) = tenant.core._directory
         tenant.core._cancel_timer(summary)  # As a bug would.
         await platform.clock.advance("2 hours")
         assert (await sleeping.status()).status == "waiting"
-        tenant._sweep_now()
+        tenant._upkeep._sweep_now()
         assert "nothing will wake it" in caplog.text
         assert await sleeping.result() == {"n": 3, "tail": "xxx"}
         caplog.clear()
-        tenant._sweep_now()
+        tenant._upkeep._sweep_now()
         assert caplog.messages == []

@@ -1,0 +1,78 @@
+"""Opening: how a tenant comes into memory: its log, its core, and the shell around both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..eventlog.clock import Clock
+from ..eventlog.compaction import CompactionConfig
+from ..eventlog.ids import Ids
+from ..eventlog.log import EventLog, LogConfig, tenant_stream
+from ..eventlog.store import Store
+from ..loaders.isolate import Isolates
+from .codes import CodeSource
+from .config import PlatformConfig
+from .core import TenantCore
+from .tenant import Tenant
+
+
+async def open_tenant(
+    tenant_id: str,
+    *,
+    store: Store,
+    isolates: Isolates,
+    codes: CodeSource,
+    clock: Clock,
+    ids: Ids,
+    config: PlatformConfig,
+    has_maintenance: bool = True,
+    is_wanted: bool = False,
+    prepare: Callable[[TenantCore], None] = lambda core: None,
+) -> Tenant:
+    """Become the owner of the tenant's log and go on with its instances.
+
+    `has_maintenance`: seal and compact the log in the background. `is_wanted`: somebody is about to
+    create something, so get the newest code ready meanwhile. `prepare` sees the core before
+    anything runs, for tests. Raises Corrupt, Fenced or Unavailable when the log cannot be opened.
+    """
+    mine = config.of(tenant_id)
+    log = EventLog(
+        store,
+        tenant_stream(tenant_id),
+        tenant_id,
+        clock,
+        ids,
+        _log_config(mine, auto_seal=has_maintenance),
+    )
+    core = TenantCore(tenant_id, config.core(tenant_id), ids)
+    prepare(core)
+    tenant = Tenant(
+        tenant_id,
+        log=log,
+        core=core,
+        isolates=isolates,
+        codes=codes,
+        clock=clock,
+        ids=ids,
+        config=mine,
+        has_maintenance=has_maintenance,
+    )
+    try:
+        await tenant.open(is_wanted=is_wanted)
+    except BaseException:
+        await tenant.close(seal=False)
+        raise
+    return tenant
+
+
+def _log_config(config: PlatformConfig, *, auto_seal: bool) -> LogConfig:
+    """What is deleted has to leave the log in time, whatever else the log would wait for."""
+    within_s = config.erase_within_seconds
+    return LogConfig(
+        wal_bytes_max=config.wal_bytes_max,
+        seal_age_s=min(config.seal_age_seconds, within_s / 4),
+        compaction=CompactionConfig(
+            erase_delay_s=min(300.0, within_s / 4), grace_s=min(60.0, within_s / 8)
+        ),
+        auto_seal=auto_seal,
+    )
