@@ -9,59 +9,42 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
-from ..eventlog.clock import US, Clock
+from ..eventlog.clock import US
 from ..eventlog.errors import (
-    CodeError,
     InstanceError,
     InvalidError,
-    PlatformClosed,
-    Unavailable,
     WorkflowsError,
 )
 from ..eventlog.events import Row
 from ..eventlog.ids import Ids
 from ..eventlog.log import EventLog
 from ..eventlog.marks import mark
-from ..loaders import bundle as bundles
-from ..loaders import faults
 from ..loaders.calls import EventPage, StatusData
 from . import names, operations
-from .code_cache import CodeCache, envelope
+from .code_cache import envelope
 from .config import PlatformConfig
-from .core import TenantCore
 from .decisions import Decision, Key
-from .host import GuestError, Host, HostKey
-from .hosts import Hosts
-from .pump import Pump, whole
+from .host import Host
+from .pump import whole
 from .restart import present_run
 from .streams import Feeds, Waiters, page
+from .tenant_code import TenantCode
 
 ENDED = frozenset({"complete", "errored", "terminated"})
 
 
-class TenantCalls:
+class TenantCalls(TenantCode):
     """The calls half of `Tenant`."""
 
-    tenant_id: str
-    core: TenantCore
     config: PlatformConfig
-    failed: BaseException | None
     _log: EventLog
-    _clock: Clock
     _ids: Ids
-    _pump: Pump
-    _hosts: Hosts
     _lives: dict[int, Host]
-    _codes: CodeCache
     _results: Waiters
     _changes: Waiters
     _feeds: Feeds
     _landed_seq: int
-    _workflows: dict[str, None]
     _calls: int
-    _is_closed: bool
 
     async def _load(self, key: Key) -> None:
         raise NotImplementedError
@@ -78,12 +61,6 @@ class TenantCalls:
             return await handler(self, args)
         finally:
             self._calls -= is_short
-
-    def _check_open(self) -> None:
-        if self.failed is not None:
-            raise Unavailable(f"tenant {self.tenant_id!r} stopped: {self.failed}: call again")
-        if self._is_closed:
-            raise PlatformClosed(f"tenant {self.tenant_id!r} is closed")
 
     async def _create_batch(self, args: dict[str, Any]) -> list[str]:
         wanted = args.get("workflow")
@@ -340,107 +317,6 @@ class TenantCalls:
         if walls is not None:
             text = f"{text} (in an isolate, walls: {walls})"
         return {"code": code, "text": text}
-
-    async def _invoke(self, args: dict[str, Any]) -> bytes:
-        host_key = await self._code_to_invoke(args)
-        host = await self._hosts.ready(host_key, fresh=True)
-        host = self._hosts.place(host) or host
-        name = operations.optional_text(args, "entrypoint") or "Default"
-        method = operations.text(args, "method")
-        export = host.exports.get(name)
-        if export is None:
-            raise CodeError(
-                f"the code exports no entrypoint {name!r}: it has "
-                f"{', '.join(sorted(host.exports)) or 'none'}",
-                code="code.class_missing",
-            )
-        if export.kind == "workflow":
-            raise InvalidError(
-                f"{name!r} is a workflow class: it is run by create() of its binding, and has no "
-                "methods to call"
-            )
-        if method not in export.methods:
-            raise InvalidError(f"the entrypoint {name!r} has no public method {method!r}")
-        try:
-            return await host.invoke(
-                entrypoint=args.get("entrypoint"),
-                method=method,
-                args=args["args"],
-                kwargs=args["kwargs"],
-                props=args.get("props"),
-            )
-        except GuestError as error:
-            raise faults.from_wire(error.error) from None
-
-    async def _code_to_invoke(self, args: dict[str, Any]) -> HostKey:
-        limits = bundles.checked_limits(args.get("limits"))
-        narrowed = tuple(sorted(limits.items()))
-        code_hash = args.get("code_hash")
-        if code_hash is not None:
-            return code_hash, args.get("worker"), narrowed
-        return (await self._codes.current(None, None)).code_hash, None, narrowed
-
-    async def _deploy(self, args: dict[str, Any]) -> str:
-        bundle = bundles.decode(args["bundle"])
-        code_hash = await self._codes.keep(bundle)
-        for name in bundle.schedules:
-            await self._codes.check_workflow(code_hash, name)
-        self._codes.deployed = code_hash
-        payload = msgspec.json.encode({"code_hash": code_hash})
-        self._note("code_deployed", payload, code_hash)
-        self._follow_schedules(code_hash, bundle.schedules)
-        await self._pump.caught_up()
-        return code_hash
-
-    async def _reload(self, args: dict[str, Any]) -> None:
-        await self._codes.forget()
-        if self._codes.deployed is not None:
-            self._codes.deployed = None
-            self._note("code_pinned_back", b"{}", None)
-            await self._pump.caught_up()
-
-    def _note(self, kind: str, payload: bytes, code_hash: str | None) -> None:
-        """Record a fact about the tenant itself."""
-        now_us = self._clock.now_us()
-        self._pump.take(self.core.note(kind, payload, code_hash=code_hash, now_us=now_us))
-
-    def _follow_schedules(self, code_hash: str, schedules: dict[str, list[str]]) -> None:
-        """What the code declares holds from now on, and nothing that older code declared."""
-        for workflow in sorted({*schedules, *self.core.declared()}):
-            crons = schedules.get(workflow, [])
-            self._set_schedules(workflow, crons, code_hash, is_declared=True)
-
-    def _set_schedules(
-        self, workflow: str, crons: list[str], code_hash: str, *, is_declared: bool = False
-    ) -> None:
-        pin = "hash" if self._codes.is_app else "latest"
-        self._workflows[workflow] = None
-        self._pump.take(
-            self.core.set_schedules(
-                workflow,
-                crons,
-                code_hash=code_hash,
-                pin=pin,
-                is_declared=is_declared,
-                now_us=self._clock.now_us(),
-            )
-        )
-
-    async def _schedule(self, args: dict[str, Any]) -> None:
-        """Add or remove one cron expression of a workflow."""
-        workflow = operations.workflow(args)
-        cron = operations.text(args, "cron")
-        if operations.flag(args, "remove"):
-            self._check_open()
-            now_us = self._clock.now_us()
-            self._pump.take(self.core.remove_schedule(workflow, cron, now_us=now_us))
-        else:
-            code_hash = (await self._codes.current(None, None)).code_hash
-            await self._codes.check_workflow(code_hash, workflow)
-            self._check_open()
-            crons = self.core.crons(workflow, is_declared=False)
-            self._set_schedules(workflow, [*crons, cron], code_hash)
-        await self._pump.caught_up()
 
 
 def _expire(future: asyncio.Future[None]) -> None:
