@@ -18,7 +18,7 @@ from dynamic_workflows.loaders.wire import Error
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\x7f"
 LIAR = f"""
-import gc, os, sys
+import asyncio, os, sys
 from dynamic_workflows import WorkerEntrypoint
 
 class Default(WorkerEntrypoint):
@@ -29,13 +29,15 @@ class Default(WorkerEntrypoint):
         wire = sys.modules["dynamic_workflows.loaders.wire"]
         channel = sys.modules["dynamic_workflows.loaders.channel"]
         error = wire.Error({ESCAPES!r}, "x" * 2_000_000, "dynamic_workflows", b"[0]")
-        for batch in channel.encode([wire.pack(wire.Reply(i, error=error)) for i in range(3)]):
+        answer = wire.pack(wire.Reply(2, error=error), life=wire.CALLS_FROM + 2)
+        for batch in channel.encode([answer]):
             view = memoryview(batch)
             while view:
                 try:
                     view = view[os.write(3, view):]
                 except BlockingIOError:
                     pass
+        await asyncio.sleep(3600)  # an answer of its own would be one too many
 """
 
 
