@@ -202,7 +202,8 @@ class Attempts(Rests):
         exempt: bool = False,
     ) -> None:
         """Record every attempt in flight of an instance without lifetime as cut off. `own`: by the
-        tenant's code, which uses up a retry; `exempt`: on purpose, by a test."""
+        tenant's code, which uses up a retry; `exempt`: however often, by a test or by another
+        instance's code."""
         instance = summary.instance
         assert summary.lifetime is None
         if instance is None:

@@ -371,13 +371,22 @@ class Commands(Rollbacks):
         return d
 
     def lives_lost(
-        self, lives: list[int], *, reason: str, own: bool, culprit: int, now_us: int
+        self,
+        lives: list[int],
+        *,
+        reason: str,
+        own: bool,
+        culprit: int,
+        now_us: int,
+        elsewhere: bool = False,
     ) -> Decision:
         """These lifetimes died with their isolate. `own`: the tenant's code caused it, which uses
-        up a retry of what the `culprit` (0: unknown) had in flight; everything else is cut off by
-        the platform. A culprit that had nothing in flight is started again later and later, and
-        parked after some deaths."""
+        up a retry of what the `culprit` (0: unknown) had in flight; everything else is cut off, and
+        that without end where somebody else is known to have caused it: another lifetime, or none
+        of them at all (`elsewhere`). A culprit that had nothing in flight is started again later
+        and later, and parked after some deaths."""
         d = Decision(durable=True)
+        is_others, own = own and elsewhere, own and not elsewhere
         error = own_error("WorkflowInternalError", f"the isolate died: {reason}")
         lost = [self._lives[life] for life in lives if life in self._lives]
         suspects = [life.number for life in lost if not life.idle]
@@ -386,7 +395,8 @@ class Commands(Rollbacks):
         for life in lost:
             is_suspect = own and not life.idle and culprit in (0, life.number)
             is_culprit = own and culprit == life.number
-            self._lose_life(d, life, error, is_suspect, is_culprit, now_us)
+            exempt = is_others or (own and culprit not in (0, life.number))
+            self._lose_life(d, life, error, is_suspect, is_culprit, exempt, now_us)
         return d
 
     def went_on(self, key: Key, *, reason: str, now_us: int) -> Decision:
@@ -406,12 +416,13 @@ class Commands(Rollbacks):
         error: Error,
         is_suspect: bool,
         is_culprit: bool,
+        exempt: bool,
         now_us: int,
     ) -> None:
         summary = life.summary
         had_in_flight = life.running > 0
         self._end_life(d, summary)
-        self._lose_attempts(d, summary, error, now_us, own=is_culprit)
+        self._lose_attempts(d, summary, error, now_us, own=is_culprit, exempt=exempt)
         if summary.status == PAUSING:
             self._pause_now(d, summary, now_us)
         elif had_in_flight or not is_suspect:

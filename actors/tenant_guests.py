@@ -127,8 +127,9 @@ class TenantGuests(TenantStarts):
             decision = self.core.lives_lost(
                 lives,
                 reason=exit.reason,
-                own=exit.is_tenants_own and not host.is_elsewhere(exit.life),
+                own=exit.is_tenants_own,
                 culprit=exit.life,
+                elsewhere=host.is_elsewhere(exit.life),
                 now_us=self._clock.now_us(),
             )
             self._pump.take(decision)

@@ -41,7 +41,8 @@ Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name"
     attempt_started      -
     attempt_completed    -
     attempt_errored      error, retry_delay_ms?, retry_at_us?, lost? (true: cut off by the platform,
-                         no retry used), exempt? (true: lost in a test that crashes on purpose)
+                         no retry used), exempt? (true: may happen any number of
+                         times, since another instance's code or a test did it)
     step_completed       output, sensitive? (true: output is "[REDACTED]" and lies in the blob)
     step_errored         error
     sleep_started        until_us, duration_ms, at?

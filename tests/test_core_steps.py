@@ -445,12 +445,17 @@ def test_a_step_that_must_run_at_most_once_fails_when_it_is_cut_off() -> None:
     assert payload(of_type(world, "attempt_errored")[0])["lost"] is True
 
 
-def lose(world: World, *, own: bool, culprit: int = 0) -> None:
+def lose(world: World, *, own: bool, culprit: int = 0, elsewhere: bool = False) -> None:
     lives = list(world.guests)
     world.guests.clear()
     world.take(
         world.core.lives_lost(
-            lives, reason="memory limit", own=own, culprit=culprit, now_us=world.now
+            lives,
+            reason="memory limit",
+            own=own,
+            culprit=culprit,
+            elsewhere=elsewhere,
+            now_us=world.now,
         )
     )
 
@@ -485,6 +490,24 @@ def test_only_the_culprit_of_a_dead_isolate_pays_for_it() -> None:
     world.pump()
     assert world.status(guilty) == "errored"
     assert world.output(innocent) == 2
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_however_often_others_kill_its_isolate_an_innocent_step_is_only_cut_off(
+    elsewhere: bool,
+) -> None:
+    async def program(step: StepApi, params: Any) -> Any:
+        return await step.do("work", lambda attempt: attempt, config(limit=50, delay_ms=0))
+
+    world = World(program)
+    guilty, innocent = world.create("guilty"), world.create("innocent")
+    world.slow = True
+    for _ in range(30):
+        world.pump()
+        lose(world, own=True, culprit=world.life(guilty) or 0, elsewhere=elsewhere)
+    world.slow = False
+    world.pump()
+    assert world.output(innocent) == 31
 
 
 def test_one_that_kills_its_isolate_between_steps_is_backed_off_and_then_parked() -> None:
