@@ -19,6 +19,7 @@ import msgspec
 
 from .channel import Channel, encode
 from .heartbeat import HeartbeatSelector, HeartbeatWriter
+from .pulse import MESSAGES_MAX
 from .wire import Call, Frame, Gone, Log, ProtocolViolation, Reply, pack
 
 CHANNEL_FD, HEARTBEAT_FD = 3, 4
@@ -34,7 +35,7 @@ LOG_KIND = pack(Log("", ""))[0]
 GONE_KIND = pack(Gone())[0]
 
 # A loop that is never idle still sends: at the latest after so many turns, or so many messages.
-_TURNS_MAX, _MESSAGES_MAX = 16, 256
+_TURNS_MAX = 16
 
 
 class Guest(Protocol):
@@ -193,7 +194,7 @@ class _Flusher:
         if not queued:
             return
         self._turns += 1
-        if timeout != 0 or self._turns >= _TURNS_MAX or queued >= _MESSAGES_MAX:
+        if timeout != 0 or self._turns >= _TURNS_MAX or queued >= MESSAGES_MAX:
             self._turns = 0
             self._channel.flush()
 

@@ -18,8 +18,9 @@ TURNS_MAX = 8
 """A burst is sent after so many turns of a loop that is never done."""
 STEPS_MAX = 32
 """A burst is sent after so many outcomes that one lifetime after another goes on with."""
-MESSAGES_MAX = 256
-"""A burst is sent when it has so many messages."""
+MESSAGES_MAX = 48
+"""A burst is sent when it has so many messages: enough for what each costs in calls and commits to
+be shared, few enough for the supervisor to work on one while the guest makes the next."""
 
 
 class Beating(Protocol):
