@@ -27,6 +27,7 @@ from .config import PlatformConfig
 from .core import TenantCore
 from .decisions import DropLife, Finished, ForgetBlobs, Key, Send
 from .guest_calls import GuestCalls
+from .heft import Heft
 from .host import Host
 from .hosts import Hosts
 from .pump import Batch, Pump
@@ -98,6 +99,7 @@ class Tenant(TenantGuests):
         self._retry: TimerHandle | None = None
         self._retry_us: int | None = None
         self._landings = 0
+        self._heft = Heft()
         self._workflows: dict[str, None] = {}
         self._failing: set[Key] = set()
         self._calls = 0
@@ -246,7 +248,9 @@ class Tenant(TenantGuests):
         if marks.is_on and rows:
             mark(f"slot: landed {', '.join(row.type for row in rows)}")
         self._landings += 1
-        if self._landings % _EVICT_EVERY == 0:
+        for row, size in batch.large:
+            self._heft.add((row.workflow, row.instance_id), size)
+        if self._landings % _EVICT_EVERY == 0 or self._heft.is_too_much:
             self._evict()
         if rows:
             self._upkeep.go_on()

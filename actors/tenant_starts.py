@@ -14,6 +14,7 @@ from ..eventlog.errors import InstanceError, WorkflowsError
 from ..loaders import wire
 from .code_cache import unwrapped
 from .decisions import Decision, Key, Send
+from .heft import Heft
 from .host import Host
 from .pump import whole
 from .tenant_calls import TenantCalls, not_found
@@ -32,6 +33,7 @@ class TenantStarts(TenantCalls):
     _asking: dict[Any, asyncio.Task[None]]
     _loads: dict[Key, asyncio.Task[None]]
     _load_slots: asyncio.Semaphore
+    _heft: Heft
 
     def _arm(self) -> None:
         raise NotImplementedError
@@ -154,6 +156,8 @@ class TenantStarts(TenantCalls):
             rows = await whole(self._log, await self._log.history(*key), secrets=True)
             if self.core.exists(key) and not self.core.is_loaded(key):
                 self.core.load(key, rows)
+                self._heft.drop(key)
+                self._heft.add(key, sum(len(row.payload or b"") for row in rows if row.blob))
 
     def _loaded_now(self, key: Key, task: asyncio.Task[None]) -> None:
         self._loads.pop(key, None)
@@ -169,6 +173,9 @@ class TenantStarts(TenantCalls):
         resting = list(self.core.evictable())
         if len(resting) > _RESTING_MAX and self._pump.written():
             for key in resting[: len(resting) - _RESTING_MAX // 2]:
+                self.core.evict(key)
+        if self._heft.is_too_much and self._pump.written():
+            for key in self._heft.forget(self.core.evictable(), self.core.is_loaded):
                 self.core.evict(key)
 
 

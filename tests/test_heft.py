@@ -1,0 +1,67 @@
+"""Instances with large values do not fill the memory of their tenant when they are at rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynamic_workflows.actors.heft import Heft
+from dynamic_workflows.actors.local import LocalPlatform
+from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.loaders.binding import WorkflowBinding
+from dynamic_workflows.loaders.bundle import WorkerCode
+
+CODE = """
+from dynamic_workflows import WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        made = await step.do("make", lambda: "y" * event.payload["made"])
+        return [len(event.payload["given"]), len(made)]
+"""
+MIB = 1024 * 1024
+
+
+def load(tenant_id: str) -> WorkerCode:
+    return WorkerCode("index.py", {"index.py": CODE})
+
+
+def test_those_that_rest_longest_are_forgotten_until_half_is_left() -> None:
+    heft = Heft(bytes_max=100)
+    for name, size in (("busy", 40), ("old", 30), ("small", 0), ("gone", 20), ("new", 30)):
+        heft.add(("W", name), size)
+    assert heft.is_too_much
+    resting = [("W", name) for name in ("old", "small", "unknown", "new")]
+    assert heft.forget(resting, lambda key: key[1] != "gone") == [
+        ("W", "old"),
+        ("W", "small"),
+        ("W", "new"),
+    ]
+    assert not heft.is_too_much
+    assert heft.forget(resting, lambda key: True) == []
+
+
+async def test_ended_instances_with_large_values_do_not_pile_up_and_can_still_be_asked(
+    tmp_path: Path,
+) -> None:
+    store = open_store(tmp_path)
+    platform = LocalPlatform(load=load, store=store)
+    tenant = await platform.tenant("acme")
+    tenant._heft = Heft(bytes_max=4 * MIB)
+    binding = WorkflowBinding(platform.calls("acme"))
+    made = []
+    for _ in range(12):
+        params = {"given": "x" * MIB, "made": MIB}
+        made.append(await binding.create(params=params))
+        await made[-1].result()
+    loaded = [one for one in made if tenant.core.is_loaded(("TenantWorkflow", one.id))]
+    assert 1 <= len(loaded) <= 2, "of 2 MiB each"
+    assert loaded[-1] is made[-1], "the newest stay"
+    assert await made[0].result() == [MIB, MIB]
+    assert (await made[0].history())[-1].type == "workflow_completed"
+    for one in made:
+        await one.restart(from_={"name": "make"})  # reads each again
+        await one.result()
+    loaded = [one for one in made if tenant.core.is_loaded(("TenantWorkflow", one.id))]
+    assert 1 <= len(loaded) <= 2
+    await platform.close()
+    await store.close()
