@@ -22,8 +22,10 @@ def explained(
     kind = type(error)
     if kind is MemoryError and not error.args and "memory_mb" in limits:
         return MemoryError(_text(f"memory limit of {limits['memory_mb']} MB", step))
+    if kind is not OSError or not isinstance(error, OSError):
+        return error
     # By the system's own word: not again when it passes through `run`.
-    if isinstance(error, OSError) and error.strerror == os.strerror(error.errno or 0):
+    if error.strerror == os.strerror(error.errno or 0):
         if error.errno == errno.EMFILE and "files_max" in limits:
             return _os_error(error, _text(f"limit of {limits['files_max']} open files", step))
         if error.errno == errno.ENOSPC and limits.get("tmp_mb"):

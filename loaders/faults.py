@@ -19,6 +19,8 @@ from .wire import Error
 
 MESSAGE_CHARACTERS_MAX = 64 * 1024
 _ARGS_BYTES_MAX = 64 * 1024
+_INNER_MAX, _INNER_CHARACTERS_MAX = 3, 1_000
+"""Of the errors in a group: so many are named in its message, with so much of theirs."""
 _OURS = "dynamic_workflows"
 
 FindClass = Callable[[str, str], Any]
@@ -32,25 +34,39 @@ _OUR_CLASSES: dict[str, type[Exception]] = {
 }
 
 
+_FINAL = (
+    NonRetryableError,
+    WorkflowFatalError,
+    errors.UnserialisableValueError,
+    errors.ValueTooLargeError,
+)
+
+
 def is_final(error: BaseException) -> bool:
     """Whether trying again is no use: it says so, the API was misused, or no value came of it."""
-    kinds = (
-        NonRetryableError,
-        WorkflowFatalError,
-        errors.UnserialisableValueError,
-        errors.ValueTooLargeError,
-    )
-    if isinstance(error, BaseExceptionGroup):
-        # What a TaskGroup raises stands for what its tasks raised.
-        return any(is_final(inner) for inner in error.exceptions)
-    return isinstance(error, kinds)
+    try:
+        if isinstance(error, BaseExceptionGroup):
+            # What a TaskGroup raises stands for what its tasks raised.
+            return any(is_final(inner) for inner in error.exceptions)
+        return isinstance(error, _FINAL)
+    except Exception:
+        return False  # Nobody can tell: its class does not let itself be asked, or it has no end.
 
 
 def to_wire(error: BaseException, *, module_of: Callable[[type], str] | None = None) -> Error:
     """The error as data; never raises, whatever the tenant's class does.
 
-    `module_of` tells the name by which a class's module is known inside its bundle.
+    `module_of` tells the name by which a class's module is known inside its bundle. The message of
+    a group names what is in it.
     """
+    try:
+        return _described(error, module_of)
+    except BaseException:
+        # A metaclass may raise whatever it likes; a caller that knows nothing would wait for ever.
+        return Error("Exception", "(an error of a class that cannot be read)", "")
+
+
+def _described(error: BaseException, module_of: Callable[[type], str] | None) -> Error:
     kind = type(error)
     if kind is StepError:
         name, message = _clip(str(error.name)), _clip(str(error.message))  # type: ignore[attr-defined]
@@ -60,16 +76,25 @@ def to_wire(error: BaseException, *, module_of: Callable[[type], str] | None = N
         module = _OURS
     elif module_of is not None:
         module = module_of(kind)
+    message = _message(error)
     if kind is ExceptionGroup:
         inner = [to_wire(one, module_of=module_of) for one in error.exceptions]  # type: ignore[attr-defined]
         args = _group_args(error.message, inner)  # type: ignore[attr-defined]
+        message = _clip(f"{message}: {_contents(inner)}")
     else:
         args = _args_of(error)
     name = kind.__qualname__
     if "<locals>" in name:
         # Nobody can find it again; and another class of its name would be another class.
         name, module = kind.__name__, ""
-    return Error(_clip(name), _message(error), module, args, is_final(error))
+    return Error(_clip(name), message, module, args, is_final(error))
+
+
+def _contents(inner: list[Error]) -> str:
+    named = [f"{one.name}: {one.message[:_INNER_CHARACTERS_MAX]}" for one in inner[:_INNER_MAX]]
+    if len(inner) > _INNER_MAX:
+        named.append(f"and {len(inner) - _INNER_MAX} more")
+    return "; ".join(named)
 
 
 def _group_args(message: str, inner: list[Error]) -> bytes | None:
@@ -83,7 +108,7 @@ def _group_args(message: str, inner: list[Error]) -> bytes | None:
 def _message(error: BaseException) -> str:
     try:
         return _clip(str(error))
-    except Exception:
+    except BaseException:
         return f"(its message cannot be had: {type(error).__name__}.__str__ raises)"
 
 

@@ -170,8 +170,8 @@ def _trace(error: BaseException) -> str:
         while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OUR_FOLDER):
             trace = trace.tb_next
         return "".join(traceback.format_exception(type(error), error, trace, limit=-_FRAMES_MAX))
-    except Exception:
-        return type(error).__name__
+    except BaseException:  # Its class is the tenant's, and so is what reading it raises.
+        return "(an error that cannot be shown)"
 
 
 def _clip(text: str) -> str:

@@ -364,6 +364,63 @@ async def test_a_group_of_errors_comes_back_as_a_group(world: World) -> None:
     assert world.of(wire.Failed, 1)[-1].attempt == 1
 
 
+async def test_a_group_of_errors_says_what_is_in_it(world: World) -> None:
+    code = flow("""
+    async def raiser(error): raise error
+    async with asyncio.TaskGroup() as group:
+        group.create_task(raiser(ValueError("v")))
+        group.create_task(raiser(ExceptionGroup("more", [KeyError(n) for n in range(9)])))
+    """)
+    with pytest.raises(ExceptionGroup) as raised:
+        await world.run(code)
+    assert raised.value.message == "unhandled errors in a TaskGroup"
+    assert world.ended is not None
+    assert world.ended.error is not None
+    assert world.ended.error.message == (
+        "unhandled errors in a TaskGroup (2 sub-exceptions): ValueError: v; ExceptionGroup: more "
+        "(9 sub-exceptions): KeyError: 0; KeyError: 1; KeyError: 2; and 6 more"
+    )
+
+
+@pytest.mark.parametrize(
+    "trap",
+    [
+        "class Trap(Exception, metaclass=Hiding): pass",
+        "class Trap(Exception):\n    def __str__(self): raise SystemExit",
+        "class Trap(Exception):\n    __class__ = property(lambda self: 1 / 0)",
+        "Trap = functools.partial(nested, 5_000)",
+    ],
+)
+async def test_an_error_that_does_not_let_itself_be_read_is_told_all_the_same(
+    world: World, trap: str
+) -> None:
+    before = """
+import functools
+class Hiding(type):
+    def __getattribute__(cls, name): raise RuntimeError(name)
+def nested(depth):
+    error = ValueError()
+    for _ in range(depth): error = ExceptionGroup("g", [error])
+    return error
+"""
+    code = flow(
+        """
+    def work(): raise Trap()
+    caught = []
+    try:
+        await step.do("s", work, config={"retries": {"limit": 1, "delay": 0}})
+    except Exception as error:
+        caught.append(type(error).__name__)
+    assert caught
+    raise Trap()
+    """,
+        before=before + trap,
+    )
+    with pytest.raises(Exception):  # noqa: B017, PT011 - which one is not the question
+        await world.run(code)
+    assert [failed.attempt for failed in world.of(wire.Failed)] == [1, 2]
+
+
 async def test_a_config_is_what_it_says_however_often_it_was_seen(world: World) -> None:
     code = flow("""
     config = {"retries": {"limit": 1, "delay": 1}}
