@@ -13,7 +13,6 @@ texts: equal values give equal texts.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
@@ -78,7 +77,7 @@ def check(text: bytes, bytes_max: int = VALUE_BYTES_MAX) -> None:
         if text.count(b",") + text.count(b"[") + text.count(b"{") > 2 * TAGGED_NODES_MAX:
             raise too_large(len(text), bytes_max)
         decode(text)
-    elif len(text) <= _SKIM_FROM or _ODD_NUMBER.search(text):
+    elif len(text) <= _SKIM_FROM or _may_have_odd_number(text):
         decode(text)
     else:
         try:
@@ -92,6 +91,19 @@ def check(text: bytes, bytes_max: int = VALUE_BYTES_MAX) -> None:
 
 
 _SKIM_FROM = 256 * 1024
-# A number that has no float, or more digits than an int may have, is refused only when it is built.
-# The look behind keeps this linear: of a row of digits only the first begins a try.
-_ODD_NUMBER = re.compile(rb"[0-9][eE]\+?[0-9]{3}|(?<![0-9])[0-9]{300}")
+_KINDS = bytes(
+    b"0e+ "[0 if c in b"0123456789" else 1 if c in b"eE" else 2 if c in b"+" else 3]
+    for c in range(256)
+)
+"""Of each byte whether it is a digit, an exponent's letter, a plus, or anything else."""
+_ODD_NUMBERS = (b"0e000", b"0e+000", b"0" * 300)
+
+
+def _may_have_odd_number(text: bytes) -> bool:
+    """Whether there may be a number that is refused only when it is built.
+
+    One that has no float, or more digits than an int may have. (An expression would say it in a
+    line, and take seconds for what a value may hold.)
+    """
+    kinds = text.translate(_KINDS)
+    return any(odd in kinds for odd in _ODD_NUMBERS)

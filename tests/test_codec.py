@@ -6,6 +6,7 @@ import collections
 import enum
 import math
 import random
+import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -387,3 +388,17 @@ def test_uuids_and_decimals_keep_every_digit() -> None:
     assert str(again["price"]) == "1.500"
     assert str(again["nothing"]) == "-0E+5"
     assert again["id"] == UUID(int=7)
+
+
+_ODD = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}")
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"1", b"e", b"E", b"+", b"-", b"x", b" ", b"99", b"e+308", b"7" * 150])
+    ).map(b"".join)
+)
+def test_numbers_that_may_be_refused_are_found_like_by_the_expression_that_describes_them(
+    text: bytes,
+) -> None:
+    assert codec._may_have_odd_number(text) == bool(_ODD.search(text))
