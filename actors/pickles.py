@@ -20,6 +20,8 @@ import cloudpickle
 _INSTALLED = tuple(
     Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "purelib", "platlib")
 )
+_INSTALLED_ANYWHERE = {"site-packages", "dist-packages"}
+"""So the folders are called that users and systems install into, beside those of this Python."""
 
 
 def dumps(value: Any, *, is_elsewhere: bool) -> bytes:
@@ -39,6 +41,8 @@ def _modules() -> list[ModuleType]:
 def _needs_value(module: ModuleType, is_elsewhere: bool) -> bool:
     path = Path(str(module.__file__)).resolve()
     if any(path.is_relative_to(place) for place in _INSTALLED):
+        return False
+    if not _INSTALLED_ANYWHERE.isdisjoint(path.parts):
         return False
     if module.__name__.partition(".")[0] == __name__.partition(".")[0]:
         return False
@@ -60,15 +64,15 @@ def _can_be_found(module: ModuleType, path: Path) -> bool:
 
 @contextmanager
 def _by_value(modules: Iterator[ModuleType]) -> Iterator[None]:
-    registered = []
+    registered: dict[str, ModuleType] = {}  # some modules are found under several names
     for module in modules:
         try:
             cloudpickle.register_pickle_by_value(module)
         except ValueError:
             continue  # not importable under its own name: by value anyhow
-        registered.append(module)
+        registered[module.__name__] = module
     try:
         yield
     finally:
-        for module in registered:
+        for module in registered.values():
             cloudpickle.unregister_pickle_by_value(module)

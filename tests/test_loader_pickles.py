@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -73,6 +74,29 @@ def test_a_callback_beside_the_script_travels_by_name_on_the_same_machine(
 def test_installed_code_travels_by_name() -> None:
     callback: Callable[..., Any] = pickles.dumps
     assert len(pickles.dumps(callback, is_elsewhere=True)) < 200
+
+
+@pytest.mark.parametrize("place", ["site-packages", "dist-packages"])
+def test_what_is_installed_for_a_user_or_by_the_system_travels_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder = tmp_path / place
+    folder.mkdir()
+    (folder / "their_library.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(folder)
+    library: Any = importlib.import_module("their_library")
+    try:
+        assert len(pickles.dumps(library.load, is_elsewhere=True)) < 200
+    finally:
+        del sys.modules["their_library"]
+
+
+def test_a_module_that_goes_by_two_names_is_no_hindrance(
+    module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "alias_of_theirs", module)
+    done = revived(pickles.dumps(module.load, is_elsewhere=False), tmp_path)
+    assert done.stdout == b"hello acme 2 their_callbacks\n", done.stderr
 
 
 def test_the_reaper_ends_the_clusters_processes_and_no_others(tmp_path: Path) -> None:
