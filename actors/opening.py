@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..eventlog.clock import Clock
-from ..eventlog.compaction import CompactionConfig
+from ..eventlog.compaction_config import CompactionConfig
 from ..eventlog.ids import Ids
 from ..eventlog.log import EventLog, LogConfig, tenant_stream
 from ..eventlog.store import Store

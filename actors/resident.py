@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from .. import eventlog
 from ..eventlog.clock import SystemClock
 from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
 from ..eventlog.ids import SystemIds
@@ -123,6 +125,8 @@ class SlotHouse:
             except (TimeoutError, WorkflowsError) as error:
                 _log.info("the rehearsal of %s failed: %s", self._name, error)
             await store.close()
+        # A log imports it when it first seals; a slot that waits has the time now.
+        await asyncio.to_thread(importlib.import_module, f"{eventlog.__name__}.upkeep")
         _settle_memory()
 
     async def _meet(self) -> None:

@@ -31,7 +31,8 @@ import pyarrow.compute as pc
 
 from dynamic_workflows.eventlog import segment
 from dynamic_workflows.eventlog.clock import SystemClock
-from dynamic_workflows.eventlog.compaction import Change, CompactionConfig, apply
+from dynamic_workflows.eventlog.compaction import Change, apply
+from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds, SystemIds
 from dynamic_workflows.eventlog.log import EventLog, LogConfig

@@ -28,6 +28,7 @@ from msgspec import structs
 
 from . import segment
 from .clock import US
+from .compaction_config import CompactionConfig
 from .events import Row
 from .ids import Ids
 from .manifest import Manifest, SegmentInfo
@@ -39,22 +40,6 @@ T = TypeVar("T")
 _INLINE_ROWS = 2_000
 
 DELETES_AT_ONCE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class CompactionConfig:
-    """When segments are merged, erased and removed."""
-
-    fan_in: int = 8
-    """So many neighbours of one level become one segment of the next, or as many as fit into it."""
-    rows_max: int = 1_000_000
-    """Rows of a merged segment."""
-    raw_bytes_max: int = 256 * 1024 * 1024
-    """Size of a merged segment in memory, uncompressed; merging takes about three times that."""
-    erase_delay_s: float = 300.0
-    """A tombstone waits so long for others, so that a segment is not rewritten for each."""
-    grace_s: float = 60.0
-    """Replaced files stay so long for readers of older manifests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +135,7 @@ async def seal(
     seq_max: int,
     ids: Ids,
     now_us: int,
-    config: CompactionConfig = CompactionConfig(),
+    config: CompactionConfig | None = None,
 ) -> Change:
     """Turn the tail's rows, up to `seq_max`, into durable segments.
 
@@ -158,12 +143,13 @@ async def seal(
     a tombstone among them deletes are left out; the tombstone stays while older segments may hold
     rows of its instance.
     """
+    rows_max = (config or CompactionConfig()).rows_max
     kept = _without_deleted(manifest, rows)
     added: list[SegmentInfo] = []
     seq_min = manifest.sealed_seq + 1
-    for start in range(0, max(len(kept), 1), config.rows_max):
-        part = kept[start : start + config.rows_max]
-        following = kept[start + config.rows_max :][:1]
+    for start in range(0, max(len(kept), 1), rows_max):
+        part = kept[start : start + rows_max]
+        following = kept[start + rows_max :][:1]
         part_max = following[0].seq - 1 if following else seq_max
 
         def work(

@@ -7,7 +7,6 @@ import itertools
 from typing import TYPE_CHECKING
 
 from .events import Row
-from .segment import read_instances
 
 if TYPE_CHECKING:
     from .log import EventLog
@@ -61,6 +60,8 @@ class Histories:
                 await asyncio.to_thread(log.tail.index_some)
             found = await asyncio.to_thread(log.tail.histories, keys)
         if manifest.rows:
+            from .segment import read_instances  # not before there are segments
+
             sealed = await read_instances(log.store, manifest.segments, keys)
             return {key: sealed[key] + found[key] for key in keys}
         return found

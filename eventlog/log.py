@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
-from . import upkeep
+from . import manifest as manifests
 from .blobs import Blobs
 from .clock import Clock
-from .compaction import CompactionConfig
+from .compaction_config import CompactionConfig
 from .errors import Corrupt, Fenced, InvalidError, Unavailable, WorkflowsError
 from .events import Row, span
 from .histories import Histories
@@ -34,7 +37,6 @@ from .manifest import (
 )
 from .marks import mark
 from .recovery import Newest, fresh, newest_manifest, newest_version, survey_steps
-from .segment import read_rows
 from .store import AlreadyExists, Entries, NotFound, Store, create_once, probe
 from .store_local import LocalStore
 from .sync_thread import Runner
@@ -348,6 +350,8 @@ class EventLog:
         manifest = self.manifest
         blocks = self.tail.blocks(after=max(after, manifest.sealed_seq), upto=upto)
         if after < manifest.sealed_seq:
+            from .segment import read_rows  # not before there are segments: see `_upkeep`
+
             async for batch in read_rows(self.store, manifest.segments, after=after):
                 yield batch
         for start in range(0, len(blocks), BLOCKS_AT_ONCE):
@@ -433,10 +437,8 @@ class EventLog:
         if newest_version(await self._create_and_look_above(key, data)):
             raise self._was_overtaken()
         self._newest = Newest(manifest, hash_of(data))
-        if manifest.version > upkeep.MANIFESTS_KEPT:
-            await self.store.delete(
-                manifest_key(self.stream, manifest.version - upkeep.MANIFESTS_KEPT)
-            )
+        if manifest.version > manifests.KEPT:
+            await self.store.delete(manifest_key(self.stream, manifest.version - manifests.KEPT))
         return manifest
 
     async def _create_and_look_above(self, key: str, data: bytes) -> Entries:
@@ -484,12 +486,12 @@ class EventLog:
         """Move everything appended so far into a segment. Appends go on meanwhile."""
         async with self._sealing:
             await self.written()
-            await upkeep.seal(self)
+            await (await _upkeep()).seal(self)
 
     async def maintain(self) -> None:
         """Do what is due: seal, merge, erase what was deleted, remove files nobody needs."""
         async with self._sealing:
-            await upkeep.maintain(self)
+            await (await _upkeep()).maintain(self)
 
     async def close(self, *, seal: bool = False) -> None:
         """Acknowledge what was appended, and give up ownership.
@@ -499,10 +501,17 @@ class EventLog:
         if seal and self.failed is None:
             async with self._sealing:
                 await self.written()
-                await upkeep.settle_down(self)
+                await (await _upkeep()).settle_down(self)
         if self._background is not None:
             await asyncio.wait([self._background])
         await self._wal.close()
+
+
+async def _upkeep() -> Any:
+    """What writes segments; imported when it is needed first, because its library takes longer to
+    import than a log takes to open. In a thread: appends go on meanwhile."""
+    name = f"{__package__}.upkeep"
+    return sys.modules.get(name) or await asyncio.to_thread(importlib.import_module, name)
 
 
 def _last_of(row: Row) -> int:

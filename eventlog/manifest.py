@@ -18,6 +18,8 @@ import msgspec
 from .errors import Corrupt
 
 FORMAT = 1
+KEPT = 8
+"""So many stay, for readers and for whoever repairs a damaged one."""
 SCHEMA_VERSION = 1
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from . import compaction
+from . import manifest as manifests
 from .clock import US
 from .errors import Corrupt
 from .events import Row
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from .log import EventLog
 
 BLOCKS_AT_ONCE = 64
-MANIFESTS_KEPT = 8
-"""So many manifests stay, for readers and for whoever repairs a damaged one."""
 
 
 async def seal(log: EventLog) -> None:
@@ -177,7 +176,7 @@ async def _sweep(log: EventLog) -> None:
     await compaction.sweep(log.store, log.manifest, is_owner=partial(_is_owner, log))
     await _collect_blobs(log)
     await _remove_wal(log)
-    first = log.manifest.version - MANIFESTS_KEPT
+    first = log.manifest.version - manifests.KEPT
     for entry in await log.store.list(manifest_prefix(log.stream)):
         version = version_of(entry.key)
         if version is not None and version <= first:

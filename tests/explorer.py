@@ -23,7 +23,12 @@ from typing import Any, TypeVar
 import msgspec
 from simdisk import Medium, SimDisk, SimStore
 
-from dynamic_workflows.eventlog import compaction, log, upkeep
+from dynamic_workflows.eventlog import (
+    compaction,
+    manifest,
+    segment,
+    upkeep,  # noqa: F401 - or logs would import it in a thread, which is nothing for a simulation
+)
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import Corrupt, Fenced, Unavailable, WorkflowsError
 from dynamic_workflows.eventlog.events import Row, span
@@ -266,8 +271,8 @@ async def _read_cheaply(store: Store, segments: Any, *, after: int = 0) -> Any:
 def install() -> None:
     """Make sealing cheap and removal early, in this process."""
     compaction.seal = _seal_cheaply  # type: ignore[assignment]
-    upkeep.MANIFESTS_KEPT = 1
-    log.read_rows = _read_cheaply  # type: ignore[assignment,attr-defined]
+    manifest.KEPT = 1
+    segment.read_rows = _read_cheaply  # type: ignore[assignment]
 
 
 # -- owners ---------------------------------------------------------------------------------------

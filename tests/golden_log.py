@@ -15,7 +15,7 @@ from pathlib import Path
 from histories import Writer, opened
 
 from dynamic_workflows.eventlog.clock import VirtualClock
-from dynamic_workflows.eventlog.compaction import CompactionConfig
+from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.log import LogConfig
 from dynamic_workflows.eventlog.manifest import SCHEMA_VERSION
 from dynamic_workflows.eventlog.query import Reader

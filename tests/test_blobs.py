@@ -11,6 +11,7 @@ from histories import Writer, opened
 from dynamic_workflows.eventlog import compaction
 from dynamic_workflows.eventlog.blobs import VALUE_BYTES_MAX, Blobs
 from dynamic_workflows.eventlog.clock import VirtualClock
+from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, ValueTooLargeError
 from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.store import Store, open_store
@@ -139,9 +140,7 @@ async def test_blob_of_a_deleted_instance_is_found_dead_after_erasure(store: Sto
         assert await compaction.live_blobs(store, log.manifest) == {rows[3].blob, rows[8].blob}
         await log.append(one.delete())
         await log.seal()
-        plan = compaction.plan(
-            log.manifest, now_us=0, config=compaction.CompactionConfig(), erase_now=True
-        )
+        plan = compaction.plan(log.manifest, now_us=0, config=CompactionConfig(), erase_now=True)
         assert plan is not None
         change = await compaction.compact(store, log.manifest, plan, ids=SeededIds(9), now_us=0)
         after = compaction.apply(log.manifest, change, now_us=0)

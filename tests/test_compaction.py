@@ -14,7 +14,6 @@ from msgspec import structs
 from dynamic_workflows.eventlog import segment
 from dynamic_workflows.eventlog.clock import US, VirtualClock
 from dynamic_workflows.eventlog.compaction import (
-    CompactionConfig,
     Plan,
     apply,
     compact,
@@ -24,6 +23,7 @@ from dynamic_workflows.eventlog.compaction import (
     seal,
     sweep,
 )
+from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.events import Row, span, unfold
 from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.manifest import Manifest

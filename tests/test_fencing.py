@@ -15,7 +15,7 @@ import pytest
 from faults import AFTER, BEFORE, DELAY, TORN, FaultStore
 from simdisk import SimDisk
 
-from dynamic_workflows.eventlog import compaction, log, upkeep, wal_local
+from dynamic_workflows.eventlog import compaction, log, manifest, segment, wal_local
 from dynamic_workflows.eventlog.clock import SystemClock, VirtualClock
 from dynamic_workflows.eventlog.errors import Corrupt, Fenced, Unavailable
 from dynamic_workflows.eventlog.events import Row
@@ -95,8 +95,8 @@ def test_the_explorer_finds_a_log_with_one_safeguard_less(
     owner, name, replacement = MUTANTS[mutant]
     for module, attribute in (
         (compaction, "seal"),
-        (log, "read_rows"),
-        (upkeep, "MANIFESTS_KEPT"),
+        (segment, "read_rows"),
+        (manifest, "KEPT"),
     ):
         monkeypatch.setattr(module, attribute, getattr(module, attribute))
     explorer.install()

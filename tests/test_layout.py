@@ -142,6 +142,15 @@ def test_importing_the_face_is_cheap() -> None:
     assert heavy == ""
 
 
+def test_a_slot_starts_without_what_it_needs_later() -> None:
+    heavy = run(
+        f"import sys, {FACE}.actors.resident\n"
+        "print(*sorted({'ray', 'duckdb', 'pyarrow', 'typer'} & set(sys.modules)))",
+        folder=ROOT,
+    )
+    assert heavy == ""
+
+
 def test_the_face_is_what_we_promise() -> None:
     face = importlib.import_module(FACE)
     assert sorted(face.__all__) == sorted(PROMISED)

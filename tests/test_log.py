@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamic_workflows.eventlog.clock import US, VirtualClock
-from dynamic_workflows.eventlog.compaction import CompactionConfig
+from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, PlatformClosed
 from dynamic_workflows.eventlog.events import Row, span, unfold
 from dynamic_workflows.eventlog.ids import SeededIds

@@ -11,7 +11,7 @@ from histories import Writer, opened
 
 from dynamic_workflows.eventlog import connect_duckdb
 from dynamic_workflows.eventlog.clock import VirtualClock
-from dynamic_workflows.eventlog.compaction import CompactionConfig
+from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.errors import Unavailable
 from dynamic_workflows.eventlog.log import LogConfig
 from dynamic_workflows.eventlog.query import Reader

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dynamic_workflows.eventlog import connect_duckdb
 from dynamic_workflows.eventlog.clock import VirtualClock
-from dynamic_workflows.eventlog.compaction import CompactionConfig
+from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, QueryError
 from dynamic_workflows.eventlog.events import span
 from dynamic_workflows.eventlog.log import LogConfig
