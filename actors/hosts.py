@@ -133,7 +133,8 @@ class Hosts:
             return
         wait_s = (retry_us - self.clock.now_us()) / US
         text = f"the code ended its isolate {count} times in a row, the last time by: {exit.reason}"
-        host.error = CodeError(f"{text}; it may start {wait_s:.1f} s after that", code="isolate.died")
+        text += f"; it may start {wait_s:.1f} s after that"
+        host.error = CodeError(text, code="isolate.died")
         host.retry_us, host.is_parked = retry_us, True
         _logger.warning("%s", host.error)
         self.listener.on_ready(host)
