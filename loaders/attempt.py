@@ -189,7 +189,8 @@ class Work:
         elif isinstance(failure, ValueError):
             reason = f"answered no duration: {failure}"
         else:
-            reason = f"raised {type(failure).__name__}: {failure}"
+            raised = faults.to_wire(failure)
+            reason = f"raised {raised.name}: {raised.message}"
         return NonRetryableDelayError(f'the delay function of step "{self.name}" {reason}')
 
     def failed(

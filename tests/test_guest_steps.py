@@ -421,6 +421,20 @@ def nested(depth):
     assert [failed.attempt for failed in world.of(wire.Failed)] == [1, 2]
 
 
+async def test_a_delay_function_whose_error_cannot_be_read_ends_the_step(world: World) -> None:
+    code = flow(
+        """
+    def work(): raise ValueError("v")
+    def delay(ctx, error): raise Trap()
+    config = {"retries": {"limit": 1, "delay": delay}}
+    await step.do("s", work, config=config)
+    """,
+        before="class Trap(Exception):\n    def __str__(self): raise SystemExit",
+    )
+    with pytest.raises(NonRetryableDelayError, match="Trap: "):
+        await world.run(code)
+
+
 async def test_a_config_is_what_it_says_however_often_it_was_seen(world: World) -> None:
     code = flow("""
     config = {"retries": {"limit": 1, "delay": 1}}
