@@ -42,6 +42,9 @@ IDLE_GRACE_S = 0.02
 """How long a new step may be without an answer before its lifetime is told to be idle."""
 
 _GC_THRESHOLDS = (20_000, 20, 20)
+_LARGE_BYTES = 64 * 1024
+_COLLECT_AFTER_BYTES = 16 * 1024 * 1024
+"""Of large messages, since the last collection."""
 
 _LOAD, _RUN, _GO, _ANSWER, _CANCEL, _DROP, _UNDO, _INVOKE, _REPLY = range(1, 10)
 
@@ -80,6 +83,7 @@ class Guest:
         self._prefix = prefix
         self._builtins = OF_PROCESS if is_alone else builtins
         self._out: list[Frame] = []
+        self._large_bytes = 0
         self._lives: dict[int, Lifetime] = {}
         self._calls: dict[int, asyncio.Future[wire.Reply]] = {}
         self._last_call = 0
@@ -100,6 +104,8 @@ class Guest:
         """Take messages of the supervisor; ProtocolViolation for what is none."""
         lives = self._lives
         for kind, number, body in frames:
+            if len(body) > _LARGE_BYTES:
+                self._large_bytes += len(body)
             message: Any = wire.unpack_to_guest(kind, body)
             life = lives.get(number)
             if life is not None:
@@ -136,7 +142,10 @@ class Guest:
 
     def send(self, message: Any, number: int, life: Lifetime | None) -> None:
         """Say something in this burst."""
-        self._out.append(pack(message, life=number))
+        frame = pack(message, life=number)
+        if len(frame[2]) > _LARGE_BYTES:
+            self._large_bytes += len(frame[2])
+        self._out.append(frame)
         if len(self._out) >= MESSAGES_MAX:
             self._flush()
         self.pulse.touch(life)
@@ -187,8 +196,16 @@ class Guest:
             if call is not None:
                 call.is_dropped = True
             self.send(wire.Gone(), number, None)
+            self._collect()
         elif number in self._lives:
             self.send(wire.AttemptGone(token, leaving.attempt), number, None)
+
+    def _collect(self) -> None:
+        """What lifetimes leave are cycles, which Python collects by their number. A few with large
+        values would fill the memory before that."""
+        if self._large_bytes > _COLLECT_AFTER_BYTES:
+            self._large_bytes = 0
+            self.loop.call_soon(gc.collect, context=Context())
 
     def _on_stubborn(self, leaving: Leaving) -> None:
         if leaving.token is not None and leaving.number not in self._lives:

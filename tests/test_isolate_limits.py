@@ -375,3 +375,25 @@ async def test_values_up_to_the_limit_come_back_whole_from_an_isolate(kind: str,
         output = await (await tenant.workflows.create(params=kind)).result(timeout=120)
         letter: str | bytes = {"b": b"x", "a": "x", "u": "é"}[kind]  # type: ignore[assignment]
         assert output == letter * size
+
+
+KEEPER = """
+from dynamic_workflows import WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        async def size():
+            return len(event.payload)
+        return await step.do("size", size)
+"""
+
+
+async def test_what_instances_were_given_goes_with_them() -> None:
+    size = 12_000_000
+    async with real_tenant({"index.py": KEEPER}, memory_mb=128) as tenant:
+        pids = set()
+        for _ in range(12):
+            instance = await tenant.workflows.create(params="x" * size)
+            assert await instance.result(timeout=60) == size
+            pids.update(tenant.shell.isolate_pids())
+        assert len(pids) == 1
