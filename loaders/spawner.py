@@ -161,6 +161,8 @@ class Spawner:
                 self._control.send(_encode(spawn), fds)
             except OSError as error:
                 del self._requests[spawn.id], self._wards[spawn.id]
+                if isinstance(error, ConnectionError):
+                    self._lose()  # it has ended, though nobody has told us yet
                 raise Unavailable(f"the zygote does not take requests: {error}") from error
             try:
                 return await asyncio.shield(reply)

@@ -312,6 +312,18 @@ async def test_a_zygote_that_is_lost_during_a_start_is_replaced_and_the_start_go
         assert (made.counts["zygotes"], made.alive) == (2, 1)
 
 
+async def test_a_zygote_whose_end_nobody_has_noticed_yet_is_replaced_all_the_same() -> None:
+    async with isolates() as made:
+        await made.ready()
+        zygote = made._spawner
+        assert zygote is not None
+        os.kill(zygote.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, zygote.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop is not to hear of it
+        talk = await start(made)
+        assert await talk.run("result = 1") == ("ok", "1")
+        assert (made.counts["zygotes"], made.alive) == (2, 1)
+
+
 async def test_everything_dies_with_its_supervisor() -> None:
     program = """
 import asyncio
