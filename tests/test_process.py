@@ -318,7 +318,7 @@ async def test_a_zygote_whose_end_nobody_has_noticed_yet_is_replaced_all_the_sam
         zygote = made._spawner
         assert zygote is not None
         os.kill(zygote.pid, signal.SIGKILL)
-        os.waitid(os.P_PID, zygote.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop is not to hear of it
+        zygote._process.wait()
         talk = await start(made)
         assert await talk.run("result = 1") == ("ok", "1")
         assert (made.counts["zygotes"], made.alive) == (2, 1)
