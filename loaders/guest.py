@@ -96,6 +96,8 @@ class Guest:
         self._invoked: dict[int, Scope] = {}
         """Calls from outside, until nothing is left of them."""
         self.leavers = Leavers(loop, on_gone=self._on_gone, on_stubborn=self._on_stubborn)
+        if is_alone:
+            self.logs.capture()
         adopt_work(loop)
 
     # --- messages --------------------------------------------------------------------------------
@@ -236,8 +238,6 @@ class Guest:
         self.has_network = bool(options.get("network", False))
         self.leavers.grace_s = float(options.get("drop_grace_s", GRACE_S))
         self._env_entries = {entry.name: entry for entry in message.env}
-        if self._is_alone:
-            self.logs.capture()
         self._modules = Modules(
             message.modules,
             prefix=self._prefix,
