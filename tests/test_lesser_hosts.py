@@ -45,8 +45,15 @@ def expected(host: str, jail: str, *, is_root: bool) -> str:
     return (landlock[0] if landlock else "") + "seccomp+limits" + "+jail" * is_jailed + uids
 
 
-@pytest.mark.parametrize("user", ["root", "an ordinary user"])
-@pytest.mark.parametrize("host", HOSTS)
+def visits() -> list[Any]:
+    """Each host as an ordinary user; as root, where walls are the same, in the long run only."""
+    always = [pytest.param(host, "an ordinary user", id=f"{host}-user") for host in HOSTS]
+    return always + [
+        pytest.param(host, "root", marks=pytest.mark.slow, id=f"{host}-root") for host in HOSTS
+    ]
+
+
+@pytest.mark.parametrize(("host", "user"), visits())
 def test_a_host_gets_the_walls_it_can_build_or_hears_what_is_missing(host: str, user: str) -> None:
     is_root = user == "root"
     if is_root and os.geteuid() != 0:

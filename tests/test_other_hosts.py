@@ -85,6 +85,7 @@ async def passing_elsewhere(*arguments: str) -> tuple[int, int]:
     return found.get("passed", 0), found.get("skipped", 0)
 
 
+@pytest.mark.slow
 async def test_isolates_start_work_keep_their_limits_and_end_as_on_linux() -> None:
     passed, skipped = await passing_elsewhere("tests/test_process.py")
     assert passed >= 38
