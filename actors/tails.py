@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from time import monotonic
 from typing import Any
 
 from ..eventlog.clock import Clock, to_datetime
 from ..loaders import wire
 from ..loaders.isolate import Exit
-from ..loaders.logs import DROPPED, TOLD_S
+from ..loaders.logs import DROPPED, TOLD_S, Rate
 from ..loaders.plain import plain
 from .decisions import Key
 from .host import Host
@@ -49,8 +48,8 @@ class Tails:
         self._tenant_id = tenant_id
         self._clock = clock
         self._queues: dict[Host, _Queue] = {}
-        self._rate = _Rate(LINES_PER_S)
-        self._logged = _Rate(LOGGED_PER_S)
+        self._rate = Rate(LINES_PER_S)
+        self._logged = Rate(LOGGED_PER_S)
         self._unlogged = 0
         self._dropped = 0
         self._dropped_by: Host | None = None
@@ -198,25 +197,6 @@ class Tails:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class _Rate:
-    """So many a second, and as many at once."""
-
-    def __init__(self, per_s: int) -> None:
-        self._per_s = per_s
-        self._room = float(per_s)
-        self._filled_s = monotonic()
-
-    def allows(self) -> bool:
-        """Whether one more may pass; counts it."""
-        now_s = monotonic()
-        self._room = min(self._per_s, self._room + (now_s - self._filled_s) * self._per_s)
-        self._filled_s = now_s
-        if self._room < 1:
-            return False
-        self._room -= 1
-        return True
 
 
 class _Queue:

@@ -7,9 +7,9 @@ import io
 import logging
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from .wire import Log
@@ -30,6 +30,25 @@ Later = Callable[[float, Callable[[], None]], None]
 """Calls back after some seconds."""
 
 
+class Rate:
+    """So many a second, and as many at once."""
+
+    def __init__(self, per_s: int) -> None:
+        self._per_s = per_s
+        self._room = float(per_s)
+        self._filled_s = monotonic()
+
+    def allows(self) -> bool:
+        """Whether one more may pass; counts it."""
+        now_s = monotonic()
+        self._room = min(self._per_s, self._room + (now_s - self._filled_s) * self._per_s)
+        self._filled_s = now_s
+        if self._room < 1:
+            return False
+        self._room -= 1
+        return True
+
+
 class Logs:
     """Turns lines into messages, and counts what it drops."""
 
@@ -37,8 +56,7 @@ class Logs:
         self._send = send
         self.where = where
         self.later = later
-        self._room = float(LINES_PER_S)
-        self._filled_at = time.monotonic()
+        self._rate = Rate(LINES_PER_S)
         self._dropped = 0
         self._dropped_in = 0
         """The life of the last line that was dropped."""
@@ -63,7 +81,7 @@ class Logs:
     ) -> None:
         """Send some lines, as far as the rate allows; `where` they come from if not from here."""
         for line in text.splitlines() or [""]:
-            if not self._may_send():
+            if not self._rate.allows():
                 self._drop()
                 continue
             life, step, attempt = where or self.where()
@@ -72,22 +90,13 @@ class Logs:
 
     def error(self, error: BaseException) -> None:
         """Send an uncaught error with its trace through tenant code, as one message."""
-        if not self._may_send():
+        if not self._rate.allows():
             self._drop()
             return
         text = _trace(error)
         life, step, attempt = self.where()
         dropped, self._dropped = self._dropped, 0
         self._send(Log("error", _clip(text.rstrip("\n")), step, attempt, dropped), life)
-
-    def _may_send(self) -> bool:
-        now = time.monotonic()
-        self._room = min(LINES_PER_S, self._room + (now - self._filled_at) * LINES_PER_S)
-        self._filled_at = now
-        if self._room < 1:
-            return False
-        self._room -= 1
-        return True
 
     def print(
         self,

@@ -12,6 +12,7 @@ from real_tenants import Tail, real_tenant, until
 import dynamic_workflows as dw
 from dynamic_workflows import testing
 from dynamic_workflows.actors import tails
+from dynamic_workflows.loaders import logs
 from dynamic_workflows.loaders.plain import TEXT_CHARACTERS_MAX, plain
 from dynamic_workflows.loaders.wire import Log
 
@@ -228,7 +229,7 @@ def test_what_would_steer_a_terminal_is_written_out() -> None:
 
 
 async def test_what_a_tampered_guest_says_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tails, "monotonic", lambda: 7.0)
+    monkeypatch.setattr(logs, "monotonic", lambda: 7.0)
     tail = Tail()
     async with testing.connect(load=lambda tenant_id: chatty(tail)) as platform:
         await platform.tenant("acme").entrypoint().flood(1)
