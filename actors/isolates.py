@@ -8,6 +8,7 @@ from ..eventlog.marks import mark
 from ..loaders.isolate import Isolation
 from ..loaders.process import ProcessIsolates
 from .config import PlatformConfig
+from .errands import seen
 
 
 async def begin(config: PlatformConfig) -> ProcessIsolates:
@@ -15,7 +16,7 @@ async def begin(config: PlatformConfig) -> ProcessIsolates:
     isolates = isolates_of(config)
     starting = asyncio.ensure_future(isolates.ready())
     # Whoever wants an isolate meets the same error, and is the one to hear it.
-    starting.add_done_callback(lambda done: done.cancelled() or done.exception())
+    starting.add_done_callback(seen)
     starting.add_done_callback(lambda done: mark("slot: its zygote is ready"))
     await asyncio.sleep(0)  # the task's first step begins the process
     mark("slot: its zygote begins")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib
 import logging
 import os
 import shutil
@@ -13,10 +12,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import eventlog
 from ..eventlog.clock import SystemClock
 from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
 from ..eventlog.ids import SystemIds
+from ..eventlog.log import load_upkeep
 from ..eventlog.store import Store, open_store, probe
 from ..loaders.bundle import WorkerCode
 from ..loaders.process import ProcessIsolates
@@ -126,7 +125,7 @@ class SlotHouse:
                 _log.info("the rehearsal of %s failed: %s", self._name, error)
             await store.close()
         # A log imports it when it first seals; a slot that waits has the time now.
-        await asyncio.to_thread(importlib.import_module, f"{eventlog.__name__}.upkeep")
+        await load_upkeep()
         _settle_memory()
 
     async def _meet(self) -> None:

@@ -350,7 +350,7 @@ class EventLog:
         manifest = self.manifest
         blocks = self.tail.blocks(after=max(after, manifest.sealed_seq), upto=upto)
         if after < manifest.sealed_seq:
-            from .segment import read_rows  # not before there are segments: see `_upkeep`
+            from .segment import read_rows  # not before there are segments: see `load_upkeep`
 
             async for batch in read_rows(self.store, manifest.segments, after=after):
                 yield batch
@@ -486,12 +486,12 @@ class EventLog:
         """Move everything appended so far into a segment. Appends go on meanwhile."""
         async with self._sealing:
             await self.written()
-            await (await _upkeep()).seal(self)
+            await (await load_upkeep()).seal(self)
 
     async def maintain(self) -> None:
         """Do what is due: seal, merge, erase what was deleted, remove files nobody needs."""
         async with self._sealing:
-            await (await _upkeep()).maintain(self)
+            await (await load_upkeep()).maintain(self)
 
     async def close(self, *, seal: bool = False) -> None:
         """Acknowledge what was appended, and give up ownership.
@@ -501,15 +501,15 @@ class EventLog:
         if seal and self.failed is None:
             async with self._sealing:
                 await self.written()
-                await (await _upkeep()).settle_down(self)
+                await (await load_upkeep()).settle_down(self)
         if self._background is not None:
             await asyncio.wait([self._background])
         await self._wal.close()
 
 
-async def _upkeep() -> Any:
-    """What writes segments; imported when it is needed first, because its library takes longer to
-    import than a log takes to open. In a thread: appends go on meanwhile."""
+async def load_upkeep() -> Any:
+    """The module that writes segments; imported when it is needed first, because its library takes
+    longer to import than a log takes to open. In a thread: appends go on meanwhile."""
     name = f"{__package__}.upkeep"
     return sys.modules.get(name) or await asyncio.to_thread(importlib.import_module, name)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 from collections.abc import Iterable
@@ -24,6 +25,10 @@ class Ended(NamedTuple):
     """As from wait(2)."""
     cpu_s: float
     rss_max_bytes: int
+
+
+def _ended(id: int, status: int, usage: resource.struct_rusage) -> Ended:
+    return Ended(id, status, usage.ru_utime + usage.ru_stime, kernel.peak_bytes(usage))
 
 
 class Children:
@@ -46,7 +51,7 @@ class Children:
         self._poll.unregister(fd)
         os.close(fd)
         _, status, usage = os.wait4(pid, 0)
-        return [Ended(id, status, usage.ru_utime + usage.ru_stime, kernel.peak_bytes(usage))]
+        return [_ended(id, status, usage)]
 
     def kill(self, id: int) -> None:
         """SIGKILL, if it is still there. Only supervisors that hold nothing ask for it."""
@@ -85,8 +90,7 @@ class NumberedChildren(Children):
             found, status, usage = os.wait4(pid, os.WNOHANG)
             if found:
                 del self._numbers[id]
-                cpu_s = usage.ru_utime + usage.ru_stime
-                yield Ended(id, status, cpu_s, kernel.peak_bytes(usage))
+                yield _ended(id, status, usage)
 
     def kill(self, id: int) -> None:
         """SIGKILL, if it is still there."""

@@ -94,10 +94,13 @@ def _fill_gaps() -> None:
 def _fillers_of(size: int) -> list[Any]:
     """Objects of a size, until one pool holds nothing else: then the others have no gap left."""
     made: list[Any] = []
+    in_pools: Counter[int] = Counter()
     room = (_POOL_BYTES - _POOL_HEAD_BYTES) // size
     while len(made) * size < _FILL_BYTES_MAX:
-        made += [_make(size) for _ in range(room)]
-        if max(Counter(id(one) // _POOL_BYTES for one in made).values()) >= room:
+        more = [_make(size) for _ in range(room)]
+        made += more
+        in_pools.update(id(one) // _POOL_BYTES for one in more)
+        if max(in_pools.values()) >= room:
             return made
     return []
 

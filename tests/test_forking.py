@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import fresh_python
 
 BEGIN = """
-import os, sys
 from dynamic_workflows.loaders import forking
 forking.hold_back()
 import concurrent.futures.thread, logging, random, threading
-
-def in_child(work):
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.write(writer, repr(work()).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(pid, 0)
-    with open(reader) as file:
-        return file.read()
 """
 
 
 def run(text: str) -> str:
-    command = [sys.executable, "-c", BEGIN + text]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return fresh_python.run(BEGIN + text)
 
 
 def test_each_child_has_random_numbers_of_its_own() -> None:

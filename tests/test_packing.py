@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import fresh_python
 
 BEGIN = """
-import gc, os, sys
+import gc, sys
 from dynamic_workflows.loaders import packing, rehearsal
 
 def pages_written(work):
     "How many pages a forked child has for itself after some work."
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            with open("/proc/self/smaps_rollup") as file:
-                sizes = [line.split()[1] for line in file if line.startswith("Private_Dirty")]
-            os.write(writer, sizes[0].encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(pid, 0)
-    with open(reader) as file:
-        return int(file.read()) // 4
+    def count():
+        work()
+        with open("/proc/self/smaps_rollup") as file:
+            sizes = [line.split()[1] for line in file if line.startswith("Private_Dirty")]
+        return int(sizes[0]) // 4
+    return int(in_child(count))
 """
 
 
 def run(text: str) -> str:
-    command = [sys.executable, "-c", BEGIN + text]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return fresh_python.run(BEGIN + text)
 
 
 def test_a_child_writes_to_fewer_pages() -> None:
