@@ -147,7 +147,8 @@ def _settle(config: Any) -> Settled:
     retries = _as_dict(given.get("retries"), "config.retries", Retries)
     if "retries" in given and isinstance(given["retries"], Mapping):
         _require(retries, "limit")
-        _require(retries, "delay")
+        if retries["limit"] != 0 or type(retries["limit"]) is bool:
+            _require(retries, "delay")
     limit = retries.get("limit", 5)
     if type(limit) is not int or not 0 <= limit <= RETRIES_MAX:
         raise _bad(f"config.retries.limit is a number from 0 to {RETRIES_MAX}, not {limit!r:.80}")
@@ -193,7 +194,9 @@ def _as_dict(given: Any, what: str, kind: type[Any]) -> dict[str, Any]:
 
 def _require(retries: Mapping[str, Any], name: str) -> None:
     if name not in retries:
-        raise _bad(f"config.retries lacks {name!r}: limit and delay go together")
+        raise _bad(
+            f"config.retries lacks {name!r}: limit and delay go together, unless the limit is 0"
+        )
 
 
 def _ms(duration: Any, what: str) -> int:

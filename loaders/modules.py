@@ -8,7 +8,8 @@ grants. What these import in turn is theirs: none of them meets a module of the 
 of one of their own.
 
 A module of text, bytes or JSON is imported by its path without the ending; `default` holds it. As
-in any package, `pkgutil.get_data(__package__, "prompt.txt")` reads a file of the bundle.
+in any package, `pkgutil.get_data(__package__, "prompt.txt")` and `importlib.resources` read a file
+of the bundle, and `pkgutil.iter_modules(__path__)` finds the modules of a folder.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 
 import msgspec
 
+from . import plain_names
+from .bundle_files import BundleFolder, FolderImporter
 from .wire import Module
 
 _FACE = "dynamic_workflows"
@@ -71,6 +74,9 @@ class Modules:
         if print is not None:
             self._builtins["print"] = print
         self._finder = _Finder(self, is_alone=is_alone)
+        self._is_alone = is_alone
+        self._folders_shown: set[str] = set()
+        """Entries of `__path__` for which an importer is known."""
 
     def compile(self) -> None:
         """Parse every module of Python, or raise BadModule with the place."""
@@ -98,11 +104,13 @@ class Modules:
             )
         self.compile()
         root = ModuleType(self.prefix)
-        root.__path__ = []
+        root.__path__ = [self._show_folder("")]
         root.__file__ = f"{self._slash}__init__.py"
         root.__spec__ = ModuleSpec(self.prefix, self._finder, is_package=True)
         sys.modules[self.prefix] = root
         sys.meta_path.insert(0, self._finder)
+        if not self._is_alone:
+            plain_names.share(self)
         return self.get(_name(main_module))
 
     def get(self, name: str) -> ModuleType:
@@ -114,6 +122,9 @@ class Modules:
         """Take the bundle out of this process; for processes that hold several."""
         if self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)
+        plain_names.leave(self)
+        for entry in self._folders_shown:
+            sys.path_importer_cache.pop(entry, None)
         # By name: to go through all modules of the process would write to the page of each.
         for name in (self.prefix, *(self._dot + name for name in _with_parents(self._by_name))):
             sys.modules.pop(name, None)
@@ -155,11 +166,34 @@ class Modules:
         module = self._by_name.get(name)
         if module is None and name not in self._folders:
             return None
-        is_package = name in self._folders or (module is not None and _is_init(module.path))
+        is_package = self._is_package(name)
         origin = self._slash + module.path if module else None
         spec = ModuleSpec(full_name, self._finder, origin=origin, is_package=is_package)
         spec.has_location = module is not None
+        if is_package:
+            spec.submodule_search_locations = [self._show_folder(name.replace(".", "/"))]
         return spec
+
+    def _show_folder(self, folder: str) -> str:
+        """The entry of `__path__` that stands for a folder of the bundle."""
+        entry = f"{self._slash}{folder}" if folder else self.prefix
+        if entry not in self._folders_shown:
+            self._folders_shown.add(entry)
+            importer: Any = FolderImporter(self, self._by_path, folder)
+            sys.path_importer_cache[entry] = importer
+        return entry
+
+    def folder(self, full_name: str) -> BundleFolder | None:
+        """The folder of a package of the bundle, for importlib.resources."""
+        name = full_name.removeprefix(self._dot)
+        if full_name != self.prefix and not (self.holds(full_name) and self._is_package(name)):
+            return None
+        path = "" if full_name == self.prefix else name.replace(".", "/")
+        return BundleFolder(self._by_path, path)
+
+    def _is_package(self, name: str) -> bool:
+        module = self._by_name.get(name)
+        return name in self._folders or (module is not None and _is_init(module.path))
 
     def holds(self, full_name: str) -> bool:
         """Whether the name is one of the bundle's private ones."""
@@ -205,10 +239,13 @@ class Modules:
         level: int = 0,
     ) -> ModuleType:
         """The `__import__` of the bundle's modules."""
-        if level or (self.holds(name) and name in sys.modules):
+        is_private = self.holds(name) or name == self.prefix
+        if level or (is_private and name in sys.modules):
             # The private name is how pickle, for one, asks for the module of a class.
             return __import__(name, globals, locals, fromlist or (), level)
         top = name.partition(".")[0]
+        if not self._is_alone:
+            plain_names.take_back_from_others(self)
         if top in self._tops:
             leaf = __import__(self._dot + name, globals, locals, fromlist or (), 0)
             return leaf if fromlist else sys.modules[self._dot + top]
@@ -229,9 +266,15 @@ class _Finder(MetaPathFinder, Loader):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if self._modules.holds(fullname):
             return self._modules.spec(fullname)
-        if self._is_alone and self._modules.lends(fullname):
+        if self._is_meant(fullname):
+            # It goes on under its private name, where all of its package is.
             return ModuleSpec(fullname, _Alias(self._modules))
         return None
+
+    def _is_meant(self, name: str) -> bool:
+        if not self._modules.lends(name):
+            return False
+        return self._is_alone or plain_names.lend(name, self._modules)
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
@@ -245,9 +288,26 @@ class _Finder(MetaPathFinder, Loader):
     def get_data(self, path: str) -> bytes:
         return self._modules.data(path)
 
+    def get_resource_reader(self, fullname: str) -> Any:
+        folder = self._modules.folder(fullname)
+        return None if folder is None else _resources(folder)
+
     def is_package(self, fullname: str) -> bool:
         spec = self._modules.spec(fullname)
         return spec is not None and spec.submodule_search_locations is not None
+
+
+def _resources(folder: BundleFolder) -> Any:
+    # Imported when it is asked for: few bundles do.
+    from importlib.resources.abc import TraversableResources
+
+    class BundleResources(TraversableResources):
+        """The files of one package."""
+
+        def files(self) -> Any:
+            return folder
+
+    return BundleResources()
 
 
 class _Alias(Loader):
@@ -255,12 +315,16 @@ class _Alias(Loader):
 
     def __init__(self, modules: Modules) -> None:
         self._modules = modules
+        self._spec: ModuleSpec | None = None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return self._modules.get(spec.name)
+        module = self._modules.get(spec.name)
+        self._spec = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        return None
+        # Python has just given it the spec of the plain name, which knows nothing of its folder.
+        module.__spec__ = self._spec
 
 
 def _content(module: Module) -> Any:

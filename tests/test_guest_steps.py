@@ -129,6 +129,7 @@ async def test_the_recorded_config_wins_over_the_code(world: World) -> None:
         ('step.do("a\\udfff", print)', "control"),
         ("step.do(7, print)", "text"),
         ('step.do("x", print, config={"retries": {"limit": 1}})', "'delay'"),
+        ('step.do("x", print, config={"retries": {"limit": False}})', "'delay'"),
         ('step.do("x", print, config={"retries": {"delay": 1}})', "'limit'"),
         ('step.do("x", print, config={"retries": {"limit": -1, "delay": 1}})', "limit"),
         ('step.do("x", print, config={"retries": {"limit": 10001, "delay": 1}})', "limit"),
@@ -765,10 +766,12 @@ async def test_configs_are_normalised(world: World) -> None:
         await step.do("c", lambda: 1, config=StepConfig(lost="fail", timeout=5))
         await step.do("d", lambda: 1, config={"retries": {"limit": 0, "delay": 0}})
         await step.do("e", lambda: 1, rollback=print, rollback_config={"timeout": 9})
+        await step.do("f", lambda: 1, config={"retries": {"limit": 0}})
         """)
     )
     default = {"limit": 5, "delay_ms": 10_000, "backoff": "exponential"}
-    a, b, c, d, e = world.of(wire.Step)
+    a, b, c, d, e, f = world.of(wire.Step)
+    assert ms(f.config)["retries"] == {**default, "limit": 0}
     assert ms(a.config) == {"retries": default, "timeout_ms": 600_000}
     assert ms(b.config) == {"retries": default, "timeout_ms": 3_600_000, "sensitive": "output"}
     assert ms(c.config) == {"retries": default, "timeout_ms": 5, "lost": "fail"}

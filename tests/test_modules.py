@@ -252,3 +252,106 @@ def test_a_class_is_found_by_the_plain_name_of_its_module(load: Load) -> None:
     assert modules.find_class("json", "JSONDecodeError") is None
     modules.close()
     assert modules.find_class("a.b", "X.Y") is None
+
+
+PLUGINS: dict[str, str | bytes] = {
+    "plugins/__init__.py": "",
+    "plugins/one.py": "NAME = 'one'",
+    "plugins/two/__init__.py": "import helper\n",
+    "plugins/two/leaf.py": "",
+    "plugins/three/loose.py": "",
+    "plugins/readme.txt": "no module",
+    "plugins/not-a-name.py": "",
+    "plugins/data/logo.bin": b"\x00\xff",
+    "helper.py": "",
+    "root.txt": "Grüezi",
+}
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_pkgutil_finds_the_modules_of_a_folder(load: Load, is_alone: bool) -> None:
+    code = (
+        "import pkgutil, plugins\n"
+        "found = [(m.name, m.ispkg) for m in pkgutil.iter_modules(plugins.__path__, 'x.')]\n"
+        "deep = [m.name for m in pkgutil.walk_packages(plugins.__path__, 'plugins.')]\n"
+        "start = plugins.__name__ + '.'\n"
+        "private = [m.name for m in pkgutil.walk_packages(plugins.__path__, start)]\n"
+        "top = sorted(m.name for m in pkgutil.iter_modules(__import__(__package__).__path__))\n"
+    )
+    main = load({"index.py": code, **PLUGINS}, is_alone=is_alone)
+    assert main.found == [("x.one", False), ("x.two", True)]
+    assert main.deep == ["plugins.one", "plugins.two", "plugins.two.leaf"]
+    start = main.plugins.__name__ + "."
+    assert main.private == [start + "one", start + "two", start + "two.leaf"]
+    assert main.top == ["helper", "index", "plugins"]
+    for name in ("plugins", "plugins.two"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_importlib_resources_reads_the_files_of_a_bundle(load: Load, is_alone: bool) -> None:
+    code = (
+        "import importlib.resources as r, plugins, plugins.two\n"
+        "here = r.files(plugins)\n"
+        "names = sorted(one.name for one in here.iterdir())\n"
+        "text = here.joinpath('readme.txt').read_text()\n"
+        "logo = (here / 'data' / 'logo.bin').read_bytes()\n"
+        "by_name = r.files('plugins').joinpath('data/logo.bin').read_bytes()\n"
+        "root = r.files(__package__).joinpath('root.txt').open().read()\n"
+        "loose = r.files('plugins.three').joinpath('loose.py').is_file()\n"
+        "data = here / 'data'\n"
+        "kinds = [here.is_dir(), here.is_file(), (here / 'x').is_file(), data.is_dir()]\n"
+    )
+    main = load({"index.py": code, **PLUGINS}, is_alone=is_alone)
+    assert main.names == [
+        "__init__.py", "data", "not-a-name.py", "one.py", "readme.txt", "three", "two",
+    ]  # fmt: skip
+    assert (main.text, main.logo, main.by_name) == ("no module", b"\x00\xff", b"\x00\xff")
+    assert (main.root, main.loose, main.kinds) == ("Grüezi", True, [True, False, False, True])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        (main.here / "nowhere.txt").read_bytes()
+    with pytest.raises(IsADirectoryError):
+        (main.here / "data").read_text()
+    with pytest.raises(ValueError, match="down only"):
+        main.here / "../index.py"
+    for name in ("plugins", "plugins.three"):
+        sys.modules.pop(name, None)
+
+
+ASKS = (
+    "import importlib, pkgutil\nfrom importlib import import_module\n"
+    "def ask(name): return import_module(name).VALUE, importlib.import_module(name).VALUE\n"
+    "def resolve(name): return pkgutil.resolve_name(name + ':VALUE')\n"
+    "def again(name): return [__import__('importlib').import_module(name).VALUE, resolve(name)]\n"
+)
+
+
+def test_bundles_that_share_a_process_import_their_own_modules_by_plain_names(load: Load) -> None:
+    real = __import__("importlib").import_module
+    first, second = (
+        load({"index.py": ASKS, "handlers/card.py": f"VALUE = {n}", "json.py": "VALUE = 0"})
+        for n in (1, 2)
+    )
+    assert (first.ask("handlers.card"), second.ask("handlers.card")) == ((1, 1), (2, 2))
+    assert (first.resolve("handlers.card"), second.resolve("handlers.card")) == (1, 2)
+    assert (second.again("handlers.card"), first.again("handlers.card")) == ([2, 2], [1, 1])
+    assert not [name for name in sys.modules if name.startswith("handlers")]
+    # Whoever is no bundle finds none of their modules.
+    with pytest.raises(ModuleNotFoundError):
+        __import__("importlib").import_module("handlers.card")
+    with pytest.raises(ModuleNotFoundError):
+        real("handlers.card")
+
+
+def test_libraries_import_plain_names_for_the_bundle_that_calls_them(load: Load) -> None:
+    code = (
+        "from unittest import mock\n"
+        "def patched():\n"
+        "    with mock.patch('handlers.card.VALUE', 9):\n"
+        "        from handlers.card import VALUE\n"
+        "        return VALUE\n"
+    )
+    bundles = [load({"index.py": code, "handlers/card.py": f"VALUE = {n}"}) for n in (1, 2)]
+    assert [one.patched() for one in bundles] == [9, 9]
+    names = [f"{one.__package__}.handlers.card" for one in bundles]
+    assert [sys.modules[name].VALUE for name in names] == [1, 2]
