@@ -45,6 +45,10 @@ class TenantLimits(BaseModel):
     turn_cpu_seconds: float | None = Field(default=None, gt=0)
     turn_wall_seconds: float | None = Field(default=None, gt=0)
     value_bytes_max: int | None = Field(default=None, ge=1, le=64 * MIB)
+    events_kept_max: int | None = Field(default=None, ge=0)
+    events_kept_bytes_max: int | None = Field(default=None, ge=0)
+    events_kept_tenant_max: int | None = Field(default=None, ge=0)
+    events_kept_tenant_bytes_max: int | None = Field(default=None, ge=0)
     retention: Retention | None = None
     pin: Literal["hash", "latest"] | None = None
     memory_mb: int | None = Field(default=None, ge=16)
@@ -77,6 +81,16 @@ class PlatformConfig(BaseModel):
     """
     value_bytes_max: int = Field(default=64 * MIB, ge=1, le=64 * MIB)
     """Bytes of one encoded value: params, payload, result, output."""
+    events_kept_max: int = Field(default=10_000, ge=0)
+    """Events that one instance keeps, sent to it and not yet taken by a wait; above it the sender
+    gets `limit.exceeded`."""
+    events_kept_bytes_max: int = Field(default=64 * MIB, ge=0)
+    """Bytes of the payloads of such events of one instance; above it `limit.exceeded`."""
+    events_kept_tenant_max: int = Field(default=200_000, ge=0)
+    """Events that all instances of one tenant keep together; above it `limit.exceeded`."""
+    events_kept_tenant_bytes_max: int = Field(default=1024 * MIB, ge=0)
+    """Bytes of the payloads of such events of one tenant, which lie in its log; above it
+    `limit.exceeded`."""
     retention: Retention = Retention()
     """How long ended instances are kept."""
     instance_idle_seconds: float = Field(default=5.0, gt=0)
@@ -211,6 +225,10 @@ class PlatformConfig(BaseModel):
             steps_max=mine.steps_max,
             waits_max=mine.waits_max,
             value_bytes_max=mine.value_bytes_max,
+            events_kept_max=mine.events_kept_max,
+            events_kept_bytes_max=mine.events_kept_bytes_max,
+            events_kept_tenant_max=mine.events_kept_tenant_max,
+            events_kept_tenant_bytes_max=mine.events_kept_tenant_bytes_max,
             retention_success_us=durations.parse_ms(mine.retention.success) * 1000,
             retention_error_us=durations.parse_ms(mine.retention.error) * 1000,
             instance_idle_us=round(mine.instance_idle_seconds * 1_000_000),

@@ -18,7 +18,14 @@ from .decisions import Decision, Key
 from .instance import Instance, fold
 from .machine import ENDED, NONE, PAUSED, PAUSING, QUEUED, WAITING
 from .names import check_statuses
-from .payloads import decode, own_error
+from .payloads import (
+    Body,
+    EventReceived,
+    WaitCompleted,
+    decode,
+    event_payload,
+    own_error,
+)
 from .summary import NOT_QUEUED, WOKEN, Summary
 
 _DUE_MAX = 2_000
@@ -48,16 +55,23 @@ class TenantCore(Schedules):
                 return  # What is left of a deleted instance.
             summary = Summary(key)
         self._take_in(summary, row, body, None)
+        self._note_event(row, body)
         if summary.status == NONE:
             self._forget(summary)
         elif summary.instance is None:
             summary.set("wake_us", None)  # It has moved on, unseen: `recover` will wake it.
         elif summary.status in ENDED:
             _unload_in_replay(summary)
-        elif row.blob is not None:
+        elif row.blob is not None and row.type != "event_received":
             summary.instance.is_partial = True
         elif row.type == "workflow_waiting":
             self._rested_in_replay(summary)
+
+    def _note_event(self, row: Row, body: Body | None) -> None:
+        if isinstance(body, EventReceived):
+            self._kept.hold_if_small(row.seq, event_payload(body))
+        elif isinstance(body, WaitCompleted):
+            self._kept.take(body.event_seq)
 
     def _rested_in_replay(self, summary: Summary) -> None:
         """Keep the memory of an opening bounded: of many sleepers only the wake time stays."""
@@ -183,7 +197,9 @@ class TenantCore(Schedules):
         assert summary.instance is None
         copy = Summary(key)
         for row in rows:
-            fold(copy, row, decode(row))
+            body = decode(row)
+            fold(copy, row, body)
+            self._note_event(row, body)
         said = (copy.status, copy.run, copy.created_us)
         if said != (summary.status, summary.run, summary.created_us):
             return False
@@ -322,7 +338,7 @@ def _facts(summary: Summary) -> tuple[object, ...]:
     instance = summary.instance
     return (
         summary.run, summary.status, summary.created_seq, summary.created_us, summary.started_us,
-        summary.ended_us, summary.paused_us, summary.code_hash, summary.rolling_back,
+        summary.ended_us, summary.paused_us, summary.code_hash, summary.rolling_back, summary.kept,
         dict(summary.extra or {}), instance and instance.facts(),
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from .admission import Bucket, Queues
 from .decisions import Changed, CoreConfig, Decision, DropLife, Key, Send
 from .directory import Directory
 from .instance import Instance, fold
+from .kept_events import NOTHING_KEPT, KeptEvents
 from .lifetime import Lifetime
 from .machine import ENDED, NONE, PAUSED, QUEUED, RUNNING, WAITING
 from .mocks import Mocks
@@ -62,6 +63,7 @@ class CoreBase:
         self._bucket = Bucket(config.creates_per_second_max, config.creates_burst_max)
         self._resting: OrderedDict[Key, Summary] = OrderedDict()
         """Loaded instances that nothing will happen to soon: they may be evicted."""
+        self._kept = KeptEvents(tenant_id, config)
         self._load_failures: dict[Key, tuple[str, str]] = {}
         self._deletions: dict[tuple[str, Key], None] = {}
         """Tokens of the newest deletes, and what they deleted."""
@@ -108,9 +110,13 @@ class CoreBase:
         return row
 
     def _take_in(self, summary: Summary, row: Row, body: Body | None, d: Decision | None) -> None:
-        before = summary.status
+        before, kept = summary.status, summary.kept
         fold(summary, row, body)
         now = summary.status
+        if now == NONE:
+            summary.kept = NOTHING_KEPT
+        if summary.kept is not kept:
+            self._kept.moved(kept, summary.kept)
         if before != now:
             if before == NONE:
                 self._directory.add(summary)
@@ -234,7 +240,7 @@ class CoreBase:
         assert summary.status == WAITING
         earliest: int | None = None
         for step in summary.instance.open.values():
-            if step.until_us is None:
+            if step.until_us is None or summary.instance.has_event_for(step):
                 return 0
             if earliest is None or step.until_us < earliest:
                 earliest = step.until_us

@@ -29,6 +29,7 @@ from .payloads import (
     error_body,
     own_error,
     raw,
+    size_to_tell,
 )
 from .restart import kept, parse_from
 from .steps import WAIT, Step
@@ -200,18 +201,62 @@ class Commands(Rollbacks):
                 "restart it first, or send the event to another",
                 code="instance.finished",
             )
+        if not self._would_be_taken(summary, event_type, now_us):
+            self._kept.check(key, summary.kept, len(payload))
         d = Decision(durable=True)
         if summary.may_wake and summary.lifetime is None:
             self._settle(d, summary, now_us)  # A wait whose time is up must not take this event.
             if d.rows:
                 self._enqueue(summary, WOKEN)
-        body = EventReceived(event_type, Raw(payload), token=token)
-        self._emit(d, summary, "event_received", body, now_us=now_us)
+        size = size_to_tell(payload)
+        body = EventReceived(event_type, Raw(payload), size=size, token=token)
+        row = self._emit(d, summary, "event_received", body, now_us=now_us)
+        self._kept.hold(row.seq, payload)
         if summary.may_wake and not summary.rolling_back:
             wait = _first_wait(instance, event_type)
             if wait is not None:
                 self._hand_over(d, summary, wait, now_us)
+        self._kept.trim((row.seq,))
         return d
+
+    def _would_be_taken(self, summary: Summary, event_type: str, now_us: int) -> bool:
+        """Whether a wait takes an event of this type in the moment in which it comes."""
+        instance = summary.instance
+        assert instance is not None
+        if not summary.may_wake or summary.rolling_back or event_type in instance.events:
+            return False
+        return any(
+            step.event_type == event_type
+            and (summary.lifetime is not None or (step.until_us or 0) > now_us)
+            for step in instance.open.values()
+        )
+
+    def events_read(
+        self, key: Key, seqs: tuple[int, ...], payloads: dict[int, bytes], *, now_us: int
+    ) -> Decision:
+        """Kept events (`ReadEvents`) were read: give them to the waits that are open for them."""
+        d = Decision()
+        self._kept.have_read(seqs, payloads)
+        summary = self._directory.get(key)
+        if summary is not None and summary.may_wake and not summary.rolling_back:
+            if summary.instance is not None:
+                self._hand_over_read(d, summary, summary.instance, now_us)
+            else:
+                self._enqueue(summary, WOKEN)  # It has been put away: it asks again when it starts.
+        self._kept.trim(seqs)
+        return d
+
+    def _hand_over_read(
+        self, d: Decision, summary: Summary, instance: Instance, now_us: int
+    ) -> None:
+        for step in list(instance.open.values()):
+            kept = instance.events.get(step.event_type or "")
+            if not kept:
+                continue
+            if self._kept.holds(kept[0].seq):
+                self._hand_over(d, summary, step, now_us)
+            else:
+                self._read_events(d, summary, kept)
 
     def _hand_over(self, d: Decision, summary: Summary, wait: Step, now_us: int) -> None:
         if summary.lifetime is not None:

@@ -122,7 +122,7 @@ class Running(Waits):
         if summary.rolling_back:
             return
         for step in list(instance.open.values()):
-            if step.kind == WAIT and instance.events.get(step.event_type or ""):
+            if instance.has_event_for(step):
                 self._deliver(d, summary, step, now_us)
             elif step.until_us is not None and step.until_us <= now_us and step.kind != DO:
                 self._come_due(d, summary, step, now_us)
@@ -329,7 +329,8 @@ class Running(Waits):
         if summary.status == RUNNING and due_us - now_us >= SHORT_US:
             self._emit(d, summary, "workflow_waiting", now_us=now_us)
         suspend_us = now_us + self.config.instance_idle_us
-        if due_us <= suspend_us:
+        assert summary.instance is not None
+        if due_us <= suspend_us or any(summary.instance.has_event_for(step) for step in asked):
             return
         may_stay = suspend_us > now_us and len(self._lives) <= LIVE_MAX
         if may_stay and any(step.kind == WAIT for step in asked):

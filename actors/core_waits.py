@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import msgspec
 
 from ..loaders.wire import (
@@ -11,7 +13,8 @@ from ..loaders.wire import (
     Wait,
 )
 from .core_attempts import Attempts
-from .decisions import Decision
+from .decisions import Decision, ReadEvents
+from .kept_events import KeptEvent
 from .lifetime import Lifetime
 from .payloads import (
     Body,
@@ -21,6 +24,7 @@ from .payloads import (
     WaitStarted,
     error_body,
     own_error,
+    size_to_tell,
 )
 from .steps import (
     OPEN,
@@ -31,6 +35,9 @@ from .steps import (
     timeout_error,
 )
 from .summary import Summary
+
+_LOOK_AGAIN_US = 1_000_000
+"""Microseconds between two looks at a wait whose time is up while its event is being read."""
 
 
 class Waits(Attempts):
@@ -106,7 +113,13 @@ class Waits(Attempts):
             self._arm(life, step, step.until_us)
 
     def _come_due(self, d: Decision, summary: Summary, step: Step, now_us: int) -> None:
-        """A sleep ends, or a wait times out."""
+        """A sleep ends, or a wait times out, unless an event came for it that is being read."""
+        instance = summary.instance
+        assert instance is not None
+        if instance.has_event_for(step):
+            if not self._deliver(d, summary, step, now_us) and summary.lifetime is not None:
+                self._arm(summary.lifetime, step, now_us + _LOOK_AGAIN_US)
+            return
         if step.kind == SLEEP:
             self._emit(d, summary, "sleep_completed", now_us=now_us, step=step)
         else:
@@ -116,25 +129,37 @@ class Waits(Attempts):
         self._outcome_of_wait(d, summary, step, now_us)
 
     def _deliver(self, d: Decision, summary: Summary, step: Step, now_us: int) -> bool:
-        """Give an open wait the oldest buffered event of its type, or a mock; False without one."""
+        """Give an open wait the oldest kept event of its type, or a mock. False without one, or
+        where it has to be read first: then it is given by `events_read`."""
         instance = summary.instance
         assert instance is not None
         assert step.event_type is not None
-        buffered = instance.events.get(step.event_type)
         mocks = self.mocks.get(summary.key) if self.mocks else None
         mock = None if mocks is None else mocks.take_event(step.event_type)
         if mock is not None:
             body = WaitCompleted(step.event_type, 0, msgspec.Raw(mock), now_us)
-        elif buffered:
-            event = buffered[0]
-            payload = msgspec.Raw(event.payload)
-            body = WaitCompleted(step.event_type, event.seq, payload, event.received_us)
+        elif kept := instance.events.get(step.event_type):
+            event = kept[0]
+            payload = self._kept.take(event.seq)
+            if payload is None:
+                self._read_events(d, summary, kept)
+                return False
+            size = size_to_tell(payload)
+            raw = msgspec.Raw(payload)
+            body = WaitCompleted(step.event_type, event.seq, raw, event.received_us, size)
         else:
             return False
         self._emit(d, summary, "wait_completed", body, now_us=now_us, step=step)
         d.durable = True
         self._outcome_of_wait(d, summary, step, now_us)
         return True
+
+    def _read_events(self, d: Decision, summary: Summary, kept: deque[KeptEvent]) -> None:
+        events = self._kept.to_read(kept)
+        if events:
+            seqs = tuple(event.seq for event in events)
+            sizes = tuple(event.size for event in events)
+            d.effects.append(ReadEvents(summary.key, seqs, sizes))
 
     def _outcome_of_wait(self, d: Decision, summary: Summary, step: Step, now_us: int) -> None:
         life = summary.lifetime

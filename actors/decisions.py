@@ -47,7 +47,16 @@ class ForgetBlobs(msgspec.Struct, frozen=True, gc=False):
     key: Key
 
 
-Effect: TypeAlias = Send | DropLife | Finished | Changed | ForgetBlobs
+class ReadEvents(msgspec.Struct, frozen=True, gc=False):
+    """Read these kept events of an instance from the log, and tell `TenantCore.events_read`."""
+
+    key: Key
+    seqs: tuple[int, ...]
+    sizes: tuple[int, ...]
+    """Bytes of the payload of each."""
+
+
+Effect: TypeAlias = Send | DropLife | Finished | Changed | ForgetBlobs | ReadEvents
 
 
 class Decision(msgspec.Struct):
@@ -75,6 +84,10 @@ class CoreConfig:
     steps_max: int = 10_000
     waits_max: int = 100_000
     value_bytes_max: int = 64 * 1024 * 1024
+    events_kept_max: int = 10_000
+    events_kept_bytes_max: int = 64 * 1024 * 1024
+    events_kept_tenant_max: int = 200_000
+    events_kept_tenant_bytes_max: int = 1024 * 1024 * 1024
     retention_success_us: int = 30 * 86_400 * 1_000_000
     retention_error_us: int = 30 * 86_400 * 1_000_000
     instance_idle_us: int = 5_000_000

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from ..eventlog.events import Row
 from ..loaders.wire import Error
+from .kept_events import NOTHING_KEPT, KeptEvent
 from .machine import ENDED, PAUSED, after
 from .payloads import (
     AttemptErrored,
@@ -33,6 +34,7 @@ from .payloads import (
     Terminated,
     WaitCompleted,
     WaitStarted,
+    event_size,
     text,
     wire_error,
 )
@@ -41,14 +43,6 @@ from .summary import Summary
 
 TOKENS_MAX = 1_024
 """An instance knows so many of its newest commands when they come again."""
-
-
-class Buffered(NamedTuple):
-    """An event that no wait has consumed."""
-
-    seq: int
-    payload: bytes
-    received_us: int
 
 
 class Instance:
@@ -82,7 +76,8 @@ class Instance:
         """Unfinished steps, in order of start."""
         self.started = 0
         """Starts and ends of steps so far: what steps are numbered by."""
-        self.events: dict[str, deque[Buffered]] = {}
+        self.events: dict[str, deque[KeptEvent]] = {}
+        """Kept events by type, in order; none of a type that has none."""
         self.output: bytes | None = None
         self.outcome_error: Error | None = None
         self.cause: Error | None = None
@@ -103,7 +98,7 @@ class Instance:
         return (
             self.params, self.metadata, self.schedule, self.started,
             [step.facts() for step in self.steps.values()], list(self.open),
-            {name: list(events) for name, events in self.events.items() if events},
+            {name: list(events) for name, events in self.events.items()},
             self.output, self.outcome_error, self.cause, self.terminating, self.undone,
             self.rollback_outcome, self.rollback_error, list(self.tokens),
         )  # fmt: skip
@@ -130,6 +125,10 @@ class Instance:
         step.ended = self.started
         return step
 
+    def has_event_for(self, step: Step) -> bool:
+        """Whether the step is a wait for which an event is kept."""
+        return step.event_type is not None and step.event_type in self.events
+
     def step(self, row: Row) -> Step:
         """The `do` step that this row is about."""
         assert row.step is not None
@@ -146,6 +145,10 @@ def fold(summary: Summary, row: Row, body: Body | None) -> None:
     if handler is not None:
         if summary.instance is not None:
             handler(summary.instance, row, body)
+        if isinstance(body, EventReceived):
+            summary.kept = summary.kept.plus(event_size(body))
+        elif isinstance(body, WaitCompleted) and body.event_seq:
+            summary.kept = summary.kept.minus(event_size(body))
         if isinstance(body, Command) and body.token is not None:
             _note_token(summary, body.token)
         return
@@ -160,6 +163,14 @@ def fold(summary: Summary, row: Row, body: Body | None) -> None:
     if summary.status in ENDED and summary.ended_us == 0:
         summary.ended_us = row.ts
         summary.set("reason", None)
+        _drop_events(summary)
+
+
+def _drop_events(summary: Summary) -> None:
+    """The run is over: no wait of it takes an event any more."""
+    summary.kept = NOTHING_KEPT
+    if summary.instance is not None:
+        summary.instance.events = {}
 
 
 def _note_token(summary: Summary, token: str) -> None:
@@ -232,6 +243,7 @@ def _restarted(summary: Summary, _: Row, body: Body | None) -> None:
     summary.started_us = summary.ended_us = summary.paused_us = 0
     summary.rolling_back = False
     summary.set("reason", None)
+    summary.kept = NOTHING_KEPT
     instance = summary.instance
     if instance is None:
         return
@@ -388,10 +400,12 @@ def _wait_completed(instance: Instance, row: Row, body: Body | None) -> None:
     step = instance.finish(WAIT, row)
     step.outcome = VALUE
     step.value = event_value(body)
-    buffered = instance.events.get(body.event_type)
-    if body.event_seq and buffered:
-        assert buffered[0].seq == body.event_seq, "events of a type are consumed in order"
-        buffered.popleft()
+    kept = instance.events.get(body.event_type)
+    if body.event_seq and kept:
+        assert kept[0].seq == body.event_seq, "events of a type are taken in order"
+        kept.popleft()
+        if not kept:
+            del instance.events[body.event_type]
 
 
 def _wait_timed_out(instance: Instance, row: Row, body: Body | None) -> None:
@@ -400,8 +414,8 @@ def _wait_timed_out(instance: Instance, row: Row, body: Body | None) -> None:
 
 def _event_received(instance: Instance, row: Row, body: Body | None) -> None:
     assert isinstance(body, EventReceived)
-    queue = instance.events.setdefault(body.event_type, deque())
-    queue.append(Buffered(row.seq, bytes(body.payload), row.ts))
+    kept = instance.events.setdefault(body.event_type, deque())
+    kept.append(KeptEvent(row.seq, event_size(body), row.ts))
 
 
 def _undo_started(instance: Instance, row: Row, body: Body | None) -> None:

@@ -156,19 +156,21 @@ class WaitStarted(Body):
 
 
 class WaitCompleted(Body):
-    """wait_completed."""
+    """wait_completed. `size`: as in event_received."""
 
     event_type: str
     event_seq: int
     payload: Raw
     received_us: int
+    size: int = 0
 
 
 class EventReceived(Command):
-    """event_received."""
+    """event_received. `size`: bytes of the payload, where it may lie in a blob."""
 
     event_type: str
     payload: Raw
+    size: int = 0
 
 
 class RollbackStarted(Command):
@@ -252,6 +254,26 @@ def decode(row: Row) -> Body | None:
     if decoder is None or row.payload is None:
         return None
     return decoder.decode(row.payload)
+
+
+SIZED_ABOVE = INLINE_MAX // 2
+"""Bytes of a payload above which its event says its size: the payload may lie in a blob."""
+
+
+def size_to_tell(payload: bytes) -> int:
+    """`size` of the rows of an event with this payload."""
+    return len(payload) if len(payload) > SIZED_ABOVE else 0
+
+
+def event_size(body: EventReceived | WaitCompleted) -> int:
+    """Bytes of the event's payload, wherever that lies."""
+    return body.size or len(bytes(body.payload))
+
+
+def event_payload(body: EventReceived) -> bytes | None:
+    """The event's payload, or None where it does not lie in the row."""
+    payload = bytes(body.payload)
+    return payload if body.size in (0, len(payload)) else None
 
 
 def text(raw: Raw) -> bytes | None:

@@ -267,11 +267,16 @@ def is_secret(row: Row) -> bool:
     return row.blob is not None and len(row.blob) <= _SECRET_NAME_MAX
 
 
-async def whole(log: Sink, rows: Sequence[Row], *, secrets: bool) -> list[Row]:
-    """The rows with the payloads that lie in blobs; sensitive ones only where asked for."""
+async def whole(
+    log: Sink, rows: Sequence[Row], *, secrets: bool, has_events: bool = True
+) -> list[Row]:
+    """The rows with the payloads that lie in blobs; sensitive ones only where asked for, those of
+    events (event_received) unless they are not."""
     return [
         row
-        if row.blob is None or (is_secret(row) and not secrets)
+        if row.blob is None
+        or (is_secret(row) and not secrets)
+        or (row.type == "event_received" and not has_events)
         else msgspec.structs.replace(row, payload=await log.get_blob(row.blob))
         for row in rows
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .kept_events import NOTHING_KEPT, Kept
 from .machine import ENDED, NONE, RUNNING, WAITING
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Summary:
         "ended_us",
         "extra",
         "instance",
+        "kept",
         "key",
         "lifetime",
         "paused_us",
@@ -51,6 +53,8 @@ class Summary:
         self.paused_us = 0
         self.code_hash: str | None = None
         self.rolling_back = False
+        self.kept: Kept = NOTHING_KEPT
+        """Events that no wait has taken."""
         self.token: str | None = None
         """Of the create that made it."""
         self.extra: dict[str, Any] | None = None

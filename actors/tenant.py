@@ -25,7 +25,8 @@ from .code_cache import CodeCache
 from .codes import CodeSource
 from .config import PlatformConfig
 from .core import TenantCore
-from .decisions import DropLife, Finished, ForgetBlobs, Key, Send
+from .decisions import DropLife, Finished, ForgetBlobs, Key, ReadEvents, Send
+from .event_reader import EventReader
 from .guest_calls import GuestCalls
 from .heft import Heft
 from .host import Host
@@ -74,6 +75,7 @@ class Tenant(TenantGuests):
         self._pump = Pump(
             log, ids, before=self._start_runnable, landed=self._landed, failed=self._fail
         )
+        self._event_reader = EventReader(log, read=self._events_read, failed=self._fail)
         self._lives: dict[int, Host] = {}
         self._results = Waiters()
         self._changes = Waiters()
@@ -153,6 +155,7 @@ class Tenant(TenantGuests):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._event_reader.close()
         await self._upkeep.finish()
         await self._pump.close()
         await self._hosts.close()
@@ -170,6 +173,7 @@ class Tenant(TenantGuests):
             and self._pump.is_idle
             and not self._calls
             and not self._tasks
+            and self._event_reader.is_idle
             and self._upkeep.is_resting
             and not self._loads
             and not self._lives
@@ -240,6 +244,8 @@ class Tenant(TenantGuests):
                     host.drop(effect.life)
                     frame = wire.pack(wire.Drop(), life=effect.life)
                     frames.setdefault(host, []).append(frame)
+            elif type(effect) is ReadEvents:
+                self._event_reader.ask(effect)
             else:
                 self._changed(effect)
         for host, out in frames.items():
@@ -254,6 +260,12 @@ class Tenant(TenantGuests):
             self._evict()
         if rows:
             self._upkeep.go_on()
+
+    def _events_read(self, key: Key, seqs: tuple[int, ...], payloads: dict[int, bytes]) -> None:
+        if self.is_over:
+            return
+        now_us = self._clock.now_us()
+        self._pump.take(self.core.events_read(key, seqs, payloads, now_us=now_us))
 
     def _changed(self, effect: Any) -> None:
         self._changes.wake(effect.key)

@@ -153,7 +153,8 @@ class TenantStarts(TenantCalls):
                 raise not_found(self.tenant_id, key[1])
             if self.core.is_loaded(key):
                 return
-            rows = await whole(self._log, await self._log.history(*key), secrets=True)
+            rows = await self._log.lean_history(*key)
+            rows = await whole(self._log, rows, secrets=True, has_events=False)
             if self.core.exists(key) and not self.core.is_loaded(key):
                 self.core.load(key, rows)
                 self._heft.drop(key)

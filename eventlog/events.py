@@ -48,9 +48,10 @@ Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name"
     sleep_started        until_us, duration_ms, at?
     sleep_completed      -
     wait_started         event_type, until_us, timeout_ms, at?
-    wait_completed       event_type, event_seq (0: a mock), payload, received_us
+    wait_completed       event_type, event_seq (0: a mock), payload, received_us, size? (bytes of
+                         the payload, where it may lie in a blob)
     wait_timed_out       error
-    event_received       event_type, payload, token?
+    event_received       event_type, payload, token?, size? (as in wait_completed)
     rollback_started     error, total, terminate? (true: asked for by terminate), token?
     rollback_step_*, rollback_attempt_*     as step_*, attempt_*; step and count of the forward step
     rollback_completed   total, completed

@@ -7,6 +7,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from .events import Row
+from .lean import lean
 
 if TYPE_CHECKING:
     from .log import EventLog
@@ -18,8 +19,10 @@ Key = tuple[str, str]
 class Histories:
     """Answers questions for histories; those that come while it reads share the next reading."""
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, log: EventLog, *, is_lean: bool = False) -> None:
+        """`is_lean`: without the payloads of events, which are dropped as they are read."""
         self._log = log
+        self._trim = lean if is_lean else None
         self._wanted: dict[Key, list[asyncio.Future[list[Row]]]] = {}
         self._answering: asyncio.Task[None] | None = None
 
@@ -58,11 +61,11 @@ class Histories:
             manifest = log.manifest
             while log.tail.wants_index():
                 await asyncio.to_thread(log.tail.index_some)
-            found = await asyncio.to_thread(log.tail.histories, keys)
+            found = await asyncio.to_thread(log.tail.histories, keys, self._trim)
         if manifest.rows:
             from .segment import read_instances  # not before there are segments
 
-            sealed = await read_instances(log.store, manifest.segments, keys)
+            sealed = await read_instances(log.store, manifest.segments, keys, self._trim)
             return {key: sealed[key] + found[key] for key in keys}
         return found
 

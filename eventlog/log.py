@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,7 @@ _logger = logging.getLogger("dynamic_workflows.log")
 OPEN_TRIES_MAX = 50
 ROWS_AT_ONCE = 10_000
 BLOCKS_AT_ONCE = 64
+BLOCK_BYTES_AT_ONCE = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class EventLog:
         self._sealing = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
         self._histories = Histories(self)
+        self._lean_histories = Histories(self, is_lean=True)
         self._wal: LocalWal | ObjectWal
 
     # -- opening -----------------------------------------------------------------------------
@@ -354,8 +356,7 @@ class EventLog:
 
             async for batch in read_rows(self.store, manifest.segments, after=after):
                 yield batch
-        for start in range(0, len(blocks), BLOCKS_AT_ONCE):
-            some = blocks[start : start + BLOCKS_AT_ONCE]
+        for some in _portions(blocks):
             batch = await asyncio.to_thread(self.decode, some, after)
             for first in range(0, len(batch), ROWS_AT_ONCE):
                 yield batch[first : first + ROWS_AT_ONCE]
@@ -372,6 +373,10 @@ class EventLog:
         answered together by the next reading, so a thousand cost little more than one.
         """
         return await self._histories.of(workflow, instance_id)
+
+    async def lean_history(self, workflow: str, instance_id: str) -> list[Row]:
+        """As `history`, but large payloads of event_received rows are null, beside their `size`."""
+        return await self._lean_histories.of(workflow, instance_id)
 
     async def written(self) -> None:
         """Return when everything appended so far can be read back."""
@@ -512,6 +517,20 @@ async def load_upkeep() -> Any:
     longer to import than a log takes to open. In a thread: appends go on meanwhile."""
     name = f"{__package__}.upkeep"
     return sys.modules.get(name) or await asyncio.to_thread(importlib.import_module, name)
+
+
+def _portions(blocks: list[TailBlock]) -> Iterator[list[TailBlock]]:
+    """The blocks in portions that can be decoded at once: few, and not many bytes."""
+    some: list[TailBlock] = []
+    size = 0
+    for block in blocks:
+        size += block.length
+        if some and (size > BLOCK_BYTES_AT_ONCE or len(some) == BLOCKS_AT_ONCE):
+            yield some
+            some, size = [], block.length
+        some.append(block)
+    if some:
+        yield some
 
 
 def _last_of(row: Row) -> int:

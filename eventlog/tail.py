@@ -107,8 +107,12 @@ class Tail:
                     found.append(position)
             self._indexed = position + 1
 
-    def histories(self, keys: set[tuple[str, str]]) -> dict[tuple[str, str], list[Row]]:
-        """The unfolded rows of some instances, by (workflow, instance). May read the disk."""
+    def histories(
+        self, keys: set[tuple[str, str]], trim: Callable[[Row], Row] | None = None
+    ) -> dict[tuple[str, str], list[Row]]:
+        """The unfolded rows of some instances, by (workflow, instance), each as `trim` leaves it.
+
+        May read the disk."""
         # Blocks that were appended since the caller looked are indexed here: there are few.
         while self.wants_index():
             self.index_some()
@@ -117,7 +121,7 @@ class Tail:
             for row in self.rows(self._blocks[position]):
                 rows = found.get((row.workflow, row.instance_id))
                 if rows is not None:
-                    rows += unfold(row)
+                    rows += unfold(row if trim is None else trim(row))
         return found
 
     def __iter__(self) -> Iterator[TailBlock]:

@@ -22,6 +22,7 @@ from dynamic_workflows.actors.decisions import (
     DropLife,
     Effect,
     Key,
+    ReadEvents,
     Send,
 )
 from dynamic_workflows.eventlog.events import Row, unfold
@@ -318,6 +319,8 @@ class World:
         self.checks = True
         self.seed = 0
         self.core = self._core()
+        self.reads: list[ReadEvents] = []
+        """What the core wants to be read."""
         self.guests: dict[int, Guest] = {}
         self.secrets: dict[int, bytes] = {}
         self.crash_at_every_step = False
@@ -344,6 +347,8 @@ class World:
                     self.guests[life].receive(message)
                 case DropLife(life):
                     self.guests.pop(life, None)
+                case ReadEvents():
+                    self.reads.append(effect)
         if self.checks:
             self.check()
         return decision.answer
@@ -400,11 +405,21 @@ class World:
                 return True
         return False
 
+    def read(self) -> bool:
+        """Answer the oldest reading of kept events."""
+        if not self.reads:
+            return False
+        wanted = self.reads.pop(0)
+        rows = {row.seq: row for row in self.rows}
+        found = {seq: json.dumps(payload(rows[seq])["payload"]).encode() for seq in wanted.seqs}
+        self.take(self.core.events_read(wanted.key, wanted.seqs, found, now_us=self.now))
+        return True
+
     def pump(self) -> None:
         """Until nothing moves without time."""
         moved = True
         while moved:
-            moved = self.start_runnable() or self.deliver()
+            moved = self.start_runnable() or self.deliver() or self.read()
             due_us = self.core.next_due_us()
             if due_us is not None and due_us <= self.now:
                 self.take(self.core.due(self.now))
@@ -439,6 +454,7 @@ class World:
     def crash(self, *, unfolded: bool = False) -> None:
         """Lose everything but the log, and open again."""
         self.guests.clear()
+        self.reads.clear()
         mocks = self.core.mocks
         self.core = self.replayed(unfolded=unfolded)
         self.core.mocks = mocks
