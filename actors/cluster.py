@@ -1,4 +1,4 @@
-"""Cluster: the one door to Ray. Plain classes become actors here, and nothing else happens.
+"""Cluster: actors on Ray. Plain classes become actors here, and nothing else happens.
 
 Every actor is named, detached and restarted by Ray when its process dies; it finds its state again
 in its log.
@@ -40,7 +40,6 @@ Measured: 68 MiB of its own, and 4 MiB for its zygote and for each of its isolat
 SUPERVISOR_MEMORY = 100 * MIB
 CALLS_AT_ONCE_MAX = 10_000
 _OPEN_AGAIN_S = 0.5
-OBJECT_STORE = 256 * MIB
 
 
 class RayPeer:
@@ -421,58 +420,8 @@ def _die_with_parent() -> None:
     asyncio.get_running_loop().add_reader(watched, os._exit, 1)
 
 
-# --- this process's connection
-
-
-def is_connected() -> bool:
-    """Whether this process is connected to some Ray, by us or by somebody else."""
-    return bool(ray.is_initialized())
-
-
-def connect(address: str | None, *, folder: str | None, has_dashboard: bool) -> None:
-    """Join the Ray at an address, or start one in the folder. Blocks for some seconds."""
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is not None:
-        ray.init(address=address, **options)
-        return
-    ray.init(
-        address="local",
-        include_dashboard=has_dashboard,
-        object_store_memory=OBJECT_STORE,
-        _temp_dir=folder,
-        _system_config=_system_config(),
-        **options,
-    )
-    _quieten()
-
-
-def _system_config() -> dict[str, Any]:
-    """Ray starts its workers with a niceness of 15: on a busy machine they would hardly ever run.
-
-    Here they are what serves the program. Whoever wants it otherwise sets RAY_worker_niceness.
-    """
-    return {} if "RAY_worker_niceness" in os.environ else {"worker_niceness": 0}
-
-
 def tenants_max() -> int | None:
     """How many tenant actors Ray places at once with what it has now; None where it is unknown."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     memory = resources.get("memory", 0.0)
     return max(1, int((memory - 2 * SUPERVISOR_MEMORY) // TENANT_MEMORY)) if memory else None
-
-
-def disconnect() -> None:
-    """Leave Ray; one that was started here ends. Blocks for about a second."""
-    ray.shutdown()
-
-
-def _quieten() -> None:
-    """Send Ray's messages about workers that died to the log, not to the driver's terminal."""
-    from ray._private import worker
-
-    def to_log(data: dict[str, Any], ignore_prefix: bool = False) -> None:
-        for line in data.get("lines", ()):
-            _log.info("ray: %s", line)
-
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = to_log

@@ -118,7 +118,7 @@ class PlatformConfig(BaseModel):
     client_timeout_seconds: float = Field(default=30.0, gt=0)
     """Seconds that a call goes on through restarts of actors before `platform.unavailable`."""
     dashboard: bool = False
-    """Whether an embedded Ray starts its dashboard."""
+    """Whether an embedded Ray starts its dashboard, its agents and its metrics, on 127.0.0.1."""
     resources: dict[str, float] = {}
     """Extra Ray resources that each tenant actor asks for, by name."""
 

@@ -16,7 +16,7 @@ from ..eventlog.errors import InvalidError, PlatformClosed, WorkflowsError
 from ..eventlog.ids import SystemIds
 from ..eventlog.store import open_store, probe, root_of
 from . import cluster as door
-from . import pickles
+from . import pickles, ray_connection
 from .client import TenantClient
 from .config import PlatformConfig
 from .embedded import RayThread
@@ -97,6 +97,7 @@ class Cluster:
             cluster = cls(setup, session)
             try:
                 await cluster._start_actors(is_visitor=load is None and app is None)
+                await session.warn_of_listeners()
             except BaseException:
                 session.release(setup.prefix)
                 raise
@@ -165,6 +166,14 @@ def _fitting(config: PlatformConfig) -> PlatformConfig:
     return config.model_copy(update={"tenants_resident_max": limit})
 
 
+def _connect(address: str | None, folder: str | None, config: PlatformConfig) -> None:
+    if address is not None:
+        ray_connection.join(address)
+    else:
+        assert folder is not None
+        ray_connection.start(folder, has_dashboard=config.dashboard)
+
+
 class _Session:
     """This process's connection to Ray; shared by its platforms."""
 
@@ -186,7 +195,7 @@ class _Session:
         # Two platforms that are entered together share what the first of them starts.
         while cls._connecting is not None:
             await asyncio.wait({cls._connecting})
-        if cls._current is None or not door.is_connected():
+        if cls._current is None or not ray_connection.is_connected():
             connecting = asyncio.ensure_future(cls._connect(address, config))
             cls._connecting = connecting
             try:
@@ -198,16 +207,21 @@ class _Session:
 
     @classmethod
     async def _connect(cls, address: str | None, config: PlatformConfig) -> _Session:
-        if door.is_connected():
+        if ray_connection.is_connected():
             return cls(is_elsewhere=True, is_embedded=address is None)
         session = cls(is_elsewhere=address is not None, is_embedded=address is None)
         session._ray = RayThread(
-            lambda folder: door.connect(address, folder=folder, has_dashboard=config.dashboard),
-            door.disconnect,
+            lambda folder: _connect(address, folder, config),
+            ray_connection.disconnect,
             has_folder=address is None,
         )
         await session._ray.start()
         return session
+
+    async def warn_of_listeners(self) -> None:
+        """Log what of an embedded Ray can be reached over the network."""
+        if self._ray is not None:
+            await asyncio.to_thread(self._ray.warn_of_listeners)
 
     def use(self, prefix: str) -> None:
         """One more driver of a platform."""

@@ -1,31 +1,25 @@
 """Embedded: a Ray that belongs to the driver's process, and ends with it, however it ends.
 
-The processes of a Ray die with the thread that started them, so it gets a thread that stays. A
-driver that is killed leaves some of them behind all the same: a reaper, a small program beside the
-driver, ends those and removes the cluster's folder.
+The processes of a Ray die with the thread that started them, so it gets a thread that stays. It
+lives in a folder that nobody else can enter, behind a token that nobody else can read, on the
+loopback address. A driver that is killed leaves processes behind all the same: a reaper, a small
+program beside the driver, ends those and removes the folder.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import select
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable
 
 from ..eventlog.errors import Unavailable
-from . import reaper
+from . import listening, reaper
+from .ray_token import RayToken
+from .runtime_folder import RuntimeFolder
 
-# Sockets lie in the folder, and their names may have no more than 107 characters.
-_FOLDER_CHARACTERS_MAX = 40
-_REAPER_S = 30.0
-_HINT = (
-    ". Where the cluster asks for a token (Ray does so by itself where ~/.ray/auth_token exists),"
-    " set RAY_AUTH_MODE=token before this program imports Ray"
-)
+_log = logging.getLogger("dynamic_workflows.cluster")
 
 
 class RayThread:
@@ -42,7 +36,8 @@ class RayThread:
         self._connect = connect
         self._disconnect = disconnect
         self._has_folder = has_folder
-        self._reaper: subprocess.Popen[bytes] | None = None
+        self._folder: RuntimeFolder | None = None
+        self._token: RayToken | None = None
         self._stop = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._told: asyncio.Future[None]
@@ -60,6 +55,19 @@ class RayThread:
         self._stop.set()
         await self._told
 
+    def warn_of_listeners(self) -> None:
+        """Log in one line which of the cluster's processes others can reach over the network."""
+        if self._folder is None:
+            return
+        pids = [os.getpid(), *reaper.members(str(self._folder.path), spared=os.getpid())]
+        open_ones = listening.beyond_loopback(pids)
+        if open_ones:
+            _log.warning(
+                "%s: close these ports in the host's firewall, or run the platform in a network"
+                " namespace of its own; Ray asks for the platform's token there",
+                "; ".join(str(one) for one in open_ones),
+            )
+
     def _listen(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._told = self._loop.create_future()
@@ -73,38 +81,29 @@ class RayThread:
 
     def _run(self) -> None:
         try:
-            self._connect(self._make_folder() if self._has_folder else None)
+            self._connect(self._prepare() if self._has_folder else None)
         except Exception as error:
-            self._disconnect()
-            self._reap()
-            hint = "" if self._has_folder else _HINT
-            self._tell(Unavailable(f"Ray cannot be started or reached: {error}{hint}"))
+            self._leave()
+            if not isinstance(error, Unavailable):
+                what = "started" if self._has_folder else "reached"
+                error = Unavailable(f"Ray cannot be {what}: {error}")
+            self._tell(error)
             return
         self._tell()
         self._stop.wait()
-        self._disconnect()
-        self._reap()
+        self._leave()
         self._tell()
 
-    def _make_folder(self) -> str:
-        folder = tempfile.mkdtemp(prefix="dw-", dir=_short_temp())
-        self._reaper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(reaper.__file__), folder, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self._reaper.wait()  # it goes on as nobody's child
-        return folder
+    def _prepare(self) -> str:
+        self._folder = RuntimeFolder()
+        self._token = RayToken(self._folder.token)
+        self._token.enter()
+        return self._folder.ray
 
-    def _reap(self) -> None:
-        if self._reaper is not None:
-            assert self._reaper.stdin is not None
-            assert self._reaper.stdout is not None
-            self._reaper.stdin.close()
-            select.select([self._reaper.stdout], [], [], _REAPER_S)
-            self._reaper.stdout.close()
-
-
-def _short_temp() -> str:
-    temporary = tempfile.gettempdir()
-    return temporary if len(temporary) <= _FOLDER_CHARACTERS_MAX else "/tmp"
+    def _leave(self) -> None:
+        # Ray has the token in memory until it has disconnected; then it looks at the environment.
+        if self._token is not None:
+            self._token.leave()
+        self._disconnect()
+        if self._folder is not None:
+            self._folder.remove()

@@ -2,16 +2,23 @@
 
 Run as a program of its own: `reaper.py <folder> <driver's pid>`. It waits for the end of its
 standard input, that is of the driver, then kills every process that has a file of the cluster's
-folder open (each of them writes its logs there), and removes the folder.
+folder open (each of them writes its logs there), and removes the folder. Before that it does the
+same for folders beside it whose driver and reaper are both gone: nobody holds their lock.
 """
 
+import fcntl
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 
+PREFIX = "dw-"
+"""So the folders are called."""
+LOCK = "lock"
+"""The file in each that its driver and its reaper keep locked."""
 _LOOKS_MAX = 100
 _REST_S = 0.1
 
@@ -71,6 +78,35 @@ def reap(folder: str, *, spared: int) -> None:
         time.sleep(_REST_S)
 
 
+def sweep(beside: str) -> None:
+    """Reap the folders of this user in which neither a driver nor a reaper is left."""
+    place = os.path.dirname(beside)
+    for name in os.listdir(place):
+        folder = os.path.join(place, name)
+        if name.startswith(PREFIX) and folder != beside and _is_left_over(folder):
+            reap(folder, spared=0)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left_over(folder: str) -> bool:
+    """Whether it is a folder of ours, closed to others, whose lock is free."""
+    try:
+        found = os.lstat(folder)
+        # Who could write there could have put the lock there.
+        if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.getuid():
+            return False
+        lock = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
 def main() -> None:
     """Wait for the driver's end, then clean up; the end of standard output says that it is done."""
     _, folder, driver = sys.argv
@@ -80,6 +116,10 @@ def main() -> None:
     os.setsid()
     # Ctrl-C in a terminal reaches every process of the group; the driver decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        sweep(folder)
+    except OSError:
+        pass  # who cleans up after others must not miss its own driver's end
     while sys.stdin.buffer.read(1):
         pass
     reap(folder, spared=int(driver))

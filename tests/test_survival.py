@@ -187,7 +187,7 @@ def _folders(pid: int) -> set[str]:
         links = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
     except OSError:
         return set()
-    return {str(Path(link).parents[-4]) for link in links if "/dw-" in link and "/session_" in link}
+    return {str(Path(link).parents[-3]) for link in links if "/dw-" in link and "/session_" in link}
 
 
 def _start(code: str) -> subprocess.Popen[bytes]:
