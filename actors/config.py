@@ -45,6 +45,7 @@ class TenantLimits(BaseModel):
     turn_cpu_seconds: float | None = Field(default=None, gt=0)
     turn_wall_seconds: float | None = Field(default=None, gt=0)
     value_bytes_max: int | None = Field(default=None, ge=1, le=64 * MIB)
+    state_bytes_max: int | None = Field(default=None, ge=64 * 1024)
     events_kept_max: int | None = Field(default=None, ge=0)
     events_kept_bytes_max: int | None = Field(default=None, ge=0)
     events_kept_tenant_max: int | None = Field(default=None, ge=0)
@@ -81,6 +82,10 @@ class PlatformConfig(BaseModel):
     """
     value_bytes_max: int = Field(default=64 * MIB, ge=1, le=64 * MIB)
     """Bytes of one encoded value: params, payload, result, output."""
+    state_bytes_max: int = Field(default=120 * MIB, ge=64 * 1024)
+    """Bytes that one run of an instance may hold: its params, results, events and errors, and 1,000
+    for each step. What is more fails its step with `limit.exceeded`. A replay is one message, so
+    more than `bytes_in_flight_max` is of no use."""
     events_kept_max: int = Field(default=10_000, ge=0)
     """Events that one instance keeps, sent to it and not yet taken by a wait; above it the sender
     gets `limit.exceeded`."""
@@ -225,6 +230,7 @@ class PlatformConfig(BaseModel):
             steps_max=mine.steps_max,
             waits_max=mine.waits_max,
             value_bytes_max=mine.value_bytes_max,
+            state_bytes_max=mine.state_bytes_max,
             events_kept_max=mine.events_kept_max,
             events_kept_bytes_max=mine.events_kept_bytes_max,
             events_kept_tenant_max=mine.events_kept_tenant_max,

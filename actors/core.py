@@ -61,7 +61,7 @@ class TenantCore(Schedules):
         elif summary.instance is None:
             summary.set("wake_us", None)  # It has moved on, unseen: `recover` will wake it.
         elif summary.status in ENDED:
-            _unload_in_replay(summary)
+            self._unload_in_replay(summary)
         elif row.blob is not None and row.type != "event_received":
             summary.instance.is_partial = True
         elif row.type == "workflow_waiting":
@@ -78,8 +78,14 @@ class TenantCore(Schedules):
         self._replayed_sleepers += 1
         if self._replayed_sleepers > _SLEEPERS_LOADED_MAX:
             wake_us = self._wake_us(summary)
-            _unload_in_replay(summary)
+            self._unload_in_replay(summary)
             summary.set("wake_us", wake_us)
+
+    def _unload_in_replay(self, summary: Summary) -> None:
+        """Keep of it what rows that follow may build on."""
+        assert summary.instance is not None
+        summary.set("tokens", summary.instance.tokens or None)
+        self._unload(summary)
 
     def recover(self, now_us: int) -> Decision:
         """After the replay: close attempts that were in flight, and give everything open its wake
@@ -90,7 +96,7 @@ class TenantCore(Schedules):
             if summary.instance is not None:
                 self._lose_attempts(d, summary, lost, now_us)
                 if summary.instance.is_partial:
-                    summary.instance = None
+                    self._unload(summary)
             summary.set("tokens", None)  # Who loads it finds them in its history.
             if summary.status == PAUSING:
                 self._emit(d, summary, "workflow_paused", now_us=now_us)
@@ -204,9 +210,11 @@ class TenantCore(Schedules):
         if said != (summary.status, summary.run, summary.created_us):
             return False
         summary.instance = copy.instance
+        self.loaded_bytes += summary.weight
         summary.set("tokens", None)
-        if summary.lifetime is None and summary.queue == NOT_QUEUED:
-            self._resting[key] = summary
+        if summary.lifetime is None:
+            resting = summary.queue == NOT_QUEUED
+            (self._resting if resting else self._loaded_queued)[key] = summary
         return True
 
     def evictable(self) -> Iterator[Key]:
@@ -218,7 +226,39 @@ class TenantCore(Schedules):
         """Keep the summary only; no-op for an instance that is under way."""
         summary = self._directory.get(key)
         if summary is not None and self._resting.pop(key, None) is not None:
-            summary.instance = None
+            self._unload(summary)
+
+    def queued_last(self) -> Iterator[Key]:
+        """Loaded instances that wait for a slot, the last first. Take what is wanted out of it
+        before putting one away."""
+        return reversed(self._loaded_queued)
+
+    def put_away(self, key: Key) -> None:
+        """Keep the summary only of one that waits for a slot; no-op for any other."""
+        summary = self._loaded_queued.get(key)
+        if summary is not None:
+            self._unload(summary)
+
+    def was_heavy(self, key: Key) -> bool:
+        """Whether the instance took much memory when it was last loaded."""
+        return self._find(key).was_heavy
+
+    def relieve(self, bytes_max: int, *, now_us: int) -> Decision:
+        """End lifetimes of instances that take more than the average, the youngest first, until
+        those that are left take no more than `bytes_max`. The oldest goes on; the others go on
+        when they are started again, and what they had in flight is tried again."""
+        d = Decision()
+        oldest_first = builtins.list(self._lives.values())
+        held = sum(life.summary.weight for life in oldest_first)
+        average = held // max(len(oldest_first), 1)
+        for life in reversed(oldest_first[1:]):
+            if held <= bytes_max:
+                break
+            summary = life.summary
+            if summary.weight >= average and summary.lifetime is life:
+                held -= summary.weight
+                self._interrupt(d, summary, "the tenant's memory is full", now_us, exempt=True)
+        return d
 
     def open_count(self) -> int:
         """Instances whose run has not ended."""
@@ -303,6 +343,9 @@ class TenantCore(Schedules):
         """Every open instance has a live wake source or a reason; returns what breaks that."""
         found = []
         busy = self._slots_taken()
+        loaded = sum(summary.weight for summary in self._directory)
+        if loaded != self.loaded_bytes:
+            found.append(f"{self.loaded_bytes} bytes are counted and {loaded} are loaded")
         if busy != self._busy:
             found.append(f"{self._busy} slots are counted and {busy} are taken")
         for summary in self._directory:
@@ -325,13 +368,6 @@ class TenantCore(Schedules):
     def facts(self) -> dict[Key, tuple[object, ...]]:
         """Everything that the log decides, for comparing a live core with a replayed one."""
         return {summary.key: _facts(summary) for summary in self._directory}
-
-
-def _unload_in_replay(summary: Summary) -> None:
-    """Keep of it what rows that follow may build on."""
-    assert summary.instance is not None
-    summary.set("tokens", summary.instance.tokens or None)
-    summary.instance = None
 
 
 def _facts(summary: Summary) -> tuple[object, ...]:

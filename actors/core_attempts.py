@@ -77,6 +77,14 @@ class Attempts(Rests):
 
     def _complete(self, d: Decision, life: Lifetime, step: Step, value: bytes, now_us: int) -> None:
         summary = life.summary
+        error = self._state_error(summary, len(value))
+        if error is not None:
+            # The guest has handed the value on: it is replayed, with the error in its place.
+            life.running -= 1
+            self._disarm(step)
+            self._give_up(d, summary, step, error, now_us)
+            self._interrupt(d, summary, error.message, now_us, exempt=True)
+            return
         life.running -= 1
         self._disarm(step)
         body = Completed(msgspec.Raw(value))

@@ -17,6 +17,7 @@ from ..eventlog.ids import Ids
 from .admission import Bucket, Queues
 from .decisions import Changed, CoreConfig, Decision, DropLife, Key, Send
 from .directory import Directory
+from .heft import HEAVY_BYTES
 from .instance import Instance, fold
 from .kept_events import NOTHING_KEPT, KeptEvents
 from .lifetime import Lifetime
@@ -63,6 +64,10 @@ class CoreBase:
         self._bucket = Bucket(config.creates_per_second_max, config.creates_burst_max)
         self._resting: OrderedDict[Key, Summary] = OrderedDict()
         """Loaded instances that nothing will happen to soon: they may be evicted."""
+        self._loaded_queued: OrderedDict[Key, Summary] = OrderedDict()
+        """Loaded instances that wait for a slot, in the order in which they came."""
+        self.loaded_bytes = 0
+        """What the loaded instances take in memory, roughly."""
         self._kept = KeptEvents(tenant_id, config)
         self._load_failures: dict[Key, tuple[str, str]] = {}
         self._deletions: dict[tuple[str, Key], None] = {}
@@ -110,8 +115,9 @@ class CoreBase:
         return row
 
     def _take_in(self, summary: Summary, row: Row, body: Body | None, d: Decision | None) -> None:
-        before, kept = summary.status, summary.kept
+        before, kept, weight = summary.status, summary.kept, summary.weight
         fold(summary, row, body)
+        self.loaded_bytes += summary.weight - weight
         now = summary.status
         if now == NONE:
             summary.kept = NOTHING_KEPT
@@ -168,6 +174,7 @@ class CoreBase:
         self._cancel_timer(summary)
         self._queues.remove(summary)
         self._resting.pop(summary.key, None)
+        self._loaded_queued.pop(summary.key, None)
         return life
 
     def _end_life(self, d: Decision, summary: Summary) -> None:
@@ -223,12 +230,15 @@ class CoreBase:
                 return
             summary.timer = self._timers.arm(due_us, WAKE, summary)
         self._queues.remove(summary)
+        self._loaded_queued.pop(summary.key, None)
         if summary.instance is not None:
             self._resting[summary.key] = summary
 
     def _enqueue(self, summary: Summary, queue: int) -> None:
         self._cancel_timer(summary)
         self._resting.pop(summary.key, None)
+        if summary.instance is not None:
+            self._loaded_queued[summary.key] = summary
         self._queues.add(summary, queue)
 
     def _wake_us(self, summary: Summary) -> int:
@@ -262,4 +272,11 @@ class CoreBase:
         self._resting.pop(summary.key, None)
         self._load_failures.pop(summary.key, None)
         self.mocks.forget(summary.key)
+        self._unload(summary)
+
+    def _unload(self, summary: Summary) -> None:
+        """Keep the summary only."""
+        self.loaded_bytes -= summary.weight
+        self._loaded_queued.pop(summary.key, None)
+        summary.was_heavy = summary.weight > HEAVY_BYTES
         summary.instance = None

@@ -201,7 +201,7 @@ class Commands(Rollbacks):
                 "restart it first, or send the event to another",
                 code="instance.finished",
             )
-        if not self._would_be_taken(summary, event_type, now_us):
+        if not self._would_be_taken(summary, event_type, len(payload), now_us):
             self._kept.check(key, summary.kept, len(payload))
         d = Decision(durable=True)
         if summary.may_wake and summary.lifetime is None:
@@ -219,11 +219,13 @@ class Commands(Rollbacks):
         self._kept.trim((row.seq,))
         return d
 
-    def _would_be_taken(self, summary: Summary, event_type: str, now_us: int) -> bool:
+    def _would_be_taken(self, summary: Summary, event_type: str, size: int, now_us: int) -> bool:
         """Whether a wait takes an event of this type in the moment in which it comes."""
         instance = summary.instance
         assert instance is not None
         if not summary.may_wake or summary.rolling_back or event_type in instance.events:
+            return False
+        if summary.weight + size > self.config.state_bytes_max:
             return False
         return any(
             step.event_type == event_type

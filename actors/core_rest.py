@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ..loaders.wire import (
-    Answer,
-)
+from ..eventlog import codec
+from ..loaders.wire import Answer, Error
 from .core_base import CoreBase
 from .decisions import Decision
 from .lifetime import Lifetime
@@ -18,6 +17,19 @@ from .summary import WOKEN, Summary
 
 class Rests(CoreBase):
     """The moves of a lifetime between work and rest."""
+
+    def _state_error(self, summary: Summary, size: int) -> Error | None:
+        """Why the run may not hold `size` bytes more, or None where it may."""
+        most = self.config.state_bytes_max
+        if summary.weight + size <= most:
+            return None
+        text = (
+            f"the run may hold {most:,} bytes (state_bytes_max), and would hold "
+            f"{summary.weight + size:,}: keep large values elsewhere, or split the work over "
+            "several instances"
+        )
+        args = codec.encode([text, "limit.exceeded", {"limit": "state_bytes_max"}])
+        return Error("LimitExceededError", text, "dynamic_workflows", args, fatal=True)
 
     def _bind(self, life: Lifetime, step: Step, token: int) -> None:
         step.token = token

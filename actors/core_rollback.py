@@ -32,6 +32,9 @@ DEFAULT_CONFIG = (
 )
 
 
+_SMALL_OUTPUT_BYTES = 64 * 1024
+
+
 def eligible(instance: Instance) -> list[Step]:
     """The steps that a rollback undoes, in order of start."""
     return [step for step in instance.steps.values() if step.kind == DO and step.has_rollback]
@@ -50,7 +53,14 @@ class Rollbacks(Running):
             life.ended = True
             self._next_undo(d, life, now_us)
         elif message.error is None:
-            self._complete_run(d, summary, message.value or NULL, now_us)
+            output = message.value or NULL
+            # A run that was told of the limit may still say what became of it.
+            is_small = len(output) <= _SMALL_OUTPUT_BYTES
+            error = None if is_small else self._state_error(summary, len(output))
+            if error is None:
+                self._complete_run(d, summary, output, now_us)
+            else:
+                self._fail_run(d, life, error, now_us)
         else:
             self._fail_run(d, life, message.error, now_us)
 

@@ -161,6 +161,8 @@ class Running(Waits):
                 raise ProtocolViolation(f"token {message.token} is known, or one too many")
             life.held[message.token] = message
             self._try_pause(d, life, now_us)
+        elif step is None and (refusal := self._state_error(summary, 0)) is not None:
+            self._send(d, life, Answer(message.token, None, refusal))
         else:
             self._active(d, life, now_us)
             if step is not None:

@@ -144,6 +144,15 @@ class Waits(Attempts):
             if payload is None:
                 self._read_events(d, summary, kept)
                 return False
+            error = self._state_error(summary, len(payload))
+            if error is not None:
+                self._kept.hold(event.seq, payload)
+                self._kept.trim((event.seq,))
+                errored = Errored(error_body(error))
+                self._emit(d, summary, "wait_timed_out", errored, now_us=now_us, step=step)
+                d.durable = True
+                self._outcome_of_wait(d, summary, step, now_us)
+                return True
             size = size_to_tell(payload)
             raw = msgspec.Raw(payload)
             body = WaitCompleted(step.event_type, event.seq, raw, event.received_us, size)

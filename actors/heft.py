@@ -1,46 +1,69 @@
-"""Heft: how much the large values of loaded instances take, and whom to forget when it is much."""
+"""Heft: how much the loaded instances of a tenant may take, and who is forgotten when it is more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from itertools import islice
+from typing import Protocol
 
 from .decisions import Key
 
 BYTES_MAX = 128 * 1024 * 1024
-"""Of large values, before instances that rest are forgotten for their sake; half of it may stay."""
+"""Of loaded instances, before those that do not run are forgotten; half of it may stay."""
+HEAVY_BYTES = 1024 * 1024
+"""An instance that takes more is loaded while no other one of that kind is."""
+_LOOK = 256
+
+
+class Loaded(Protocol):
+    """The core, as far as it is about memory."""
+
+    @property
+    def loaded_bytes(self) -> int:
+        """What the loaded instances take."""
+        ...
+
+    def evictable(self) -> Iterable[Key]:
+        """Those at rest, the longest at rest first."""
+        ...
+
+    def queued_last(self) -> Iterable[Key]:
+        """Those that wait for a slot, the last first."""
+        ...
+
+    def evict(self, key: Key) -> None:
+        """Forget one at rest."""
+        ...
+
+    def put_away(self, key: Key) -> None:
+        """Forget one that waits for a slot."""
+        ...
 
 
 class Heft:
-    """The bytes of large values by instance; those of small ones are not worth counting."""
+    """The budget of a tenant for what its loaded instances take."""
 
     def __init__(self, bytes_max: int = BYTES_MAX) -> None:
-        self._bytes_max = bytes_max
-        self._bytes: dict[Key, int] = {}
-        self._total = 0
+        self.bytes_max = bytes_max
 
-    def add(self, key: Key, size: int) -> None:
-        """An instance holds so many bytes more."""
-        self._bytes[key] = self._bytes.get(key, 0) + size
-        self._total += size
-
-    def drop(self, key: Key) -> None:
-        """An instance holds nothing any more."""
-        self._total -= self._bytes.pop(key, 0)
-
-    @property
-    def is_too_much(self) -> bool:
+    def is_too_much(self, core: Loaded) -> bool:
         """Whether somebody should be forgotten."""
-        return self._total > self._bytes_max
+        return core.loaded_bytes > self.bytes_max
 
-    def forget(self, resting: Iterable[Key], is_loaded: Callable[[Key], bool]) -> list[Key]:
-        """Those of `resting` (longest at rest first) that are to be forgotten."""
-        for key in [key for key in self._bytes if not is_loaded(key)]:
-            self.drop(key)
-        forgotten: list[Key] = []
-        for key in resting:
-            if self._total <= self._bytes_max // 2:
-                break
-            if key in self._bytes:
-                self.drop(key)
-                forgotten.append(key)
-        return forgotten
+    def relieve(self, core: Loaded, but: Key | None = None) -> None:
+        """Forget instances, but one, that do not run, those at rest first, until half of the budget is left;
+        less is forgotten where those that run take more."""
+        for forgettable, forget in (
+            (core.evictable, core.evict),
+            (core.queued_last, core.put_away),
+        ):
+            while core.loaded_bytes > self.bytes_max // 2:
+                keys = list(islice(forgettable(), _LOOK))
+                before = core.loaded_bytes
+                for key in keys:
+                    if core.loaded_bytes <= self.bytes_max // 2:
+                        return
+                    if key != but:
+                        forget(key)
+                if not keys or core.loaded_bytes == before:
+                    break

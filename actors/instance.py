@@ -41,6 +41,10 @@ from .payloads import (
 from .steps import DO, ERROR, SLEEP, VALUE, WAIT, Step, StepKey, parse_config
 from .summary import Summary
 
+_INSTANCE_BYTES = 1_000
+_STEP_BYTES = 1_000
+_EVENT_BYTES = 300
+_TOKEN_BYTES = 150
 TOKENS_MAX = 1_024
 """An instance knows so many of its newest commands when they come again."""
 
@@ -65,6 +69,7 @@ class Instance:
         "terminating",
         "tokens",
         "undone",
+        "weight",
     )
 
     def __init__(self) -> None:
@@ -92,6 +97,9 @@ class Instance:
         """Of the newest commands, in order, over all runs: one that comes again is known by it."""
         self.is_partial = False
         """A value lies in a blob that was not resolved: it has to be loaded before it can run."""
+        self.weight = _INSTANCE_BYTES
+        """Bytes that it takes in memory, roughly: those of its values, and a thousand for each
+        step."""
 
     def facts(self) -> tuple[object, ...]:
         """Everything that the log holds of it, for comparing folds."""
@@ -110,6 +118,7 @@ class Instance:
         step = Step(kind, row.step, row.count, self.started)
         key = (kind, row.step, row.count)
         assert key not in self.steps, f"{key} starts twice"
+        self.weight += _STEP_BYTES + len(row.payload or b"")
         self.steps[key] = step
         self.open[key] = step
         return step
@@ -169,8 +178,10 @@ def fold(summary: Summary, row: Row, body: Body | None) -> None:
 def _drop_events(summary: Summary) -> None:
     """The run is over: no wait of it takes an event any more."""
     summary.kept = NOTHING_KEPT
-    if summary.instance is not None:
-        summary.instance.events = {}
+    instance = summary.instance
+    if instance is not None:
+        instance.weight -= _EVENT_BYTES * sum(len(kept) for kept in instance.events.values())
+        instance.events = {}
 
 
 def _note_token(summary: Summary, token: str) -> None:
@@ -180,6 +191,8 @@ def _note_token(summary: Summary, token: str) -> None:
         tokens = summary.get("tokens") or {}
         summary.set("tokens", tokens)
     tokens[token] = None
+    if summary.instance is not None and len(tokens) <= TOKENS_MAX:
+        summary.instance.weight += _TOKEN_BYTES
     if len(tokens) > TOKENS_MAX:
         del tokens[next(iter(tokens))]
 
@@ -207,6 +220,7 @@ def _queued(summary: Summary, row: Row, body: Body | None) -> None:
         summary.instance = fresh
     instance = summary.instance
     if instance is not None:
+        instance.weight += len(body.params) - len(instance.params)
         instance.params = bytes(body.params)
         instance.metadata = row.metadata
         instance.schedule = text(body.schedule)
@@ -253,10 +267,12 @@ def _restarted(summary: Summary, _: Row, body: Body | None) -> None:
         step = instance.steps[key]
         step.undo = None
         fresh.steps[key] = step
+        fresh.weight += step_weight(step)
         if key in instance.open:
             fresh.open[key] = step
     fresh.is_partial = instance.is_partial
     fresh.tokens = instance.tokens
+    fresh.weight += _TOKEN_BYTES * len(fresh.tokens)
     summary.instance = fresh
 
 
@@ -264,6 +280,7 @@ def _completed(summary: Summary, _: Row, body: Body | None) -> None:
     assert isinstance(body, Completed)
     if summary.instance is not None:
         summary.instance.output = bytes(body.output)
+        summary.instance.weight += len(body.output)
 
 
 def _ended_with(summary: Summary, rollback: RollbackBody | None) -> None:
@@ -277,6 +294,7 @@ def _errored(summary: Summary, _: Row, body: Body | None) -> None:
     assert isinstance(body, Errored)
     if summary.instance is not None:
         summary.instance.outcome_error = wire_error(body.error)
+        summary.instance.weight += error_weight(summary.instance.outcome_error)
     _ended_with(summary, body.rollback)
 
 
@@ -291,6 +309,7 @@ def _rollback_started(summary: Summary, _: Row, body: Body | None) -> None:
     summary.set("reason", None)
     if summary.instance is not None:
         summary.instance.cause = wire_error(body.error)
+        summary.instance.weight += error_weight(summary.instance.cause)
         summary.instance.terminating = body.terminate
 
 
@@ -358,19 +377,21 @@ def _step_completed(instance: Instance, row: Row, body: Body | None) -> None:
     step = instance.finish(DO, row)
     step.outcome = VALUE
     step.value = bytes(body.output)
+    instance.weight += len(step.value)
 
 
-def _fail(step: Step, row: Row, body: Body | None) -> None:
+def _fail(instance: Instance, step: Step, row: Row, body: Body | None) -> None:
     assert isinstance(body, Errored)
     if row.attempt:
         step.failures += 1
         step.lost_in_a_row = 0
     step.outcome = ERROR
     step.error = wire_error(body.error)
+    instance.weight += error_weight(step.error)
 
 
 def _step_errored(instance: Instance, row: Row, body: Body | None) -> None:
-    _fail(instance.finish(DO, row), row, body)
+    _fail(instance, instance.finish(DO, row), row, body)
 
 
 def _sleep_started(instance: Instance, row: Row, body: Body | None) -> None:
@@ -400,22 +421,25 @@ def _wait_completed(instance: Instance, row: Row, body: Body | None) -> None:
     step = instance.finish(WAIT, row)
     step.outcome = VALUE
     step.value = event_value(body)
+    instance.weight += len(step.value)
     kept = instance.events.get(body.event_type)
     if body.event_seq and kept:
         assert kept[0].seq == body.event_seq, "events of a type are taken in order"
         kept.popleft()
+        instance.weight -= _EVENT_BYTES
         if not kept:
             del instance.events[body.event_type]
 
 
 def _wait_timed_out(instance: Instance, row: Row, body: Body | None) -> None:
-    _fail(instance.finish(WAIT, row), row, body)
+    _fail(instance, instance.finish(WAIT, row), row, body)
 
 
 def _event_received(instance: Instance, row: Row, body: Body | None) -> None:
     assert isinstance(body, EventReceived)
     kept = instance.events.setdefault(body.event_type, deque())
     kept.append(KeptEvent(row.seq, event_size(body), row.ts))
+    instance.weight += _EVENT_BYTES
 
 
 def _undo_started(instance: Instance, row: Row, body: Body | None) -> None:
@@ -424,6 +448,7 @@ def _undo_started(instance: Instance, row: Row, body: Body | None) -> None:
     step.undo = undo = Step("undo", step.name, step.count, step.index)
     undo.config_text = bytes(body.config)
     undo.config = parse_config(undo.config_text)
+    instance.weight += _STEP_BYTES + len(undo.config_text)
     if row.attempt:
         _begin_attempt(undo, row)
 
@@ -458,7 +483,7 @@ def _undo_errored(instance: Instance, row: Row, body: Body | None) -> None:
     undo = _undo(instance, row)
     undo.in_flight = False
     undo.until_us = None
-    _fail(undo, row, body)
+    _fail(instance, undo, row, body)
 
 
 def _rollback_ended(instance: Instance, _: Row, body: Body | None) -> None:
@@ -489,6 +514,17 @@ _STEP_FOLDS: dict[str, _Fold] = {
     "rollback_completed": _rollback_ended,
     "rollback_errored": _rollback_ended,
 }
+
+
+def error_weight(error: Error | None) -> int:
+    """Bytes that an error takes."""
+    return 0 if error is None else len(error.message) + len(error.args or b"")
+
+
+def step_weight(step: Step) -> int:
+    """Bytes that a step takes, its rollback left out."""
+    texts = (step.value, step.config_text, step.rollback_config)
+    return _STEP_BYTES + sum(len(one or b"") for one in texts) + error_weight(step.error)
 
 
 def _optional(body: ErrorBody | None) -> Error | None:

@@ -45,14 +45,12 @@ class Sink(Protocol):
 class Batch:
     """What was decided in one loop turn."""
 
-    __slots__ = ("_future", "durable", "effects", "error", "is_done", "large", "rows", "secrets")
+    __slots__ = ("_future", "durable", "effects", "error", "is_done", "rows", "secrets")
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.effects: list[Effect] = []
         self.secrets: list[tuple[Row, bytes]] = []
-        self.large: list[tuple[Row, int]] = []
-        """Rows whose values lie in blobs, and the bytes of those."""
         self.durable = False
         self.is_done = False
         self.error: BaseException | None = None
@@ -203,12 +201,10 @@ class Pump:
     async def _store_blobs(self, batch: Batch) -> None:
         for row, payload in batch.secrets:
             row.blob = await self._log.put_blob(payload, name=self._ids.token())
-            batch.large.append((row, len(payload)))
         for row in batch.rows:
             if row.blob is None and _is_large(row):
                 assert row.payload is not None
                 row.blob = await self._log.put_blob(row.payload)
-                batch.large.append((row, len(row.payload)))
                 row.payload = _outline(row.payload)
 
     def _append(self, batch: Batch) -> None:

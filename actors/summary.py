@@ -39,6 +39,7 @@ class Summary:
         "status",
         "timer",
         "token",
+        "was_heavy",
     )
 
     def __init__(self, key: Key) -> None:
@@ -68,6 +69,13 @@ class Summary:
         """The one timer of an instance without lifetime (wake, back-off, retention), or the
         suspension of an idle lifetime."""
         self.deaths = 0
+        self.was_heavy = False
+        """It took much memory when it was last loaded."""
+
+    @property
+    def weight(self) -> int:
+        """Bytes that it takes in memory beside this entry."""
+        return 0 if self.instance is None else self.instance.weight
 
     @property
     def is_ended(self) -> bool:

@@ -94,6 +94,7 @@ class Tenant(TenantGuests):
         self._landed_seq = 0
         self._loads: dict[Key, asyncio.Task[None]] = {}
         self._load_slots = asyncio.Semaphore(_LOADS_AT_ONCE_MAX)
+        self._heavy_load = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._asking: dict[Any, asyncio.Task[None]] = {}
         self._timer: TimerHandle | None = None
@@ -254,9 +255,7 @@ class Tenant(TenantGuests):
         if marks.is_on and rows:
             mark(f"slot: landed {', '.join(row.type for row in rows)}")
         self._landings += 1
-        for row, size in batch.large:
-            self._heft.add((row.workflow, row.instance_id), size)
-        if self._landings % _EVICT_EVERY == 0 or self._heft.is_too_much:
+        if self._landings % _EVICT_EVERY == 0 or self._heft.is_too_much(self.core):
             self._evict()
         if rows:
             self._upkeep.go_on()

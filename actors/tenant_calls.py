@@ -124,11 +124,8 @@ class TenantCalls(TenantCode):
 
     async def _status_of(self, key: Key) -> StatusData:
         await self._pump.caught_up()
-        status = self.core.status(key)
-        if status is None:
-            await self._load(key)
-            status = self.core.status(key)
-            assert status is not None, "a loaded instance has a status"
+        while (status := self.core.status(key)) is None:
+            await self._load(key)  # It may be forgotten again before we are back.
         return status
 
     async def _result(self, args: dict[str, Any]) -> StatusData:

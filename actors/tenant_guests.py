@@ -22,6 +22,12 @@ from .tenant_starts import TenantStarts
 
 _logger = logging.getLogger("dynamic_workflows.tenant")
 
+ERROR_ARGS_BYTES_MAX = 256 * 1024
+"""Bytes of the arguments of an error above which they are left out; its message stays."""
+_ERRORS: dict[type, tuple[str, ...]] = {
+    wire.End: ("error",),
+    wire.Failed: ("error", "delay_error"),
+}
 _OVER = wire.Error(
     "WorkflowFatalError",
     "this lifetime is over: nothing can be called any more",
@@ -59,14 +65,20 @@ class TenantGuests(TenantStarts):
                 if kind is wire.Done or kind is wire.End:
                     self._hosts.check(message.value)  # type: ignore[attr-defined]
                     self._hosts.made_progress(host)
-                elif kind is wire.Failed:
-                    self._check_error(message.error)  # type: ignore[attr-defined]
+                for name in _ERRORS.get(kind, ()):
+                    self._check_error(getattr(message, name))
                 take(core.on_message(life, message, now_us=now_us))
         except wire.ProtocolViolation as violation:
             violation.life = life
             raise
 
-    def _check_error(self, error: wire.Error) -> None:
+    def _check_error(self, error: wire.Error | None) -> None:
+        """Leave out arguments that are no value, or that no guest of ours sends: they go into rows
+        as they are."""
+        if error is None:
+            return
+        if len(error.args or b"") > ERROR_ARGS_BYTES_MAX:
+            error.args = None
         try:
             self._hosts.check(error.args)
         except wire.ProtocolViolation:

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from ..eventlog.errors import InstanceError, WorkflowsError
+from ..eventlog.events import Row
 from ..loaders import wire
 from .code_cache import unwrapped
 from .decisions import Decision, Key, Send
@@ -20,6 +21,8 @@ from .pump import whole
 from .tenant_calls import TenantCalls, not_found
 
 _STARTS_A_TURN_MAX = 512
+_HEFT_SLACK = 32 * 1024 * 1024
+"""Bytes above their budget to which instances that run may grow before some of them have to wait."""
 _RESTING_MAX = 4_096
 """Instances at rest that stay in memory; beyond it half of them go."""
 
@@ -33,6 +36,8 @@ class TenantStarts(TenantCalls):
     _asking: dict[Any, asyncio.Task[None]]
     _loads: dict[Key, asyncio.Task[None]]
     _load_slots: asyncio.Semaphore
+    _heavy_load: asyncio.Lock
+    """Held while an instance is loaded that may take much memory."""
     _heft: Heft
 
     def _arm(self) -> None:
@@ -49,10 +54,22 @@ class TenantStarts(TenantCalls):
         if self._is_closed or not self._is_open:
             return
         keys = list(islice(self.core.runnable(), _STARTS_A_TURN_MAX))
-        moved = [self._try_to_start(key) for key in keys]
+        if self._is_full():
+            keys = []  # Each end of a lifetime looks again.
+        moved = [self._has_memory() and self._try_to_start(key) for key in keys]
         if len(keys) == _STARTS_A_TURN_MAX and any(moved):
             self._pump.kick()  # there may be more behind them
         self._arm()
+
+    def _is_full(self) -> bool:
+        """Whether what runs takes so much memory that nothing more may start beside it."""
+        if self._has_memory():
+            return False
+        self._evict()
+        return not self._has_memory()
+
+    def _has_memory(self) -> bool:
+        return not self._heft.is_too_much(self.core) or not self.core.live_count()
 
     def _try_to_start(self, key: Key) -> bool:
         """Start one, or note why not; False: it stands where it stood, something is under way."""
@@ -153,12 +170,26 @@ class TenantStarts(TenantCalls):
                 raise not_found(self.tenant_id, key[1])
             if self.core.is_loaded(key):
                 return
+            if self.core.was_heavy(key):
+                async with self._heavy_load:
+                    self._take_in(key, await self._read(key))
+                return
             rows = await self._log.lean_history(*key)
-            rows = await whole(self._log, rows, secrets=True, has_events=False)
-            if self.core.exists(key) and not self.core.is_loaded(key):
-                self.core.load(key, rows)
-                self._heft.drop(key)
-                self._heft.add(key, sum(len(row.payload or b"") for row in rows if row.blob))
+            if any(row.blob is not None and row.type != "event_received" for row in rows):
+                async with self._heavy_load:
+                    self._take_in(key, await whole(self._log, rows, secrets=True, has_events=False))
+            else:
+                self._take_in(key, rows)
+
+    async def _read(self, key: Key) -> list[Row]:
+        rows = await self._log.lean_history(*key)
+        return await whole(self._log, rows, secrets=True, has_events=False)
+
+    def _take_in(self, key: Key, rows: list[Row]) -> None:
+        if self.core.exists(key) and not self.core.is_loaded(key):
+            self.core.load(key, rows)
+            if self._heft.is_too_much(self.core):
+                self._evict(but=key)
 
     def _loaded_now(self, key: Key, task: asyncio.Task[None]) -> None:
         self._loads.pop(key, None)
@@ -169,15 +200,18 @@ class TenantStarts(TenantCalls):
             self._fail(error)
         self._pump.kick()
 
-    def _evict(self) -> None:
-        """Forget what has rested longest, once there is much of it."""
+    def _evict(self, but: Key | None = None) -> None:
+        """Forget what has rested longest, once there is much of it; not the one that was just
+        loaded for somebody. Where what runs takes too much, some of it has to wait."""
         resting = list(self.core.evictable())
         if len(resting) > _RESTING_MAX and self._pump.written():
             for key in resting[: len(resting) - _RESTING_MAX // 2]:
                 self.core.evict(key)
-        if self._heft.is_too_much and self._pump.written():
-            for key in self._heft.forget(self.core.evictable(), self.core.is_loaded):
-                self.core.evict(key)
+        if self._heft.is_too_much(self.core) and self._pump.written():
+            self._heft.relieve(self.core, but=but)
+        if self.core.loaded_bytes > self._heft.bytes_max + _HEFT_SLACK:
+            now_us = self._clock.now_us()
+            self._pump.take(self.core.relieve(self._heft.bytes_max // 2, now_us=now_us))
 
 
 def _lower_steps(decision: Decision, steps_max: int) -> None:

@@ -23,7 +23,6 @@ NOT_BUILT: dict[tuple[int, int], str] = {
     (47, 47): "a batch of deletes is one append: it happens whole, or the call raises",
     (115, 115): "there are no views on buffers among the values: bytes are stored as they are",
     (117, 117): "bytes stay readable: rows and views show them as tagged base64 text",
-    (119, 119): "no limit on what one instance stores in all; each value has its limit",
     (123, 123): "streams as step outputs are not built",
     (210, 210): "no bulk termination by status; `list` and `terminate` do it one by one",
     (125, 137): "streams as step outputs: large values go to blobs and come back whole instead",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dynamic_workflows.actors.decisions import Key
 from dynamic_workflows.actors.heft import Heft
 from dynamic_workflows.actors.local import LocalPlatform
 from dynamic_workflows.eventlog.store import open_store
@@ -25,19 +26,48 @@ def load(tenant_id: str) -> WorkerCode:
     return WorkerCode("index.py", {"index.py": CODE})
 
 
+class Held:
+    """Instances by what they take: those that run, rest, and wait for a slot."""
+
+    def __init__(self, running: int, resting: dict[str, int], queued: dict[str, int]) -> None:
+        self.running = running
+        self.resting = resting
+        self.queued = queued
+
+    @property
+    def loaded_bytes(self) -> int:
+        return self.running + sum(self.resting.values()) + sum(self.queued.values())
+
+    def evictable(self) -> list[Key]:
+        return [("W", name) for name in self.resting]
+
+    def queued_last(self) -> list[Key]:
+        return [("W", name) for name in reversed(self.queued)]
+
+    def evict(self, key: Key) -> None:
+        del self.resting[key[1]]
+
+    def put_away(self, key: Key) -> None:
+        del self.queued[key[1]]
+
+
 def test_those_that_rest_longest_are_forgotten_until_half_is_left() -> None:
     heft = Heft(bytes_max=100)
-    for name, size in (("busy", 40), ("old", 30), ("small", 0), ("gone", 20), ("new", 30)):
-        heft.add(("W", name), size)
-    assert heft.is_too_much
-    resting = [("W", name) for name in ("old", "small", "unknown", "new")]
-    assert heft.forget(resting, lambda key: key[1] != "gone") == [
-        ("W", "old"),
-        ("W", "small"),
-        ("W", "new"),
-    ]
-    assert not heft.is_too_much
-    assert heft.forget(resting, lambda key: True) == []
+    held = Held(20, {"old": 60, "small": 0, "new": 20}, {"first": 10, "last": 0})
+    assert heft.is_too_much(held)
+    heft.relieve(held)
+    assert (held.resting, held.queued) == (
+        {"small": 0, "new": 20},
+        {"first": 10, "last": 0},
+    )
+    assert not heft.is_too_much(held)
+
+
+def test_those_that_would_start_last_are_put_away_when_nothing_rests_any_more() -> None:
+    heft = Heft(bytes_max=100)
+    held = Held(30, {"one": 10}, {"first": 10, "second": 40, "last": 40})
+    heft.relieve(held, but=("W", "last"))
+    assert (held.resting, held.queued) == ({}, {"last": 40})
 
 
 async def test_ended_instances_with_large_values_do_not_pile_up_and_can_still_be_asked(
