@@ -12,13 +12,14 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+from . import codec
 from .errors import Corrupt, InvalidError, Unavailable, ValueTooLargeError
 from .ids import Ids
 from .store import AlreadyExists, NotFound, Store, create_once
 
 ROW_BYTES_MAX = 64 * 1024
 """A value whose encoded form is larger goes into a blob."""
-VALUE_BYTES_MAX = 64 * 1024 * 1024
+VALUE_BYTES_MAX = codec.TEXT_BYTES_MAX
 """The largest value, encoded."""
 
 _HASH_DIGITS = 64

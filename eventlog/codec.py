@@ -7,7 +7,11 @@ with `$`, or a key that is no text, is written as `{"$dict": [[key, value], …]
 `encode` writes, a `$` at the start of a key is always ours: nobody's data can pass for a tag.
 
 Exact types only. A subclass would come back as its base, so it is refused, with the place and the
-type; dataclasses and pydantic models become dicts. Sets are written in the order of their elements'
+type; dataclasses and pydantic models become dicts of their fields. Where an annotation names
+classes (`loaders/annotations.py`), objects are written as their fields, or as a value, and where
+the class cannot be told from the place, with a mark: `{"name": "rex", "$object": "pets:Dog"}`,
+`{"$value": "/srv/x", "$object": "pathlib:PosixPath"}`. Read here, without their classes, they are
+those fields, or that value. Sets are written in the order of their elements'
 texts: equal values give equal texts.
 """
 
@@ -22,7 +26,10 @@ from .tagging import TAGGED_NODES_MAX, tagged, too_deep, too_large, weigh
 from .untagging import invalid, revive
 
 VALUE_BYTES_MAX = 64 * 1024 * 1024
-"""The most bytes that a value's text may have, unless the caller says otherwise."""
+"""The most bytes that a value may have, unless the caller says otherwise: of its text, in which
+`bytes` count as they are and not as base64."""
+TEXT_BYTES_MAX = VALUE_BYTES_MAX * 4 // 3 + 1024
+"""The most bytes that the text of such a value has."""
 
 _to_json = msgspec.json.Encoder().encode
 _from_json = msgspec.json.Decoder().decode
@@ -47,9 +54,42 @@ def encode(value: Any, *, bytes_max: int = VALUE_BYTES_MAX) -> bytes:
     except UnicodeEncodeError:
         tagged(value)
         raise AssertionError("the slow walk finds the surrogate") from None
-    if len(text) > bytes_max:
-        raise too_large(len(text), bytes_max)
+    check_size(text, bytes_max)
     return text
+
+
+def check_size(text: bytes, bytes_max: int) -> None:
+    """Raise ValueTooLargeError for a text above the limit; `bytes` count as what they are."""
+    if len(text) > bytes_max:
+        size = len(text)
+        if size <= _grown(bytes_max):
+            size -= _inflation(text)
+        if size > bytes_max:
+            raise too_large(size, bytes_max)
+
+
+def _grown(count: int) -> int:
+    """How long the text of so many bytes may be."""
+    return count * 4 // 3 + 1024
+
+
+def _inflation(text: bytes) -> int:
+    """By how much base64 makes a text longer than the bytes in it."""
+    total = 0
+    start = text.find(_BYTES)
+    while start >= 0:
+        start += len(_BYTES)
+        end = text.find(b'"', start)
+        if end < 0:
+            break
+        coded = end - start
+        total += coded - (coded // 4 * 3 - text.count(b"=", max(start, end - 2), end))
+        start = text.find(_BYTES, end)
+    return total
+
+
+_BYTES = b'{"$bytes":"'
+"""In the text of a value, these characters begin a tag and nothing else."""
 
 
 def decode(text: bytes) -> Any:
@@ -71,12 +111,15 @@ def check(text: bytes, bytes_max: int = VALUE_BYTES_MAX) -> None:
     Cheap, and for large plain texts without building the value: what an isolate sends may be made
     to cost its reader a multiple of its size in memory.
     """
-    if len(text) > bytes_max:
+    if len(text) > _grown(bytes_max):
         raise too_large(len(text), bytes_max)
     if b'"$' in text or b"\\u0024" in text:
         if text.count(b",") + text.count(b"[") + text.count(b"{") > 2 * TAGGED_NODES_MAX:
             raise too_large(len(text), bytes_max)
+        check_size(text, bytes_max)
         decode(text)
+    elif len(text) > bytes_max:
+        raise too_large(len(text), bytes_max)
     elif len(text) <= _SKIM_FROM or _may_have_odd_number(text):
         decode(text)
     else:

@@ -73,26 +73,27 @@ def weigh(value: dict[Any, Any] | list[Any], depth: int) -> int:
 
 def tagged(value: Any) -> Any:
     """A copy of the value in which everything that JSON lacks is tagged."""
-    return _Writer().write(value, 1, None, "")
+    return PlainWriter().write(value, 1, None, "")
 
 
-class _Writer:
+class PlainWriter:
     """The slow walk, which counts as it goes and knows where it is."""
 
     def __init__(self) -> None:
         self._nodes = 0
 
     def write(self, value: Any, depth: int, path: _Path, place: str) -> Any:
+        """The value at a depth and a place, with what JSON lacks tagged."""
         kind = type(value)
         if kind is str:
-            return _text(value, place)
+            return text(value, place)
         if kind is bool or value is None:
             return value
         if kind is int:
             return value if _INT_MIN <= value <= _INT_MAX else {"$int": hex(value)}
         if kind is float:
             return value if value - value == 0.0 else {"$float": str(value)}
-        scalar = _SCALARS.get(kind)
+        scalar = SCALARS.get(kind)
         if scalar is not None:
             return scalar(value, place)
         # From here on containers: all work is done in this one frame per level.
@@ -109,7 +110,7 @@ class _Writer:
                 return items
             if kind is tuple:
                 return {"$tuple": items}
-            _check_apart(value, place)
+            check_apart(value, place)
             items.sort(key=_to_json)
             return {"$set": items} if kind is set else {"$frozenset": items}
         if kind is dict:
@@ -117,19 +118,19 @@ class _Writer:
             if all(type(key) is str and key[:1] != "$" for key in value):
                 plain = {}
                 for key, item in value.items():
-                    name = _text(key, f"{place}.{key!a}")
+                    name = text(key, f"{place}.{key!a}")
                     plain[name] = self.write(item, depth + 1, path, f"{place}.{key}")
                 return plain
-            _check_apart(value, place)
+            check_apart(value, place)
             pairs = []
             for key, item in value.items():
-                name = self.write(key, depth + 3, path, f"{place} key {_short(key)}")
-                pairs.append([name, self.write(item, depth + 3, path, f"{place}[{_short(key)}]")])
+                name = self.write(key, depth + 3, path, f"{place} key {short(key)}")
+                pairs.append([name, self.write(item, depth + 3, path, f"{place}[{short(key)}]")])
             return {"$dict": pairs}
         fields = _fields(value)
-        if fields is not None:
+        if fields is not _NONE:
             return self.write(fields, depth + 1, path, place)
-        raise _refused(value, place)
+        raise refused(value, place)
 
     def _count(self, nodes: int) -> None:
         self._nodes += nodes
@@ -137,32 +138,35 @@ class _Writer:
             raise too_large(self._nodes, TAGGED_NODES_MAX)
 
 
-def _text(value: str, place: str) -> str:
+def text(value: str, place: str) -> str:
+    """The text, or UnserialisableValueError where it has no UTF-8."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UnserialisableValueError(
-            f"the text{_at(place)} holds a lone surrogate at position {error.start}, which is no"
+            f"the text{at(place)} holds a lone surrogate at position {error.start}, which is no"
             " character: decode it properly, or store bytes"
         ) from None
     return value
 
 
-def _check_apart(value: Collection[Any], place: str) -> None:
+def check_apart(value: Collection[Any], place: str) -> None:
+    """Raise UnserialisableValueError for a collection that would be too slow to read."""
     many = alike(value)
     if many:
         raise UnserialisableValueError(
-            f"the {type(value).__name__}{_at(place)} has {many} elements of one hash, which make it"
+            f"the {type(value).__name__}{at(place)} has {many} elements of one hash, which make it"
             " too slow to read: store a list"
         )
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A key as it may stand in a message: never the code of a tenant's class."""
     return repr(value)[:40] if type(value) in (str, int, float, bool) else type(value).__name__
 
 
-def _at(place: str) -> str:
+def at(place: str) -> str:
+    """Where that is in the value, for a message."""
     return f" at value{place[:200]}" if place else ""
 
 
@@ -170,42 +174,57 @@ class Record(dict[str, Any]):
     """What we hand to tenants with keys and more: stored as the plain dict that it is."""
 
 
-def _fields(value: Any) -> dict[str, Any] | None:
-    """The fields of a record, a dataclass or a pydantic model; of the former two one level."""
-    kind = type(value)
-    if dataclasses.is_dataclass(kind):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+_NONE = object()
+
+
+def _fields(value: Any) -> Any:
+    """The fields of a record, a dataclass or a pydantic model, as a dict; or _NONE."""
+    kind: Any = type(value)
+    if hasattr(kind, "__dataclass_fields__") and not issubclass(kind, tuple(EXACT)):
+        names = [field.name for field in dataclasses.fields(kind)]
+        return {name: getattr(value, name) for name in names if hasattr(value, name)}
     if issubclass(kind, Record):
         return dict(value)
-    if hasattr(kind, "__pydantic_serializer__") and hasattr(kind, "model_dump"):
-        dumped = value.model_dump(warnings=False)
-        return dumped if type(dumped) is dict else None
-    return None
+    if is_model(kind):
+        # Not by model_dump: serializers and `exclude` would change in silence what is stored.
+        held = value.__dict__
+        if getattr(kind, "__pydantic_root_model__", False):
+            return held["root"]
+        fields = {name: held[name] for name in kind.model_fields if name in held}
+        return {**fields, **(value.__pydantic_extra__ or {})}
+    return _NONE
 
 
-def _refused(value: Any, place: str) -> UnserialisableValueError:
+def is_model(kind: type[Any]) -> bool:
+    """Whether it is a class of pydantic's models."""
+    return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_fields")
+
+
+def refused(value: Any, place: str) -> UnserialisableValueError:
+    """The error for a value that the codec does not take."""
     kind = type(value)
     name = kind.__qualname__
-    message = f"a value of type {name}{_at(place)} cannot be stored"
+    message = f"a value of type {name}{at(place)} cannot be stored"
     if kind is bytearray:
-        message += ": convert it to bytes, or annotate the step's function with its return type"
+        message += ": convert it to bytes, or annotate the function that returns it with its type"
     elif isinstance(value, Enum):
         message += (
-            ": annotate the step's function with the enum as its return type to get it back, or"
-            " return its value"
+            ": give its value, or annotate the function that returns it with the enum to get it"
+            " back"
         )
-    elif isinstance(value, tuple(_EXACT)):
-        base = next(base for base in kind.__mro__ if base in _EXACT).__name__
+    elif isinstance(value, tuple(EXACT)):
+        base = next(base for base in kind.__mro__ if base in EXACT).__name__
         message += (
-            f", being a subclass of {base}: annotate the step's function with the type as its"
-            f" return type to get it back, or convert it to {base}"
+            f", being a subclass of {base}: convert it to {base}, or annotate the function that"
+            " returns it with the type to get it back"
         )
     elif isinstance(value, (datetime, date, time)):
         message += ": only the standard library's own types are taken"
     else:
         message += (
             ": return None, bool, int, float, str, bytes, datetime, date, time, timedelta, Decimal,"
-            " UUID, or lists, tuples, sets and dicts of them"
+            " UUID, or lists, tuples, sets and dicts of them; dataclasses, models, paths and the"
+            " like come back as themselves where the function's return annotation names them"
         )
     return UnserialisableValueError(message, place=f"value{place}", type=name)
 
@@ -218,11 +237,14 @@ def _write_datetime(value: datetime | time, place: str) -> Any:
             return {tag: value.isoformat()}
         return {tag: [value.isoformat(), "offset", "", 1]}
     if type(zone) is timezone:
-        return {tag: [value.isoformat(), "name", _text(str(zone), place), value.fold]}
+        return {tag: [value.isoformat(), "name", text(str(zone), place), value.fold]}
+    if type(zone).__name__ == "TzInfo" and type(zone).__module__.startswith("pydantic_core."):
+        # What pydantic gives to the moments that it reads.
+        return {tag: [value.isoformat(), "pydantic", "", value.fold]}
     if type(zone) is ZoneInfo and zone.key is not None:
-        return {tag: [value.isoformat(), "zone", _text(zone.key, place), value.fold]}
+        return {tag: [value.isoformat(), "zone", text(zone.key, place), value.fold]}
     raise UnserialisableValueError(
-        f"the time zone of type {type(zone).__qualname__}{_at(place)} cannot be stored: use"
+        f"the time zone of type {type(zone).__qualname__}{at(place)} cannot be stored: use"
         " datetime.timezone, or zoneinfo.ZoneInfo with a key",
         place=f"value{place}",
         type=type(zone).__qualname__,
@@ -233,7 +255,7 @@ def _is_unnamed(zone: timezone) -> bool:
     return zone is UTC or str(zone) == str(timezone(zone.utcoffset(None)))
 
 
-_SCALARS: dict[type, Callable[[Any, str], Any]] = {
+SCALARS: dict[type, Callable[[Any, str], Any]] = {
     bytes: lambda value, place: {"$bytes": b64encode(value).decode("ascii")},
     datetime: _write_datetime,
     date: lambda value, place: {"$date": value.isoformat()},
@@ -243,7 +265,7 @@ _SCALARS: dict[type, Callable[[Any, str], Any]] = {
     UUID: lambda value, place: {"$uuid": str(value)},
 }
 
-_EXACT = frozenset(_SCALARS) | {str, int, float, list, tuple, set, frozenset, dict}
+EXACT = frozenset(SCALARS) | {str, int, float, list, tuple, set, frozenset, dict}
 
 
 # --- errors --------------------------------------------------------------------------------------

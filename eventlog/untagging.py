@@ -22,6 +22,10 @@ from .errors import UnserialisableValueError
 
 _Moment = TypeVar("_Moment", datetime, time)
 
+OBJECT, VALUE = "$object", "$value"
+"""The keys that mark an object of a class, and what stands for it where that is no dict of fields.
+"""
+
 
 def invalid(reason: str) -> UnserialisableValueError:
     """The error for a text that the codec never writes."""
@@ -31,6 +35,8 @@ def invalid(reason: str) -> UnserialisableValueError:
 def revive(value: Any) -> Any:
     """The value with its tags replaced; works in place where it can."""
     if type(value) is dict:
+        if OBJECT in value:
+            return _unmarked(value)
         for key in value:
             if key[:1] == "$":
                 if len(value) != 1:
@@ -53,6 +59,33 @@ def revive(value: Any) -> Any:
             if type(item) is dict or type(item) is list:
                 value[index] = revive(item)
     return value
+
+
+def _unmarked(value: dict[str, Any]) -> Any:
+    """What stands for an object where nobody knows its class: its fields, or its value."""
+    _, more = split_mark(value.pop(OBJECT))
+    for key in more:
+        more[key] = revive(more[key])
+    if VALUE in value:
+        if len(value) != 1:
+            raise invalid("a value has company")
+        return revive(value[VALUE])
+    if any(key[:1] == "$" for key in value):
+        raise invalid("a field begins with $")
+    return revive(value)
+
+
+def split_mark(mark: Any) -> tuple[str | None, dict[str, Any]]:
+    """The class that a mark names (None: the one that is expected), and what it knows besides."""
+    name, more = mark if type(mark) is list and len(mark) == 2 else (mark, {})
+    if not (name is None or type(name) is str) or type(more) is not dict:
+        raise invalid(f"{OBJECT} holds something else")
+    return name, more
+
+
+def untag(key: str, inner: Any) -> Any:
+    """The scalar that one tag stands for, as `revive` has it."""
+    return revive({key: inner})
 
 
 def _list(value: Any) -> list[Any]:
@@ -115,7 +148,7 @@ def _parts(value: Any) -> tuple[str, tuple[str, str] | None, int]:
     if type(value) is str:
         return value, None, 0
     iso, kind, name, fold = _list(value)
-    if fold not in (0, 1) or kind not in ("offset", "name", "zone"):
+    if fold not in (0, 1) or kind not in ("offset", "name", "zone", "pydantic"):
         raise ValueError
     return _str(iso), None if kind == "offset" else (kind, _str(name)), fold
 
@@ -129,6 +162,10 @@ def _place(moment: _Moment, zone: tuple[str, str] | None, fold: int) -> _Moment:
         if offset is None:
             raise ValueError
         return moment.replace(tzinfo=timezone(offset, name), fold=fold)
+    if kind == "pydantic":
+        if offset is None:
+            raise ValueError
+        return moment.replace(tzinfo=_pydantic_zone(offset), fold=fold)
     return moment.replace(tzinfo=_zone(name, offset), fold=fold)
 
 
@@ -140,6 +177,14 @@ def _zone(key: str, offset: timedelta | None) -> tzinfo:
     if offset is None:
         raise ValueError
     return timezone(offset, key)
+
+
+def _pydantic_zone(offset: timedelta) -> tzinfo:
+    # Imported for those who store such moments alone.
+    from pydantic_core import TzInfo
+
+    zone: tzinfo = TzInfo(int(offset.total_seconds()))
+    return zone
 
 
 _zones: dict[str, ZoneInfo] = {}
@@ -197,10 +242,29 @@ def _apart(elements: list[Any]) -> list[Any]:
     return elements
 
 
-def _read_dict(pairs: list[Any]) -> dict[Any, Any]:
+def _read_set(elements: list[Any]) -> Any:
+    # Objects that are seen as their fields have no hash; a list is what is left of their set.
+    return elements if _has_fields(elements) else set(_apart(elements))
+
+
+def _read_frozenset(elements: list[Any]) -> Any:
+    return elements if _has_fields(elements) else frozenset(_apart(elements))
+
+
+def _read_dict(pairs: list[Any]) -> Any:
     found = [(key, item) for key, item in map(_list, pairs)]
+    if _has_fields([key for key, _ in found]):
+        return found
     _apart([key for key, _ in found])
     return dict(found)
+
+
+def _has_fields(elements: list[Any]) -> bool:
+    try:
+        hash(tuple(elements))
+    except TypeError:
+        return any(type(element) is dict or type(element) is tuple for element in elements)
+    return False
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
@@ -214,8 +278,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "$decimal": lambda value: Decimal(_str(value)),
     "$uuid": lambda value: UUID(_str(value)),
     "$tuple": tuple,
-    "$set": lambda elements: set(_apart(elements)),
-    "$frozenset": lambda elements: frozenset(_apart(elements)),
+    "$set": _read_set,
+    "$frozenset": _read_frozenset,
     "$dict": _read_dict,
 }
 _CONTAINERS = frozenset({"$tuple", "$set", "$frozenset", "$dict"})

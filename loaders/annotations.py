@@ -1,124 +1,169 @@
-"""Annotations: values of classes come back as themselves where a step's return type names them.
+"""Annotations: values of classes come back as themselves where a function's return type names one.
 
-The value is written as plain data and read by validating that data, live and on replay alike. Data
-that does not fit the annotation stays what the codec makes of it: an annotation revives, it does
-not judge. pydantic is imported when the first annotation needs it.
+What a function returns is written, read back and written again before it is recorded: either both
+texts are one, and so `run` gets the same class with the same fields, live and replayed; or the
+value is refused in a sentence. Where no class is named, the codec's own rule holds: builtin types
+come back as they were, dataclasses and models as dicts of their fields.
 """
 
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import functools
 import inspect
-import types
 import typing
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from enum import Enum
 from typing import Any
-from uuid import UUID
+
+import msgspec
 
 from ..eventlog import codec
-from ..eventlog.errors import UnserialisableValueError
+from ..eventlog.errors import UnserialisableValueError, WorkflowsError
+from ..eventlog.tagging import too_deep
+from .exact import ClassNames, ExactReader, ExactWriter
+from .hints import PLAIN, Hint, Names, hint_of, is_plain
 
-_PLAIN = frozenset(
-    {None, type(None), bool, int, float, str, bytes, datetime, date, time, timedelta, Decimal, UUID}
-    | {tuple, list, set, frozenset, dict, object, Any}
-)
 _PLAIN_NAMES = frozenset(
     "None bool int float str bytes datetime date time timedelta Decimal UUID tuple list set"
     " frozenset dict object Any".split()
 )
-_BASES = (str, int, float, bytes, list, tuple, set, frozenset, dict)
-_WAITED = (
-    collections.abc.Awaitable,
-    collections.abc.Coroutine,
-)
+_WAITED = (collections.abc.Awaitable, collections.abc.Coroutine)
+_NOTHING: dict[str, Any] = {}
+_CACHED_MAX = 1024
+
+_to_json = msgspec.json.Encoder().encode
+_from_json = msgspec.json.Decoder().decode
 
 
 class Reviver:
     """Writes and reads the values of one annotation."""
 
-    def __init__(self, annotation: Any) -> None:
-        import pydantic
+    def __init__(self, hint: Hint | None, names: ClassNames) -> None:
+        self._hint = hint
+        self._names = names
 
-        annotation = _with_makers(annotation)
-        config = pydantic.ConfigDict(arbitrary_types_allowed=True)
-        try:
-            self._adapter = pydantic.TypeAdapter[Any](annotation, config=config)
-        except pydantic.errors.PydanticUserError:
-            # A type that brings a configuration of its own refuses another.
-            self._adapter = pydantic.TypeAdapter[Any](annotation)
+    def encode(self, value: Any, *, bytes_max: int, is_read: bool = True) -> bytes:
+        """The value's text; raises as the codec does, and for what would come back changed.
 
-    def encode(self, value: Any, *, bytes_max: int) -> bytes:
-        """The value's text; raises as the codec does."""
+        `is_read`: it will be read as itself, and not as plain data alone.
+        """
         try:
-            plain = self._adapter.dump_python(
-                value, by_alias=False, round_trip=True, warnings="none", serialize_as_any=False
-            )
+            text, objects = self._written(value)
+            codec.check_size(text, bytes_max)
+            if objects and is_read:
+                self._check(value, text)
         except RecursionError:
-            plain = value
-        except Exception as error:
-            raise UnserialisableValueError(
-                f"the step's value of type {type(value).__name__} cannot be stored as its"
-                f" annotation says: {error}"
-            ) from None
-        return codec.encode(flatten(plain), bytes_max=bytes_max)
+            raise too_deep(None) from None
+        return text
 
     def decode(self, text: bytes) -> Any:
-        """The value of a text, as an instance of the annotation where it fits."""
-        plain = codec.decode(text)
+        """The value of a text; as plain data where the classes are not there as they were."""
         try:
-            return self._adapter.validate_python(plain, by_alias=False, by_name=True)
+            return self._read(text)
         except Exception:
-            return plain
+            return codec.decode(text)
+
+    def _written(self, value: Any) -> tuple[bytes, int]:
+        writer = ExactWriter(self._names)
+        try:
+            return _to_json(writer.write(value, self._hint)), writer.objects
+        except UnicodeEncodeError:
+            # Text inside of what looked plain: the codec's slow walk says where.
+            codec.encode(value)
+            raise
+
+    def _read(self, text: bytes) -> Any:
+        has_tags = b'"$' in text
+        return ExactReader(self._names, has_tags=has_tags).read(_from_json(text), self._hint)
+
+    def _check(self, value: Any, text: bytes) -> None:
+        try:
+            again, _ = self._written(self._read(text))
+            if b'"$' in text:
+                codec.decode(text)  # What others see of it has to be a value, too.
+        except Exception as error:
+            reason = error.message if isinstance(error, WorkflowsError) else str(error)
+            kind = type(error).__name__
+            raise _changed(value, f"it cannot be made again ({kind}: {reason:.300})") from None
+        if again != text:
+            place = _difference(_from_json(text), _from_json(again), "value")
+            raise _changed(value, f"it would come back changed at {place[:200]}")
 
 
-def flatten(value: Any, depth: int = 0) -> Any:
-    """The value with enums, named tuples, bytearrays and subclasses as what they are made of."""
-    kind = type(value)
-    if isinstance(value, Enum):
-        return flatten(value.value, depth + 1)
-    if depth > codec.DEPTH_MAX or kind in _PLAIN and kind not in _BASES:
-        return value
-    if isinstance(value, dict):
-        return {flatten(k, depth + 1): flatten(v, depth + 1) for k, v in value.items()}
-    for base in (list, tuple, set, frozenset):
-        if isinstance(value, base):
-            return base(flatten(item, depth + 1) for item in value)
-    if isinstance(value, bytearray):
-        return bytes(value)
-    # The base class itself makes it, so that nothing of the subclass runs.
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return value if kind is bool else int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    if isinstance(value, bytes):
-        return bytes.__getitem__(value, slice(None))
-    return value
+def _changed(value: Any, reason: str) -> UnserialisableValueError:
+    name = type(value).__qualname__
+    return UnserialisableValueError(
+        f"the value of type {name} cannot be stored: {reason}. Classes have to be found by name at"
+        " the top of a module, and hold nothing that only they can rebuild; or return plain data",
+        type=name,
+    )
 
 
-def reviver_of(function: Callable[..., Any]) -> Reviver | None:
-    """What revives the function's values, or None where its annotation names nothing special."""
-    function = _bare(function)
-    annotation = getattr(function, "__annotations__", _NOTHING).get("return")
-    if annotation is None or annotation in _PLAIN_NAMES or annotation in _PLAIN:
-        return None
-    if isinstance(annotation, str):
-        annotation = _resolved(function, annotation)
-    if typing.get_origin(annotation) in _WAITED:
-        annotation = typing.get_args(annotation)[-1]
+def _difference(before: Any, after: Any, place: str) -> str:
+    if type(before) is type(after) is dict and before.keys() == after.keys():
+        for key in before:
+            if before[key] != after[key]:
+                inner = place if key in ("$value", "$tuple", "$object") else f"{place}.{key}"
+                return _difference(before[key], after[key], inner)
+    if type(before) is type(after) is list and len(before) == len(after):
+        for index, (one, other) in enumerate(zip(before, after, strict=True)):
+            if one != other:
+                return _difference(one, other, f"{place}[{index}]")
+    return place
+
+
+class Revivers:
+    """The revivers of a bundle's functions."""
+
+    def __init__(self, names: ClassNames | None = None) -> None:
+        self._names = names or ClassNames()
+        self._cached: dict[Any, Reviver | None] = {}
+
+    def of(self, function: Callable[..., Any]) -> Reviver | None:
+        """What writes and reads the function's values, or None where the codec does."""
+        bare = _bare(function)
+        annotation = getattr(bare, "__annotations__", _NOTHING).get("return")
+        if annotation is None or (
+            annotation in _PLAIN_NAMES if isinstance(annotation, str) else _is_in(annotation)
+        ):
+            return None
+        return self._of(bare, annotation)
+
+    def _of(self, function: Any, annotation: Any) -> Reviver | None:
+        inner = inspect.unwrap(function)
+        inner = getattr(inner, "__func__", inner)
+        module = getattr(inner, "__globals__", {})
+        key = None
+        if not isinstance(annotation, str) and not _closure(inner):
+            key = (annotation, id(module))
+            try:
+                if key in self._cached:
+                    return self._cached[key]
+            except TypeError:
+                key = None
+        elif isinstance(annotation, type):
+            key = (annotation, 0)
+            if key in self._cached:
+                return self._cached[key]
+        made = self._made(annotation, Names(module, _closure(inner)))
+        if key is not None and len(self._cached) < _CACHED_MAX:
+            self._cached[key] = made
+        return made
+
+    def _made(self, annotation: Any, names: Names) -> Reviver | None:
+        annotation = names.resolve(annotation)
+        if typing.get_origin(annotation) in _WAITED:
+            annotation = names.resolve(typing.get_args(annotation)[-1])
+        if is_plain(annotation, names):
+            return None
+        return Reviver(hint_of(annotation, names), self._names)
+
+
+def _is_in(annotation: Any) -> bool:
     try:
-        return _reviver(annotation)
+        return annotation in PLAIN
     except TypeError:
-        return _make(annotation)
-
-
-_NOTHING: dict[str, Any] = {}
+        return False
 
 
 def _bare(function: Any) -> Any:
@@ -129,104 +174,14 @@ def _bare(function: Any) -> Any:
     return function
 
 
-def _resolved(function: Any, text: str) -> Any:
-    """What a text annotation names, looked up where the function was written; None if nothing."""
-    inner = inspect.unwrap(function)
-    inner = getattr(inner, "__func__", inner)
+def _closure(function: Any) -> dict[str, Any]:
+    """The names that a function knows from the functions around it."""
     names: dict[str, Any] = {}
-    code = getattr(inner, "__code__", None)
-    for name, cell in zip(
-        code.co_freevars if code else (), getattr(inner, "__closure__", None) or (), strict=False
-    ):
+    code = getattr(function, "__code__", None)
+    cells = getattr(function, "__closure__", None) or ()
+    for name, cell in zip(code.co_freevars if code else (), cells, strict=False):
         try:
             names[name] = cell.cell_contents
         except ValueError:
             continue
-    try:
-        return eval(text, getattr(inner, "__globals__", {}), names)
-    except Exception:
-        return None
-
-
-@functools.lru_cache(maxsize=1024)
-def _reviver(annotation: Any) -> Reviver | None:
-    return _make(annotation)
-
-
-def _make(annotation: Any) -> Reviver | None:
-    return Reviver(annotation) if _is_special(annotation, 0) else None
-
-
-def _is_special(annotation: Any, depth: int) -> bool:
-    """Whether the annotation names a class that the codec does not bring back by itself."""
-    if depth > 20 or _is_plain(annotation):
-        return False
-    if isinstance(annotation, str):
-        return False
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Literal:
-        return any(isinstance(argument, Enum) for argument in arguments)
-    if arguments:
-        return any(_is_special(argument, depth + 1) for argument in arguments)
-    if isinstance(annotation, type):
-        if typing.is_typeddict(annotation):
-            hints = _hints(annotation)
-            return any(_is_special(hint, depth + 1) for hint in hints.values())
-        return (
-            dataclasses.is_dataclass(annotation)
-            or hasattr(annotation, "__pydantic_validator__")
-            or issubclass(annotation, (Enum, bytearray))
-            or any(issubclass(annotation, base) for base in _BASES)
-        )
-    return isinstance(annotation, typing.NewType) and _is_special(
-        annotation.__supertype__, depth + 1
-    )
-
-
-def _with_makers(annotation: Any) -> Any:
-    """The annotation, with subclasses that pydantic does not know made from their base's values."""
-    import pydantic
-
-    arguments = typing.get_args(annotation)
-    origin = typing.get_origin(annotation)
-    if arguments and origin not in (typing.Literal, typing.Annotated):
-        made = tuple(_with_makers(argument) for argument in arguments)
-        if origin in (typing.Union, types.UnionType):
-            return typing.Union[made]  # noqa: UP007
-        return origin[made] if isinstance(origin, type) else annotation  # type: ignore[index]
-    if not isinstance(annotation, type) or not _needs_maker(annotation):
-        return annotation
-
-    def make(value: Any) -> Any:
-        return value if isinstance(value, annotation) else annotation(value)
-
-    return typing.Annotated[annotation, pydantic.BeforeValidator(make)]
-
-
-def _needs_maker(kind: type[Any]) -> bool:
-    if kind is bytearray:
-        return True
-    is_known = (
-        kind in _PLAIN
-        or issubclass(kind, Enum)
-        or dataclasses.is_dataclass(kind)
-        or hasattr(kind, "_fields")
-        or hasattr(kind, "__pydantic_validator__")
-        or hasattr(kind, "__get_pydantic_core_schema__")
-        or typing.is_typeddict(kind)
-    )
-    return not is_known and issubclass(kind, _BASES)
-
-
-def _is_plain(annotation: Any) -> bool:
-    try:
-        return annotation in _PLAIN
-    except TypeError:
-        return False
-
-
-def _hints(annotation: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(annotation)
-    except Exception:
-        return {}
+    return names

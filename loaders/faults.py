@@ -1,15 +1,18 @@
 """Faults: exceptions as they travel and are stored, and as exceptions again.
 
-An error reaches `run` as its original class where that is a builtin, one of ours, or defined in the
-tenant's own modules; else as StepError. The same text is revived live and on replay, so both see
-the same class, message and args.
+An error reaches `run` as its original class where code there can import that by name (a builtin,
+one of ours, the tenant's own, or of a library that it is granted), with its args and those
+attributes that the codec takes; else as StepError. No constructor of a class runs where its
+attributes are known. The same text is revived live and on replay, so both see the same.
 """
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ..eventlog import codec, errors
 from ..eventlog.errors import WorkflowsError
@@ -17,14 +20,17 @@ from . import entrypoints
 from .entrypoints import NonRetryableError, StepError, WorkflowFatalError
 from .wire import Error
 
+if TYPE_CHECKING:
+    from .exact import ClassNames
+
 MESSAGE_CHARACTERS_MAX = 64 * 1024
 _ARGS_BYTES_MAX = 64 * 1024
 _INNER_MAX, _INNER_CHARACTERS_MAX = 3, 1_000
 """Of the errors in a group: so many are named in its message, with so much of theirs."""
 _OURS = "dynamic_workflows"
 
-FindClass = Callable[[str, str], Any]
-"""(module, qualified name) -> what a tenant's module holds under that name, or None."""
+_CAUSES_MAX = 3
+"""Of the chain of causes, so many are kept."""
 
 _OUR_CLASSES: dict[str, type[Exception]] = {
     name: kind
@@ -53,41 +59,56 @@ def is_final(error: BaseException) -> bool:
         return False  # Nobody can tell: its class does not let itself be asked, or it has no end.
 
 
-def to_wire(error: BaseException, *, module_of: Callable[[type], str] | None = None) -> Error:
+def to_wire(error: BaseException, names: ClassNames | None = None) -> Error:
     """The error as data; never raises, whatever the tenant's class does.
 
-    `module_of` tells the name by which a class's module is known inside its bundle. The message of
-    a group names what is in it.
+    `names`: how code in the isolate finds classes; None: this is no isolate. The message of a group
+    names what is in it.
     """
+    return _to_wire(error, names, _CAUSES_MAX)
+
+
+def _to_wire(error: BaseException, names: ClassNames | None, causes: int) -> Error:
     try:
-        return _described(error, module_of)
+        return _described(error, names, causes)
     except BaseException:
         # A metaclass may raise whatever it likes; a caller that knows nothing would wait for ever.
         return Error("Exception", "(an error of a class that cannot be read)", "")
 
 
-def _described(error: BaseException, module_of: Callable[[type], str] | None) -> Error:
+def _described(error: BaseException, names: ClassNames | None, causes: int) -> Error:
     kind = type(error)
     if kind is StepError:
         name, message = _clip(str(error.name)), _clip(str(error.message))  # type: ignore[attr-defined]
         return Error(name, message, "", fatal=False)
-    module = str(kind.__module__)
-    if kind.__qualname__ in _OUR_CLASSES and _OUR_CLASSES[kind.__qualname__] is kind:
-        module = _OURS
-    elif module_of is not None:
-        module = module_of(kind)
+    name, module = kind.__qualname__, _module_of(kind, names)
     message = _message(error)
-    if kind is ExceptionGroup:
-        inner = [to_wire(one, module_of=module_of) for one in error.exceptions]  # type: ignore[attr-defined]
-        args = _group_args(error.message, inner)  # type: ignore[attr-defined]
+    if isinstance(error, ExceptionGroup):
+        inner = [_to_wire(one, names, causes) for one in error.exceptions]
+        args = _group_args(error.message, inner)
         message = _clip(f"{message}: {_contents(inner)}")
+    elif isinstance(error, WorkflowsError):
+        args = _encoded([error.message, error.code, error.details], names)
     else:
-        args = _args_of(error)
-    name = kind.__qualname__
-    if "<locals>" in name:
+        args = _args_of(error, names)
+    if names is not None or module.partition(".")[0] in sys.stdlib_module_names:
+        # Of other errors of the platform, what they hold is not for tenants.
+        args = _with_fields(error, args, names, causes)
+    if not module:
         # Nobody can find it again; and another class of its name would be another class.
-        name, module = kind.__name__, ""
+        name = kind.__name__
     return Error(_clip(name), message, module, args, is_final(error))
+
+
+def _module_of(kind: type[BaseException], names: ClassNames | None) -> str:
+    """The module under which the class is found again, or an empty text."""
+    name = kind.__qualname__
+    if _OUR_CLASSES.get(name) is kind:
+        return _OURS
+    if names is None or kind.__module__ == "builtins":
+        return "" if "<locals>" in name else str(kind.__module__)
+    module = names.name_of(kind).partition(":")[0]
+    return module if names.find(module, name) is kind else ""
 
 
 def _contents(inner: list[Error]) -> str:
@@ -99,10 +120,13 @@ def _contents(inner: list[Error]) -> str:
 
 def _group_args(message: str, inner: list[Error]) -> bytes | None:
     try:
-        rows = [[one.name, one.message, one.module, one.args, one.fatal] for one in inner]
-        return codec.encode([message, rows], bytes_max=_ARGS_BYTES_MAX)
+        return codec.encode([message, [_row(one) for one in inner]], bytes_max=_ARGS_BYTES_MAX)
     except WorkflowsError:
         return None
+
+
+def _row(error: Error) -> list[Any]:
+    return [error.name, error.message, error.module, error.args, error.fatal]
 
 
 def _message(error: BaseException) -> str:
@@ -121,14 +145,82 @@ def _clip(text: str) -> str:
     return encoded.decode("utf-8")
 
 
-def _args_of(error: BaseException) -> bytes | None:
+def _args_of(error: BaseException, names: ClassNames | None) -> bytes | None:
+    args = list(_given(error))
+    return _encoded(args, names) if args else None
+
+
+def _encoded(value: Any, names: ClassNames | None) -> bytes | None:
+    """Codec text of a value, or None where it has none."""
     try:
-        if isinstance(error, WorkflowsError):
-            return codec.encode([error.message, error.code, error.details])
-        args = list(_given(error))
-        return codec.encode(args, bytes_max=_ARGS_BYTES_MAX) if args else None
+        if names is None:
+            return codec.encode(value, bytes_max=_ARGS_BYTES_MAX)
+        text: bytes = _exactly(names).encode(value, bytes_max=_ARGS_BYTES_MAX)
+        return text
     except Exception:
         return None
+
+
+def _exactly(names: ClassNames) -> Any:
+    # Imported for what needs it: the platform's side has no classes of tenants.
+    from .annotations import Reviver
+
+    return Reviver(None, names)
+
+
+def _with_fields(
+    error: BaseException, args: bytes | None, names: ClassNames | None, causes: int
+) -> bytes | None:
+    """The text of args, with the attributes and the cause of the error where it has some."""
+    room = _ARGS_BYTES_MAX - len(args or b"")
+    fields: dict[str, msgspec.Raw] = {}
+    for name, value in {} if isinstance(error, WorkflowsError) else _fields_of(error):
+        text = None if name[:1] == "$" else _encoded(value, names)
+        if text is not None and len(text) + len(name) < room:
+            fields[name] = msgspec.Raw(text)
+            room -= len(text) + len(name)
+    held: dict[str, Any] = {"args": msgspec.Raw(args) if args else None, "fields": fields}
+    cause = error.__cause__
+    if cause is not None and causes:
+        text = codec.encode(_row(_to_wire(cause, names, causes - 1)))
+        if len(text) < room:
+            held["cause"] = msgspec.Raw(text)
+    if not fields and "cause" not in held and not _has_constructor(type(error)):
+        return args
+    return msgspec.json.encode(held)
+
+
+def _has_constructor(kind: type[Any]) -> bool:
+    """Whether code of its own runs where an error of the class is made."""
+    return any(
+        "__init__" in vars(one) or "__new__" in vars(one)
+        for one in kind.__mro__
+        if one.__module__ not in ("builtins", "dynamic_workflows.loaders.entrypoints")
+        and not issubclass(one, WorkflowsError)
+    )
+
+
+def _fields_of(error: BaseException) -> Any:
+    """The attributes that are not made of the args."""
+    from .objects import state_of
+
+    found = {
+        name: getattr(error, name, None)
+        for kind, members in _MEMBERS.items()
+        if isinstance(error, kind)
+        for name in members
+    }
+    found = {name: value for name, value in found.items() if value is not None}
+    return {**found, **state_of(error)}.items()
+
+
+_MEMBERS: dict[type[BaseException], tuple[str, ...]] = {
+    ImportError: ("msg", "name", "path"),
+    AttributeError: ("name",),
+    NameError: ("name",),
+    SyntaxError: ("msg", "filename", "lineno", "offset", "text", "end_lineno", "end_offset"),
+}
+"""Attributes that builtin errors keep elsewhere than in `__dict__`."""
 
 
 def _given(error: BaseException) -> tuple[Any, ...]:
@@ -140,27 +232,42 @@ def _given(error: BaseException) -> tuple[Any, ...]:
     return (*error.args, error.filename, None, error.filename2)
 
 
-def from_wire(error: Error, find: FindClass | None = None) -> Exception:
-    """The error as an exception to raise: a new one each time."""
-    kind = _class_of(error, find)
+def from_wire(error: Error, names: ClassNames | None = None) -> Exception:
+    """The error as an exception to raise: a new one each time.
+
+    `names`: where classes are found that are neither builtin nor ours.
+    """
+    kind = _class_of(error, names)
     if kind is None:
         return StepError(error.message, error.name)
-    args = _args(error)
-    if kind is ExceptionGroup:
-        return _group(args, find) or StepError(error.message, error.name)
-    if issubclass(kind, WorkflowsError):
-        return _workflows_error(kind, error, args)
-    return _revived(kind, args, error) or StepError(error.message, error.name)
+    args, fields, cause = _parts(error, names)
+    made: Exception | None
+    if issubclass(kind, ExceptionGroup):
+        made = _group(kind, args, names)
+    elif issubclass(kind, WorkflowsError):
+        made = _workflows_error(kind, error, args)
+    elif fields is None:
+        made = _constructed(kind, args, error) or _made(kind, args)
+    else:
+        made = _made(kind, args)
+    if made is None:
+        return StepError(error.message, error.name)
+    if names is not None:
+        _set_fields(made, fields or {})
+        reason = None if cause is None else _caused(cause, names)
+        if reason is not None:
+            BaseException.__setattr__(made, "__cause__", reason)
+    return made
 
 
-def _class_of(error: Error, find: FindClass | None) -> type[Exception] | None:
+def _class_of(error: Error, names: ClassNames | None) -> type[Exception] | None:
     found: Any = None
     if error.module == "builtins":
         found = getattr(builtins, error.name, None)
     elif error.module == _OURS:
         found = _OUR_CLASSES.get(error.name)
-    elif error.module and find is not None:
-        found = find(error.module, error.name)
+    elif error.module and names is not None:
+        found = names.find(error.module, error.name)
     is_fit = isinstance(found, type) and issubclass(found, Exception)
     return found if is_fit and not issubclass(found, _UNFIT) else None
 
@@ -170,14 +277,35 @@ def _class_of(error: Error, find: FindClass | None) -> type[Exception] | None:
 _UNFIT = (StopIteration, StopAsyncIteration, StepError)
 
 
-def _args(error: Error) -> tuple[Any, ...]:
+def _parts(
+    error: Error, names: ClassNames | None
+) -> tuple[tuple[Any, ...], dict[str, Any] | None, Any]:
+    """Its args, its attributes (None: nobody looked for them) and the row of its cause."""
+    fallback = (error.message,) if error.message else ()
     if error.args is None:
-        return (error.message,) if error.message else ()
+        return fallback, None, None
     try:
-        args = codec.decode(error.args)
-        return tuple(args) if type(args) is list else (error.message,)
+        held = codec.decode(error.args) if names is None else _exactly(names).decode(error.args)
     except WorkflowsError:
-        return (error.message,)
+        return (error.message,), None, None
+    fields, cause = None, None
+    if type(held) is dict:
+        fields, cause, held = held.get("fields"), held.get("cause"), held.get("args")
+        if held is None:
+            return fallback if not fields else (), _fields_or_none(fields), cause
+    args = tuple(held) if type(held) is list else (error.message,)
+    return args, _fields_or_none(fields), cause
+
+
+def _fields_or_none(fields: Any) -> dict[str, Any] | None:
+    return fields if type(fields) is dict else None
+
+
+def _caused(row: Any, names: ClassNames) -> Exception | None:
+    try:
+        return None if row is None else from_wire(Error(*row), names)
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def _workflows_error(
@@ -188,19 +316,30 @@ def _workflows_error(
             facts = {str(name): value for name, value in details.items()}
             for taken in ("self", "message", "code"):
                 facts.pop(taken, None)
-            return kind(message, code=code, **facts)
-    return kind(error.message)
+            try:
+                return kind(message, code=code, **facts)
+            except Exception:
+                made = kind.__new__(kind)
+                WorkflowsError.__init__(made, message, code=code, **facts)
+                return made
+    made = kind.__new__(kind)
+    WorkflowsError.__init__(made, error.message)
+    return made
 
 
-def _group(args: tuple[Any, ...], find: FindClass | None) -> Exception | None:
+def _group(
+    kind: type[Exception], args: tuple[Any, ...], names: ClassNames | None
+) -> Exception | None:
     try:
         message, rows = args
-        return ExceptionGroup(message, [from_wire(Error(*row), find) for row in rows])
+        inner = [from_wire(Error(*row), names) for row in rows]
+        made: Exception = ExceptionGroup.__new__(kind, message, inner)  # type: ignore[type-var]
+        return made
     except (TypeError, ValueError, RecursionError):
         return None
 
 
-def _revived(kind: type[Exception], args: tuple[Any, ...], error: Error) -> Exception | None:
+def _constructed(kind: type[Exception], args: tuple[Any, ...], error: Error) -> Exception | None:
     """An instance like the one that was raised, as far as args and message show."""
     try:
         made = kind(*args)
@@ -208,12 +347,34 @@ def _revived(kind: type[Exception], args: tuple[Any, ...], error: Error) -> Exce
             return made
     except Exception:
         pass
-    # The constructor takes something else than the args that it left; pass it by.
-    try:
-        made = kind.__new__(kind, *args)
-        if type(made) is kind:
-            made.args = args
-            return made
-    except Exception:
-        pass
     return None
+
+
+def _made(kind: type[Exception], args: tuple[Any, ...]) -> Exception | None:
+    """An instance with these args that no code of its class has made."""
+    base: Any = next(one for one in kind.__mro__ if one.__module__ == "builtins")
+    try:
+        made: Exception = base.__new__(kind, *args)
+    except Exception:
+        return None
+    try:
+        base.__init__(made, *args)
+    except Exception:
+        pass  # The args are not those that the builtin takes.
+    if _given(made) != args:
+        BaseException.__setattr__(made, "args", args)
+    return made
+
+
+def _set_fields(made: Exception, fields: dict[str, Any]) -> None:
+    from .objects import set_state
+
+    members = {name for kind, names in _MEMBERS.items() if isinstance(made, kind) for name in names}
+    for name, value in fields.items():
+        try:
+            if name in members:
+                BaseException.__setattr__(made, name, value)
+            else:
+                set_state(made, {name: value})
+        except Exception:
+            continue

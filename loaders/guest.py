@@ -19,6 +19,7 @@ from typing import Any
 from ..eventlog import codec
 from ..eventlog.errors import InvalidError
 from . import faults, http, wire
+from .annotations import Revivers
 from .attempt import ATTEMPT
 from .belongings import adopt_work
 from .bindings_guest import Env
@@ -29,6 +30,7 @@ from .entrypoints import (
     build,
     public_methods,
 )
+from .exact import ClassNames
 from .exhausted import explained
 from .leaving import GRACE_S, Leavers, Leaving
 from .lifetime import Lifetime, Scope, Suspended
@@ -91,6 +93,8 @@ class Guest:
         self._late_timer: asyncio.TimerHandle | None = None
         self._modules: Modules | None = None
         self._main: ModuleType | None = None
+        self._class_names = ClassNames()
+        self.revivers = Revivers()
         self._env_entries: dict[str, wire.EnvEntry] = {}
         self._scope = Scope(self)
         self._invoked: dict[int, Scope] = {}
@@ -246,6 +250,8 @@ class Guest:
             is_alone=self._is_alone,
             builtins=self._builtins,
         )
+        self._class_names = ClassNames(self._modules)
+        self.revivers = Revivers(self._class_names)
         self.send(self._scope.context().run(self._load, message.main_module), 0, None)
         if self._is_alone:
             # Modules stay for good, and lifetimes are cycles: looking rarely costs a sixth less.
@@ -279,12 +285,11 @@ class Guest:
     def to_wire(self, error: BaseException, step: str | None = None) -> wire.Error:
         """An exception as data; `step`: whose callback raised it."""
         error = explained(error, self._limits, step)
-        module_of = self._modules.module_of if self._modules is not None else None
-        return faults.to_wire(error, module_of=module_of)
+        return faults.to_wire(error, self._class_names)
 
     def from_wire(self, error: wire.Error) -> Exception:
         """An exception to raise in tenant code."""
-        return faults.from_wire(error, self._modules.find_class if self._modules else None)
+        return faults.from_wire(error, self._class_names)
 
     # --- calls out -------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from ..eventlog import codec
 from ..eventlog.clock import to_datetime
 from ..eventlog.errors import WorkflowsError
 from . import wire
+from .annotations import Reviver
 from .attempt import ATTEMPT, Attempt, Handler, Performing, Undoing
 from .entrypoints import WorkflowFatalError, build
 from .leaving import Leaving, Work
@@ -148,10 +149,11 @@ class Lifetime(Scope):
     async def _run(self) -> None:
         self.guest.on_resume(self.number)
         try:
-            result = self._entrypoint().run(self._event(), self.step)
+            run = self._entrypoint().run
+            result = run(self._event(), self.step)
             if inspect.isawaitable(result):
                 result = await result
-            end = wire.End(value=self._output(result))
+            end = wire.End(value=self._output(result, self.guest.revivers.of(run)))
         except BaseException as error:
             if self.is_dropped:
                 return
@@ -184,9 +186,12 @@ class Lifetime(Scope):
             schedule=None if run.schedule is None else Schedule(codec.decode(run.schedule)),
         )
 
-    def _output(self, result: Any) -> bytes:
+    def _output(self, result: Any, reviver: Reviver | None) -> bytes:
         try:
-            return codec.encode(result, bytes_max=self.guest.value_bytes_max)
+            if reviver is None:
+                return codec.encode(result, bytes_max=self.guest.value_bytes_max)
+            # Whoever asks for it does not have its classes, and gets their fields.
+            return reviver.encode(result, bytes_max=self.guest.value_bytes_max, is_read=False)
         except WorkflowsError as error:
             raise _placed(error, "the output of run") from None
 

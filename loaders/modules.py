@@ -204,6 +204,10 @@ class Modules:
         is_ours = name in self._by_name or name in self._folders
         return is_ours and not self._is_granted(name.partition(".")[0]) and name != _FACE
 
+    def grants(self, module: str) -> bool:
+        """Whether the bundle's code may import that module, which is not its own."""
+        return self._is_granted(module.partition(".")[0])
+
     def _is_granted(self, top: str) -> bool:
         return top in sys.stdlib_module_names or top in _ALWAYS or top in self._packages
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..eventlog import codec
 from ..eventlog.clock import from_datetime, to_datetime
 from . import durations, wire
-from .annotations import Reviver, reviver_of
+from .annotations import Reviver
 from .attempt import ATTEMPT, Handler, Performing
 from .checks import check_direct, check_name, check_rollback, ms, shown
 from .config import DEFAULT, Settled, StepConfig, settle
@@ -137,7 +137,9 @@ class Step:
         settled = DEFAULT if config is None else settle(config)
         attempt = ATTEMPT.get()
         count = life.replay.occurrence(DO, name, None if attempt is None else attempt.label)
-        call = Call(name, count, callback, settled, reviver_of(callback), undo, declared)
+        call = Call(
+            name, count, callback, settled, life.guest.revivers.of(callback), undo, declared
+        )
         if undo is not None:
             life.handlers[name, count] = Handler(
                 rollback, undo, settled, call.reviver, copy_context()

@@ -328,8 +328,7 @@ class Odd(Exception):
         ["ZeroDivisionError", "", []],
         ["StepError", "StopIteration: 3", ["3"]],
         ["StepError", "SystemExit: 4", ["4"]],
-        ["StepError", "JSONDecodeError: m: line 1 column 1 (char 0)",
-         ["m: line 1 column 1 (char 0)"]],
+        ["JSONDecodeError", "m: line 1 column 1 (char 0)", ["m: line 1 column 1 (char 0)"]],
     ]  # fmt: skip
     assert await world.again() == output
 

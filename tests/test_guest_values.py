@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from guest_world import World, flow
 
+from dynamic_workflows.eventlog.errors import UnserialisableValueError
 from dynamic_workflows.loaders import wire
 
 TYPES = """
@@ -41,6 +42,28 @@ class Bag(list): pass
 moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)
 line = Line(SKU="tea", colour=Colour.BOTH, when=moment)
 order = Order([line], Order([]))
+
+if typing.TYPE_CHECKING:
+    from nowhere import Elsewhere
+
+@dataclasses.dataclass
+class Cat:
+    name: str
+    seen: "Elsewhere" = None
+
+@dataclasses.dataclass
+class Dog:
+    name: str
+    def __post_init__(self): self.tricks = {Colour.RED}
+
+class Login(pydantic.BaseModel):
+    word: pydantic.SecretStr
+    url: pydantic.HttpUrl
+    _tries: int = 3
+    def __eq__(self, other):
+        return repr(self.word.get_secret_value()) == repr(other.word.get_secret_value())
+
+login = Login(word="s3cret", url="https://example.com")
 """
 
 CASES = {
@@ -59,6 +82,12 @@ CASES = {
     "a subclass of list": ("Bag", "Bag([1])"),
     "a bytearray": ("bytearray", 'bytearray(b"\\xff")'),
     "a union": ("typing.Union[Line, Order]", "order"),
+    "a union of look-alikes": ("Cat | Dog", 'Dog("rex")'),
+    "a list of look-alikes": ("list[Cat | Dog]", '[Dog("rex"), Cat("tom")]'),
+    "another class than it says": ("Cat", 'Dog("rex")'),
+    "a type for checkers only": ("Cat", 'Cat("tom")'),
+    "a return type for checkers only": ('"Elsewhere"', 'Cat("tom")'),
+    "a secret": ("Login", "login"),
     "decimals and dates": ("dict[str, decimal.Decimal]", '{"a": decimal.Decimal("1.50")}'),
 }
 
@@ -92,6 +121,21 @@ async def test_an_annotated_value_comes_back_as_itself(
     assert await world.run(code) == [True] * 4
     assert await world.again() == [True] * 4
     assert world.of(wire.Step) == []
+
+
+async def test_the_output_of_run_is_stored_by_its_annotation(world: World) -> None:
+    code = flow("return Order([line], order)", before=TYPES).replace(
+        "def run(self, event, step):", "def run(self, event, step) -> Order:"
+    )
+    (line,) = (await world.run(code))["lines"]
+    assert line["colour"] == (1, 2)
+    assert line["when"].isoformat() == "2026-01-02T00:00:00+00:00"
+    assert "label" not in line
+
+
+async def test_the_output_of_run_that_cannot_be_stored_says_what_to_do(world: World) -> None:
+    with pytest.raises(UnserialisableValueError, match="output of run.*Colour.*annotate"):
+        await world.run(flow("return {'colour': Colour.RED}", before=TYPES))
 
 
 async def test_without_an_annotation_models_are_dicts(world: World) -> None:
