@@ -7,6 +7,7 @@ tools take them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ CLIENT: ClientConfig = {
     "allow_http": True,
 }
 LIST_CHUNK = 1000
+# obstore's own words, where the service answered with the whole object instead of a refusal.
+_PAST_END = re.compile(r": Wanted range starting at \d+, but object was only \d+ bytes long$")
 
 
 class ObjectStore:
@@ -147,7 +150,10 @@ class ObjectStore:
         """Connections end with the object."""
 
     def _is_past_end(self, error: Exception) -> bool:
-        return "416" in str(error) or "InvalidRange" in str(error) or "beyond" in str(error)
+        # The text holds the address as well, so a bare "416" would also be a port or part of a key.
+        if isinstance(error, FileNotFoundError) or not isinstance(error, BaseError):
+            return False
+        return _has_status(error, "416") or _PAST_END.search(_first_line(error)) is not None
 
     def _explain_write(self, error: Exception, key: str) -> BaseException:
         explained = self._explain(error, key)
@@ -157,7 +163,7 @@ class ObjectStore:
 
     def _explain_list(self, error: Exception, prefix: str) -> BaseException:
         # An empty listing is no error, so what was not found is the bucket.
-        if isinstance(error, BaseError) and "404 Not Found" in str(error):
+        if isinstance(error, BaseError) and _has_status(error, "404"):
             return Unavailable(f"{self.root} does not exist: create the bucket, then try again")
         return self._explain(error, prefix)
 
@@ -179,6 +185,10 @@ def _entries(found: Iterable[Any], prefix: str, after: str | None) -> Entries:
         (e for e in entries if e.key.startswith(prefix) and (after is None or e.key > after)),
         key=lambda entry: entry.key,
     )
+
+
+def _has_status(error: BaseError, status: str) -> bool:
+    return f" status code: {status} " in _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

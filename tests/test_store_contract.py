@@ -123,6 +123,14 @@ async def test_what_is_missing_is_not_found_and_may_be_deleted(store: Store) -> 
     assert await store.get("a/some") == b"y"
 
 
+@pytest.mark.parametrize("key", ["a/416", "InvalidRange", "beyond/b"])
+async def test_what_is_missing_is_not_found_whatever_its_name(store: Store, key: str) -> None:
+    with pytest.raises(NotFound):
+        await store.get_range(key, 0, 1)
+    with pytest.raises(NotFound):
+        await asyncio.to_thread(store.get_range_blocking, key, 0, 1)
+
+
 async def test_a_listing_has_everything_under_a_prefix_with_sizes(store: Store) -> None:
     keys = [f"m/{number:020d}" for number in (1, 2, 10)] + ["m2/x", "m/deep/er", NASTY_KEY]
     for key in keys:
