@@ -12,6 +12,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # The stamp carries the checkout's place, since an editable install is bound to it.
 STAMP := $(VENV)/installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
+# Tests run in as many processes as there are cores; those that start a Ray share one of them.
+PYTEST_PROCESSES ?= auto
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -57,7 +59,7 @@ azurite: $(STAMP)  ## install Azure's emulator for the tests, where node and its
 		--prefix $(VENV)/azurite azurite@3 >/dev/null 2>&1 || echo 'no azurite: its tests are skipped'
 
 unit: $(STAMP) azurite  ## run the tests that are not slow; PYTEST_ARGS adds arguments
-	$(RUN) -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(RUN) -m pytest -m 'not slow' -n $(PYTEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
 # One after the other, also under `make -j`: the order is from cheap to dear.
 test: $(STAMP)  ## install, then format, style, types and tests: what CI runs
