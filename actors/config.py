@@ -45,6 +45,10 @@ class TenantLimits(BaseModel):
     turn_cpu_seconds: float | None = Field(default=None, gt=0)
     turn_wall_seconds: float | None = Field(default=None, gt=0)
     value_bytes_max: int | None = Field(default=None, ge=1, le=64 * MIB)
+    instances_max: int | None = Field(default=None, ge=1)
+    schedules_max: int | None = Field(default=None, ge=0)
+    subscriptions_max: int | None = Field(default=None, ge=1)
+    results_waiting_max: int | None = Field(default=None, ge=1)
     state_bytes_max: int | None = Field(default=None, ge=64 * 1024)
     events_kept_max: int | None = Field(default=None, ge=0)
     events_kept_bytes_max: int | None = Field(default=None, ge=0)
@@ -82,6 +86,15 @@ class PlatformConfig(BaseModel):
     """
     value_bytes_max: int = Field(default=64 * MIB, ge=1, le=64 * MIB)
     """Bytes of one encoded value: params, payload, result, output."""
+    instances_max: int = Field(default=250_000, ge=1)
+    """Instances of any status, ended ones that are kept by `retention` among them; above it
+    `create` raises `limit.exceeded`. Each takes a kilobyte of the tenant actor's memory."""
+    schedules_max: int = Field(default=1_000, ge=0)
+    """Cron expressions of all workflows; a call that would set more raises `limit.exceeded`."""
+    subscriptions_max: int = Field(default=1_000, ge=1)
+    """Calls of `subscribe` that may wait for an event at once; one more raises `limit.exceeded`."""
+    results_waiting_max: int = Field(default=20_000, ge=1)
+    """Calls of `result` that may wait at once; one more raises `limit.exceeded`."""
     state_bytes_max: int = Field(default=120 * MIB, ge=64 * 1024)
     """Bytes that one run of an instance may hold: its params, results, events and errors, and 1,000
     for each step. What is more fails its step with `limit.exceeded`. A replay is one message, so
@@ -230,6 +243,8 @@ class PlatformConfig(BaseModel):
             steps_max=mine.steps_max,
             waits_max=mine.waits_max,
             value_bytes_max=mine.value_bytes_max,
+            instances_max=mine.instances_max,
+            schedules_max=mine.schedules_max,
             state_bytes_max=mine.state_bytes_max,
             events_kept_max=mine.events_kept_max,
             events_kept_bytes_max=mine.events_kept_bytes_max,

@@ -123,6 +123,14 @@ class TenantCore(Schedules):
         """ "hash", or "latest": `repin` before each start."""
         return self._find(key).get("pin") or "hash"
 
+    def run(self, key: Key) -> int:
+        """The number of the present run."""
+        return self._find(key).run
+
+    def created_seq(self, key: Key) -> int:
+        """The number of the row that created the instance."""
+        return self._find(key).created_seq
+
     def repin(self, key: Key, code_hash: str) -> None:
         """Run this code from the next lifetime on; the row of its start says so."""
         self._find(key).code_hash = code_hash

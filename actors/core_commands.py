@@ -48,6 +48,7 @@ class Commands(Rollbacks):
         fresh, answer = self._new_items(items, strict)
         d = Decision(durable=True, answer=answer)
         if fresh:
+            self._check_instances(len(fresh))
             self._admit(len(fresh), now_us)
             for item in fresh:
                 self._create(d, item, now_us)
@@ -75,6 +76,17 @@ class Commands(Rollbacks):
             if known is None:
                 fresh.append(item)
         return fresh, answer
+
+    def _check_instances(self, n: int) -> None:
+        most = self.config.instances_max
+        if len(self._directory) + n > most:
+            raise LimitExceededError(
+                f"tenant {self.tenant_id!r} has {len(self._directory):,} instances, ended ones "
+                f"among them, and may have {most:,} (instances_max): delete what is over, or let "
+                "`retention` be shorter",
+                retry_after=60.0,
+                limit="instances_max",
+            )
 
     def _admit(self, n: int, now_us: int) -> None:
         """Room in the queue and in the rate, or LimitExceededError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..eventlog import codec
 from ..eventlog.clock import to_datetime
+from ..eventlog.errors import LimitExceededError
 from ..eventlog.events import Row, span
 from ..eventlog.ids import Ids
 from .core_base import CRON
@@ -61,9 +62,13 @@ class Schedules(Commands):
         What the code declares and what was asked for by a call are apart: neither removes the
         other's. An expression that is both belongs to the call. What `remove_schedule` has removed
         stays removed as long as the code goes on declaring it, or until a call sets it.
+
+        Above `schedules_max` a call raises LimitExceededError, and of what the code declares the
+        first in order hold.
         """
         check_workflow_name(workflow)
         wanted = {check_cron(cron) for cron in crons}
+        wanted = self._admitted(workflow, wanted, is_declared=is_declared)
         d = Decision(durable=True)
         if is_declared:
             dismissed = {cron for name, cron in self._dismissed if name == workflow}
@@ -81,6 +86,22 @@ class Schedules(Commands):
                 self._note(d, "schedule_set", workflow, body, code_hash, now_us)
         self._arm_schedules()
         return d
+
+    def _admitted(self, workflow: str, wanted: set[str], *, is_declared: bool) -> set[str]:
+        mine = {(workflow, cron) for cron in self.crons(workflow, is_declared=is_declared)}
+        room = self.config.schedules_max - len(self._schedules.keys() - mine)
+        fresh = sorted(cron for cron in wanted if (workflow, cron) not in self._schedules)
+        known = len(wanted) - len(fresh)
+        if len(fresh) + known <= room:
+            return wanted
+        if is_declared:
+            return wanted - set(fresh[max(room - known, 0) :])
+        raise LimitExceededError(
+            f"tenant {self.tenant_id!r} may have {self.config.schedules_max:,} schedules "
+            "(schedules_max): remove one first",
+            retry_after=60.0,
+            limit="schedules_max",
+        )
 
     def remove_schedule(self, workflow: str, cron: str, *, now_us: int) -> Decision:
         """No more firings of this expression, whether a call had set it or the code declares it."""
@@ -206,6 +227,7 @@ class Schedules(Commands):
         )
         self._note(d, "timer_fired", schedule.workflow, fired, None, now_us)
         d.durable = True
-        if (item.workflow, item.instance_id) not in self._directory:
+        is_full = len(self._directory) >= self.config.instances_max
+        if (item.workflow, item.instance_id) not in self._directory and not is_full:
             self._create(d, item, now_us)
         self._arm_schedule(schedule)

@@ -1,4 +1,4 @@
-"""Heft: how much the loaded instances of a tenant may take, and who is forgotten when it is more."""
+"""Heft: what the loaded instances of a tenant may take, and who is forgotten when it is more."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Heft:
         return core.loaded_bytes > self.bytes_max
 
     def relieve(self, core: Loaded, but: Key | None = None) -> None:
-        """Forget instances, but one, that do not run, those at rest first, until half of the budget is left;
-        less is forgotten where those that run take more."""
+        """Forget instances, but one, that do not run, those at rest first, until half of the budget
+        is left; less is left where those that run take more."""
         for forgettable, forget in (
             (core.evictable, core.evict),
             (core.queued_last, core.put_away),

@@ -41,6 +41,8 @@ from .payloads import (
 from .steps import DO, ERROR, SLEEP, VALUE, WAIT, Step, StepKey, parse_config
 from .summary import Summary
 
+_REASON_CHARACTERS_MAX = 1_000
+"""Of the message with which an instance is parked, in memory; the row has all of it."""
 _INSTANCE_BYTES = 1_000
 _STEP_BYTES = 1_000
 _EVENT_BYTES = 300
@@ -238,7 +240,7 @@ def _parked(summary: Summary, row: Row, body: Body | None) -> None:
     assert isinstance(body, Parked)
     if summary.status != PAUSED:
         summary.paused_us = row.ts
-    summary.set("reason", (body.code, body.message))
+    summary.set("reason", (body.code, body.message[:_REASON_CHARACTERS_MAX]))
 
 
 def _resumed(summary: Summary, _: Row, body: Body | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,7 +21,9 @@ from .decisions import Decision, Effect
 INLINE_MAX = 64 * 1024
 """Payloads above this many bytes lie in a blob."""
 _KEPT_MAX = 4 * 1024
-"""Of such a payload, members above this many bytes are null in the row."""
+"""Of such a payload, values above this many bytes are null in the row."""
+_VALUES = frozenset({"params", "output", "payload", "schedule"})
+_MESSAGE_CHARACTERS_KEPT = 500
 _SECRET_NAME_MAX = 63
 """Names of blobs with sensitive values are shorter than a hash."""
 
@@ -250,12 +252,26 @@ def _is_large(row: Row) -> bool:
 
 
 def _outline(payload: bytes) -> bytes:
-    """The payload with null in place of its large members."""
+    """The payload with null in place of large values, and with short errors: what a replay needs to
+    know of a row whose blob it does not read. What is no value stays as it is."""
     members = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
-    null = msgspec.Raw(b"null")
-    return msgspec.json.encode(
-        {name: null if len(raw) > _KEPT_MAX else raw for name, raw in members.items()}
-    )
+    for name, raw in members.items():
+        if len(raw) <= _KEPT_MAX:
+            continue
+        if name in _VALUES:
+            members[name] = msgspec.Raw(b"null")
+        elif name in ("error", "rollback"):
+            members[name] = msgspec.Raw(_outline_of_error(raw))
+    return msgspec.json.encode(members)
+
+
+def _outline_of_error(raw: msgspec.Raw) -> bytes:
+    facts: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
+    error = facts.get("error") if "outcome" in facts else facts
+    if isinstance(error, dict):
+        error.pop("args", None)
+        error["message"] = str(error.get("message", ""))[:_MESSAGE_CHARACTERS_KEPT]
+    return msgspec.json.encode(facts)
 
 
 def is_secret(row: Row) -> bool:

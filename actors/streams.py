@@ -8,9 +8,17 @@ from collections.abc import Iterable
 
 from ..eventlog.clock import US
 from ..eventlog.events import TERMINAL_TYPES, Row, unfold
+from ..eventlog.history_pages import row_bytes
 from .decisions import Key
 
-_ROWS_MAX = 10_000
+FEED_BYTES_MAX = 256 * 1024
+"""Bytes of the newest rows of one instance that are held for those who follow it."""
+FEEDS_BYTES_MAX = 16 * 1024 * 1024
+"""Bytes of such rows of a tenant; who is behind them reads on from the log."""
+FEEDS_MAX = 4_096
+"""Instances of a tenant of which such rows are held, beside those that are followed right now."""
+_LAST_BYTES = 1_024
+"""The newest row stays if it is no larger: that of a deletion is in no log that could be read."""
 _UNUSED_US = 120 * US
 
 
@@ -18,7 +26,7 @@ class Waiters:
     """Futures by instance: those who wait for something to happen to it."""
 
     def __init__(self) -> None:
-        self._by_key: dict[Key, list[asyncio.Future[None]]] = {}
+        self._by_key: dict[Key, dict[asyncio.Future[None], None]] = {}
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -26,14 +34,14 @@ class Waiters:
     def add(self, key: Key) -> asyncio.Future[None]:
         """A future for the next `wake`."""
         future = asyncio.get_running_loop().create_future()
-        self._by_key.setdefault(key, []).append(future)
+        self._by_key.setdefault(key, {})[future] = None
         return future
 
     def remove(self, key: Key, future: asyncio.Future[None]) -> None:
         """Nobody waits for this one any more."""
         waiting = self._by_key.get(key)
         if waiting is not None and future in waiting:
-            waiting.remove(future)
+            del waiting[future]
             if not waiting:
                 del self._by_key[key]
 
@@ -56,14 +64,19 @@ class Feed:
         self.since_seq = since_seq
         """Every row after this one is in `rows`."""
         self.rows: deque[Row] = deque()
+        self.bytes = 0
         self.users = 0
         self.used_us = now_us
 
-    def add(self, row: Row) -> None:
-        """One more row, durable."""
-        self.rows.extend(unfold(row))
-        while len(self.rows) > _ROWS_MAX:
-            self.since_seq = self.rows.popleft().seq
+    def add(self, row: Row, bytes_max: int) -> None:
+        """One more row, durable; older ones go until what is left is no more than `bytes_max`."""
+        for one in unfold(row):
+            self.rows.append(one)
+            self.bytes += row_bytes(one)
+        while self.bytes > bytes_max and (len(self.rows) > 1 or self.bytes > _LAST_BYTES):
+            oldest = self.rows.popleft()
+            self.bytes -= row_bytes(oldest)
+            self.since_seq = oldest.seq
 
     def after(self, cursor: int) -> list[Row] | None:
         """The rows after the cursor; None when they have to be read from the log."""
@@ -77,13 +90,25 @@ class Feeds:
 
     def __init__(self) -> None:
         self._feeds: dict[Key, Feed] = {}
+        self._bytes = 0
         self.waiters = Waiters()
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the rows that are held."""
+        return self._bytes
 
     def open(self, key: Key, *, last_seq: int, now_us: int) -> Feed:
         """The feed of an instance, made when it is first followed."""
-        feed = self._feeds.get(key)
+        feed = self._feeds.pop(key, None)
         if feed is None:
-            feed = self._feeds[key] = Feed(last_seq, now_us)
+            feed = Feed(last_seq, now_us)
+            if len(self._feeds) >= FEEDS_MAX:
+                self._drop_oldest()
+        self._feeds[key] = feed  # the last of all: it was used last
         feed.users += 1
         feed.used_us = now_us
         return feed
@@ -105,7 +130,10 @@ class Feeds:
             key = (row.workflow, row.instance_id)
             feed = self._feeds.get(key)
             if feed is not None:
-                feed.add(row)
+                before = feed.bytes
+                room = FEEDS_BYTES_MAX - (self._bytes - before)
+                feed.add(row, max(0, min(FEED_BYTES_MAX, room)))
+                self._bytes += feed.bytes - before
                 woken.add(key)
         for key in woken:
             self.waiters.wake(key)
@@ -114,7 +142,15 @@ class Feeds:
         """Drop feeds that nobody has asked for in a while."""
         for key, feed in list(self._feeds.items()):
             if not feed.users and feed.used_us < now_us - _UNUSED_US:
-                del self._feeds[key]
+                self._drop(key)
+
+    def _drop_oldest(self) -> None:
+        unused = next((key for key, feed in self._feeds.items() if not feed.users), None)
+        if unused is not None:
+            self._drop(unused)
+
+    def _drop(self, key: Key) -> None:
+        self._bytes -= self._feeds.pop(key).bytes
 
     @property
     def is_used(self) -> bool:

@@ -29,6 +29,7 @@ from .decisions import DropLife, Finished, ForgetBlobs, Key, ReadEvents, Send
 from .event_reader import EventReader
 from .guest_calls import GuestCalls
 from .heft import Heft
+from .history_reader import HistoryReader
 from .host import Host
 from .hosts import Hosts
 from .pump import Batch, Pump
@@ -36,6 +37,7 @@ from .streams import Feeds, Waiters
 from .tails import Tails
 from .tenant_guests import TenantGuests
 from .upkeep import Upkeep
+from .waiting_calls import WaitingCalls
 
 _LOADS_AT_ONCE_MAX = 16
 _EVICT_EVERY = 32
@@ -80,6 +82,13 @@ class Tenant(TenantGuests):
         self._results = Waiters()
         self._changes = Waiters()
         self._feeds = Feeds()
+        self._histories = HistoryReader(log, core)
+        self._waiting_calls = WaitingCalls(
+            {
+                "events": (config.subscriptions_max, "subscriptions_max"),
+                "result": (config.results_waiting_max, "results_waiting_max"),
+            }
+        )
         self._upkeep = Upkeep(
             tenant_id,
             log=log,

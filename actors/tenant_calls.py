@@ -24,11 +24,11 @@ from . import names, operations
 from .code_cache import envelope
 from .config import PlatformConfig
 from .decisions import Decision, Key
+from .history_reader import HistoryReader
 from .host import Host
-from .pump import whole
-from .restart import present_run
 from .streams import Feeds, Waiters, page
 from .tenant_code import TenantCode
+from .waiting_calls import WaitingCalls
 
 ENDED = frozenset({"complete", "errored", "terminated"})
 
@@ -43,6 +43,8 @@ class TenantCalls(TenantCode):
     _results: Waiters
     _changes: Waiters
     _feeds: Feeds
+    _histories: HistoryReader
+    _waiting_calls: WaitingCalls
     _landed_seq: int
     _calls: int
 
@@ -58,7 +60,8 @@ class TenantCalls(TenantCode):
         is_short = op not in ("result", "events")
         self._calls += is_short
         try:
-            return await handler(self, args)
+            with self._waiting_calls.one(op):
+                return await handler(self, args)
         finally:
             self._calls -= is_short
 
@@ -260,14 +263,11 @@ class TenantCalls(TenantCode):
         key = await self._key(args)
         all_runs = operations.flag(args, "all_runs")
         await self._get(args | {"workflow": key[0]})
-        rows = await self._log.history(*key)
-        if not all_runs:
-            rows = present_run(rows)
-        return await whole(self._log, rows, secrets=False)
+        return await self._histories.history(key, all_runs=all_runs)
 
     async def _events(self, args: dict[str, Any]) -> EventPage:
         key = await self._key(args)
-        cursor = operations.number(args, "cursor", 0)
+        asked = cursor = operations.number(args, "cursor", 0)
         wait_s = operations.seconds(args, "wait_s")
         now_us = self._clock.now_us()
         deadline_us = None if wait_s is None else now_us + round(wait_s * US)
@@ -280,6 +280,7 @@ class TenantCalls(TenantCode):
         try:
             while True:
                 self._check_open()
+                since_seq = feed.since_seq
                 rows = feed.after(cursor)
                 if rows is None:
                     rows = await self._rows_after(key, cursor)
@@ -290,10 +291,13 @@ class TenantCalls(TenantCode):
                     if not taken:
                         return EventPage(rows=[], cursor=after, ended=True)
                 if taken:
-                    taken = await whole(self._log, taken, secrets=False)
-                    return EventPage(rows=taken, cursor=after, ended=ended)
+                    taken, is_cut = await self._histories.whole_page(taken, asked)
+                    after = taken[-1].seq
+                    return EventPage(rows=taken, cursor=after, ended=ended and not is_cut)
                 # Everything up to here is known to hold nothing more for this cursor.
-                cursor = max(cursor, feed.since_seq)
+                cursor = max(cursor, since_seq)
+                if feed.after(cursor) != []:
+                    continue  # Something came while we read.
                 try:
                     await self._wait(self._feeds.waiters, key, deadline_us)
                 except TimeoutError:
@@ -303,8 +307,9 @@ class TenantCalls(TenantCode):
 
     async def _rows_after(self, key: Key, cursor: int) -> list[Row]:
         await self._pump.caught_up()
-        rows = [row for row in await self._log.history(*key) if row.seq <= self._landed_seq]
-        return present_run(rows) if cursor <= 0 else rows
+        if not self.core.exists(key):
+            raise not_found(self.tenant_id, key[1])
+        return await self._histories.after(key, cursor, upto=self._landed_seq)
 
     async def _why(self, args: dict[str, Any]) -> dict[str, str]:
         key = await self._key(args)

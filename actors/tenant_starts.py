@@ -22,7 +22,7 @@ from .tenant_calls import TenantCalls, not_found
 
 _STARTS_A_TURN_MAX = 512
 _HEFT_SLACK = 32 * 1024 * 1024
-"""Bytes above their budget to which instances that run may grow before some of them have to wait."""
+"""Bytes above their budget to which instances that run may grow before some have to wait."""
 _RESTING_MAX = 4_096
 """Instances at rest that stay in memory; beyond it half of them go."""
 

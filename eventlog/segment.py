@@ -23,6 +23,7 @@ from msgspec import convert, structs
 from .clock import to_datetime
 from .errors import Corrupt, InvalidError
 from .events import FOLDED, Row
+from .history_pages import row_bytes
 from .ids import Ids
 from .manifest import SCHEMA_VERSION, SegmentInfo
 from .store import Store, create_once
@@ -392,6 +393,58 @@ def _find_instances(source: Any, ids: list[str], trim: Callable[[Row], Row] | No
             some = from_table(table.filter(mask))
             rows += some if trim is None else map(trim, some)
     return rows
+
+
+async def read_page(
+    store: Store,
+    segments: Iterable[SegmentInfo],
+    key: tuple[str, str],
+    after: int,
+    bytes_max: int,
+) -> tuple[list[Row], bool]:
+    """The sealed rows of one instance above `after`, in order of seq, up to the one that fills
+    `bytes_max`; and whether that left something out."""
+    found: list[Row] = []
+    left = bytes_max
+    for info in sorted(segments, key=lambda info: info.seq_min):
+        if not info.rows or info.seq_max <= after:
+            continue
+        if not info.instance_min <= key[1] <= info.instance_max:
+            continue
+        if left < 0:
+            return found, True
+        source = await _source(store, info)
+        rows, is_cut = await asyncio.to_thread(_find_page, source, key, after, left)
+        found += rows
+        left -= sum(map(row_bytes, rows))
+        if is_cut:
+            return found, True
+    return found, False
+
+
+def _find_page(
+    source: Any, key: tuple[str, str], after: int, bytes_max: int
+) -> tuple[list[Row], bool]:
+    found: list[Row] = []
+    with pq.ParquetFile(source) as file:
+        place = file.schema_arrow.get_field_index("instance_id")
+        for group in range(file.metadata.num_row_groups):
+            if not _may_hold(file.metadata.row_group(group).column(place).statistics, key[1]):
+                continue
+            table = conform(file.read_row_group(group, use_threads=False))
+            mask = pc.and_(
+                pc.and_(
+                    pc.equal(table.column("instance_id"), key[1]),
+                    pc.equal(table.column("workflow"), key[0]),
+                ),
+                pc.greater(table.column("seq"), after),
+            )
+            for row in from_table(table.filter(mask)):
+                if bytes_max < 0:
+                    return found, True
+                found.append(row)
+                bytes_max -= row_bytes(row)
+    return found, False
 
 
 async def read_numbered(

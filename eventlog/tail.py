@@ -124,5 +124,13 @@ class Tail:
                     rows += unfold(row if trim is None else trim(row))
         return found
 
+    def blocks_of(self, key: tuple[str, str], *, after: int) -> list[TailBlock]:
+        """The blocks with rows of an instance that may be above `after`, in order; may read the
+        disk."""
+        while self.wants_index():
+            self.index_some()
+        places = self._places.get(key, ())
+        return [self._blocks[at] for at in places if self._blocks[at].last_seq > after]
+
     def __iter__(self) -> Iterator[TailBlock]:
         return iter(list(self._blocks))

@@ -434,3 +434,20 @@ def test_rows_of_the_tenant_itself_take_their_place_in_the_order() -> None:
     assert payload(world.rows[1])["trigger"] == "create"
     world.crash()
     assert world.core.exists(key)
+
+
+def test_instances_of_any_status_have_a_number() -> None:
+    world = World(quick, instances_max=3)
+    for name in ("a", "b", "c"):
+        world.create(name)
+    world.pump()
+    for _ in range(2):
+        with pytest.raises(LimitExceededError, match="instances_max") as caught:
+            world.create("d")
+        assert caught.value.retry_after > 0
+        world.crash()
+    with pytest.raises(LimitExceededError):
+        world.take(world.core.create(items("a", "e"), strict=False, now_us=world.now))
+    assert world.take(world.core.create(items("a"), strict=False, now_us=world.now)) == []
+    world.take(world.core.delete(("Job", "a"), now_us=world.now))
+    world.create("d")

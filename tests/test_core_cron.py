@@ -9,7 +9,7 @@ from core_world import START, S, StepApi, World, payload
 
 from dynamic_workflows.actors.cron import check_cron, missed, next_us
 from dynamic_workflows.eventlog import codec
-from dynamic_workflows.eventlog.errors import InvalidError
+from dynamic_workflows.eventlog.errors import InvalidError, LimitExceededError
 from dynamic_workflows.loaders.wire import Run
 
 HOUR = 3_600 * S
@@ -156,3 +156,36 @@ def test_firings_are_computed_in_utc() -> None:
     assert missed(HOURLY, due, due) == (due, 0)
     assert missed(HOURLY, due, due + 3 * HOUR + 1) == (due + 3 * HOUR, 3)
     assert missed("* * * * * *", START, START + 100_000 * S) == (START + 100_000 * S, 10_000)
+
+
+def test_schedules_have_a_number_and_one_that_is_set_again_is_no_second_one() -> None:
+    world = World(None, schedules_max=2)
+
+    def set_them(*crons: str, workflow: str = "Job", **more: Any) -> None:
+        core, now_us = world.core, world.now
+        world.take(core.set_schedules(workflow, [*crons], code_hash="h1", now_us=now_us, **more))
+
+    set_them("1 * * * *", "2 * * * *")
+    set_them("1 * * * *", "2 * * * *")
+    for crons, workflow in (
+        (["3 * * * *"], "Other"),
+        (["1 * * * *", "2 * * * *", "3 * * * *"], "Job"),
+    ):
+        with pytest.raises(LimitExceededError, match="schedules_max"):
+            set_them(*crons, workflow=workflow)
+    set_them("1 * * * *", "3 * * * *")
+    set_them("4 * * * *", workflow="Other", is_declared=True)
+    assert len(world.core.schedules()) == 2
+    set_them("1 * * * *")
+    set_them("4 * * * *", "5 * * * *", workflow="Other", is_declared=True)
+    assert [cron for _, cron, _ in world.core.schedules()] == ["1 * * * *", "4 * * * *"]
+
+
+def test_a_firing_makes_no_instance_more_than_there_may_be() -> None:
+    world = World(None, instances_max=1)
+    world.take(world.core.set_schedules("Job", ["* * * * *"], code_hash="h1", now_us=world.now))
+    for _ in range(3):
+        world.now += 60 * S
+        world.take(world.core.due(world.now))
+    assert sum(world.core.counts().values()) == 1
+    assert [row.type for row in world.rows].count("timer_fired") == 3
