@@ -16,10 +16,14 @@ from .manifest import Manifest, manifest_prefix, tenant_stream
 from .recovery import Tail, read_tail
 from .store import Store
 from .wal import wal_prefix
+from .walk import Position
 
 # File times tick every few milliseconds: a file may change after it was read and show the same
 # time. What was read is trusted only if it had looked the same for longer than this.
 SETTLED_S = 0.05
+
+CHEAP_BYTES = 64 * 1024
+"""A WAL of up to so many bytes is read whole at each look, so that damage is noticed at once."""
 
 Mark = tuple[object, ...]
 """What a stream's files look like from outside; equal marks mean no change."""
@@ -39,6 +43,8 @@ class StreamState:
     wal_path: str | None = None
     is_settled: bool = True
     """False while rows of a superseded owner may still vanish."""
+    position: Position | None = None
+    """Up to where the WAL was read; only what comes after it is read at the next look."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,14 @@ class LogFiles:
         else:
             since_s = now_s
         after = known.last_seq if known is not None and known.is_settled else 0
-        tail = read_tail(self._store, stream, after=after)
+        since = known.position if known is not None and after else None
+        if since is not None and since.bytes <= CHEAP_BYTES:
+            since = None
+        tail = read_tail(self._store, stream, after=after, since=since)
+        if since is not None and tail is not None and tail.position is not None:
+            if tail.position.bytes == since.bytes and known is not None and mark != known.mark:
+                # It has changed, but not by growing behind what was read: look at all of it.
+                tail = read_tail(self._store, stream, after=after)
         if tail is None:
             return None
         if known is not None and after and tail.manifest.epoch != known.manifest.epoch:
@@ -173,6 +186,7 @@ class LogFiles:
             now_s,
             self._newest_wal(stream),
             is_settled,
+            tail.position,
         )
 
     def _newest_wal(self, stream: str) -> str | None:

@@ -14,7 +14,7 @@ from .events import Row
 from .manifest import Manifest, decode_manifest, hash_of, manifest_key, manifest_prefix, version_of
 from .store import Entries, NotFound, Store
 from .wal import Block, TornTail, decode_rows
-from .walk import Walk
+from .walk import Displaced, Position, Walk
 from .wishes import Steps, grant, grant_blocking, list_entries, read_whole
 
 READ_TRIES_MAX = 20
@@ -88,31 +88,41 @@ def survey_steps(
     *,
     or_fresh: Newest | None = None,
     after: int = 0,
+    since: Position | None = None,
     has_segments: bool = False,
 ) -> Steps[Survey | None]:
     """Read the newest manifest and the WAL; again from the start if the owner moved on meanwhile.
 
     `begin` is called at each start, for what shall take the blocks of rows. A stream without a
-    manifest is taken for `or_fresh`, or gives None. `has_segments`: look also whether every segment
-    is there and has its size. Raises Corrupt.
+    manifest is taken for `or_fresh`, or gives None. `since`: a walk whose rows up to there the
+    caller has (they are at most `after`) went so far; what it read is read again only if it must.
+    `has_segments`: look also whether every segment is there and has its size. Raises Corrupt.
     """
     newest = (yield from newest_steps(stream)) or or_fresh
+    doubted: Corrupt | None = None
     for tries in range(READ_TRIES_MAX):
         if newest is None:
             return None
-        walk = Walk(stream, newest.manifest, begin(), after=after)
+        if since is not None and not since.is_under(newest.manifest):
+            since = None
+        walk = Walk(stream, newest.manifest, begin(), after=after, since=since)
         try:
             yield from walk.steps()
             if has_segments:
                 yield from _check_segments(newest.manifest)
             return Survey(newest, walk)
+        except Displaced:
+            since = None
         except (Corrupt, NotFound) as error:
+            damage = _damage(error)
             again = (yield from newest_steps(stream)) or or_fresh
-            # Files that the owner has just sealed and removed look like damage.
+            # Files that the owner has just sealed and removed look like damage. So may files that
+            # it made while we listed or read them: believed is what a second look shows too.
             is_same = again is None or again.manifest.version == newest.manifest.version
-            if is_same or tries == READ_TRIES_MAX - 1:
-                raise _damage(error) from None
-            newest = again
+            is_believed = is_same and (walk.is_certain or _is_same_place(damage, doubted))
+            if is_believed or tries == READ_TRIES_MAX - 1:
+                raise damage from None
+            newest, doubted = again, damage if is_same else None
     raise AssertionError("the last try returns or raises")
 
 
@@ -140,6 +150,10 @@ def _damage(error: Corrupt | NotFound) -> Corrupt:
     return Corrupt(f"{error.message}, though the log needs it: restore it from a copy", offset=0)
 
 
+def _is_same_place(damage: Corrupt, other: Corrupt | None) -> bool:
+    return other is not None and damage.details == other.details
+
+
 @dataclass(frozen=True)
 class Tail:
     """What a reader found: the manifest, and the rows above its `sealed_seq`, possibly folded."""
@@ -148,15 +162,20 @@ class Tail:
     rows: list[Row]
     last_seq: int
     torn: TornTail | None
+    position: Position | None = None
+    """Where the next reading may go on."""
 
 
-def read_tail(store: Store, stream: str, *, after: int = 0) -> Tail | None:
+def read_tail(
+    store: Store, stream: str, *, after: int = 0, since: Position | None = None
+) -> Tail | None:
     """The log as it is now, without a lock and while an owner writes; None for an unknown stream.
 
     `rows` has what is above both `after` and the manifest's `sealed_seq`, in seq order. The last
     rows may not be acknowledged yet, and of an owner that was superseded some may vanish again. A
     torn last block is the end. A reader that meets files that the owner has just sealed and removed
-    reads the newer manifest and starts again. Raises Corrupt when it is not that.
+    reads the newer manifest and starts again. `since`: the position of a reading that gave rows up
+    to `after`; what lies before it is not read again. Raises Corrupt for damage.
     """
     rows: list[Row] = []
 
@@ -167,8 +186,9 @@ def read_tail(store: Store, stream: str, *, after: int = 0) -> Tail | None:
         rows.clear()
         return take
 
-    survey = grant_blocking(store, survey_steps(stream, begin, after=after))
+    survey = grant_blocking(store, survey_steps(stream, begin, after=after, since=since))
     if survey is None:
         return None
     kept = rows if not after else [row for row in rows if row.seq > after]
-    return Tail(survey.newest.manifest, kept, survey.walk.last.last_seq, survey.walk.torn)
+    walk = survey.walk
+    return Tail(survey.newest.manifest, kept, walk.last.last_seq, walk.torn, walk.position)

@@ -26,12 +26,18 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 from crc32c import crc32c
 
 from .errors import Corrupt
 from .events import Row, span
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    Sha256: TypeAlias = _Hash
 
 FORMAT = 1
 _HEAD = struct.Struct("<4sIQIQI")
@@ -43,6 +49,7 @@ SECTOR_BYTES = 512
 
 HEADER, CUT, ROWS = b"\xd3WH1", b"\xd3WC1", b"\xd3WR1"
 _KINDS = (HEADER, CUT, ROWS)
+_MAGIC_START = b"\xd3W"
 _MAGIC = re.compile(rb"\xd3W[HCR]1")
 
 
@@ -203,17 +210,33 @@ def corrupt(key: str, offset: int, what: str) -> Corrupt:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """Bytes at the end of what was read that no crash leaves, if they were read at one moment."""
+
+    what: str
+    is_vouched: bool
+    """Whether a later block says that they had been whole when it was written."""
+    region: bytes
+    """The bytes themselves, as far as the block that begins there would reach."""
+
+
 class FileParser:
     """Takes a file's bytes in order, gives its blocks; then says how the file ended.
 
-    `feed` may be called with portions of any size. Memory: one portion and one block.
+    `feed` may be called with portions of any size. Memory: one portion and one block. `hash`: the
+    SHA-256 of what lies before `start`, where that was read before; it is changed.
     """
 
-    def __init__(self, key: str, *, start: int = 0) -> None:
+    def __init__(self, key: str, *, start: int = 0, hash: Sha256 | None = None) -> None:
         self.key = key
         self.offset = start
         """Where the next block begins: all before it was good."""
-        self.hash = hashlib.sha256()
+        self.hash = hashlib.sha256() if hash is None else hash
+        self._rest = b""
+
+    def restart(self) -> None:
+        """Forget what was fed behind `offset`, to be fed again from there."""
         self._rest = b""
 
     def feed(self, data: bytes) -> list[Block]:
@@ -237,17 +260,22 @@ class FileParser:
             return 0
         return max(0, HEAD_BYTES + head[1] + len(END) - len(self._rest))
 
+    def is_blank(self) -> bool:
+        """Whether zeros were fed behind the last block, and nothing else."""
+        return bool(self._rest) and _is_blank(self._rest)
+
     def finish(self) -> TornTail | None:
         """After the last byte: None for a clean end, the torn tail, or Corrupt."""
         rest = self._rest
-        content = len(rest.rstrip(b"\0"))
-        if not content:
+        if _is_blank(rest):
             return None
-        self._refuse_damage(rest)
+        suspicion = self.suspicion()
+        if suspicion is not None:
+            raise corrupt(self.key, self.offset, suspicion.what)
         # Where the file ends inside the block, zeros are the block's own; else they are reserved.
         head = _head_of(rest, 0)
         is_cut = len(rest) < (BLOCK_BYTES_MIN if head is None else BLOCK_BYTES_MIN + head[1])
-        torn = len(rest) if is_cut else content
+        torn = len(rest) if is_cut else len(rest.rstrip(b"\0"))
         return TornTail(key=self.key, offset=self.offset, bytes=torn)
 
     def _block_at(self, start: int) -> Block | None:
@@ -265,21 +293,28 @@ class FileParser:
         offset = self.offset
         return Block(kind, self.key, offset, offset + end - start, first_seq, seqs, synced, body)
 
-    def _refuse_damage(self, rest: bytes) -> None:
-        """Raise Corrupt unless a crash can have left these bytes at the end of the file."""
-        if self._was_synced(rest):
-            raise corrupt(self.key, self.offset, "a block that had been synced is missing or wrong")
+    def suspicion(self) -> Suspicion | None:
+        """What speaks for damage at `offset`; None where a crash can have left these bytes.
+
+        Of a file that nobody writes it is damage; see `doubt` for one that may be growing.
+        """
+        rest = self._rest
+        if _is_blank(rest):
+            return None
         head = _head_of(rest, 0)
+        length = HEAD_BYTES if head is None else HEAD_BYTES + head[1] + len(END)
+        region = rest[:length]
+        if self._was_synced(rest, 1 if head is None else length):
+            what = "a block that had been synced is missing or wrong"
+            return Suspicion(what, is_vouched=True, region=region)
+        mark = region[-4:] if head is None else region[-len(END) :]
+        if len(region) < length or not any(mark) or self._has_hole(region):
+            return None
         if head is None:
-            region = rest[:HEAD_BYTES]
-            if len(region) == HEAD_BYTES and any(region[-4:]) and not self._has_hole(region):
-                raise corrupt(self.key, self.offset, "the head of a block does not match its CRC")
-            return
-        region = rest[: HEAD_BYTES + head[1] + len(END)]
-        if len(region) < HEAD_BYTES + head[1] + len(END):
-            return
-        if any(region[-len(END) :]) and not self._has_hole(region):
-            raise corrupt(self.key, self.offset, "a complete block does not match its CRC")
+            what = "the head of a block does not match its CRC"
+        else:
+            what = "a complete block does not match its CRC"
+        return Suspicion(what, is_vouched=False, region=region)
 
     def _has_hole(self, region: bytes) -> bool:
         """Whether some sector's share of these bytes is all zeros, as if it was never written."""
@@ -293,13 +328,18 @@ class FileParser:
             position += to_border
         return False
 
-    def _was_synced(self, rest: bytes) -> bool:
+    def _was_synced(self, rest: bytes, start: int) -> bool:
         """Whether a later block was written when this place was already on the medium."""
-        for match in _MAGIC.finditer(rest, 1):
+        for match in _MAGIC.finditer(rest, start):
             head = _head_of(rest, match.start())
             if head is not None and head[4] > self.offset:
                 return True
         return False
+
+
+def _is_blank(data: bytes) -> bool:
+    """Whether there are zeros alone, as in megabytes of reserved blocks."""
+    return not data.startswith(_MAGIC_START) and data == bytes(len(data))
 
 
 def _head_of(data: bytes, start: int) -> tuple[bytes, int, int, int, int, int] | None:

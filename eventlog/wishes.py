@@ -7,6 +7,7 @@ from an event loop, `grant_blocking` for callers that have none. NotFound reache
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -39,7 +40,14 @@ class Parts:
     parts: tuple[tuple[str, int, int], ...]
 
 
-Wish = Listing | Whole | Parts
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Time for a writer of the same files to go on (seconds); none where files never change."""
+
+    seconds: float
+
+
+Wish = Listing | Whole | Parts | Pause
 Steps = Generator[Wish, object, T]
 
 
@@ -62,6 +70,12 @@ def read_parts(*parts: tuple[str, int, int]) -> Steps[list[bytes]]:
     answer = yield Parts(parts)
     assert isinstance(answer, list)
     return answer
+
+
+def pause(seconds: float) -> Steps[None]:
+    """Some time, or none."""
+    if seconds:
+        yield Pause(seconds)
 
 
 async def grant(store: Store, steps: Steps[T]) -> T:
@@ -104,6 +118,9 @@ async def _answer(store: Store, wish: Wish) -> object:
         return await store.list(wish.prefix, after=wish.after)
     if isinstance(wish, Whole):
         return await store.get(wish.key)
+    if isinstance(wish, Pause):
+        await asyncio.sleep(wish.seconds if isinstance(store, LocalStore) else 0)
+        return None
     return list(await asyncio.gather(*(store.get_range(*part) for part in wish.parts)))
 
 
@@ -112,4 +129,8 @@ def _answer_blocking(store: Store, wish: Wish) -> object:
         return store.list_blocking(wish.prefix, after=wish.after)
     if isinstance(wish, Whole):
         return store.get_blocking(wish.key)
+    if isinstance(wish, Pause):
+        if isinstance(store, LocalStore):
+            time.sleep(wish.seconds)
+        return None
     return [store.get_range_blocking(*part) for part in wish.parts]
