@@ -21,15 +21,11 @@ class Adoption:
 
     def __init__(
         self,
-        timer: Callable[[], Awaitable[Peer]],
         code: Callable[[str], Awaitable[Any]] | None = None,
     ) -> None:
         """`code` fetches a tenant's code, which its slot is likely to need next."""
-        self._timer = timer
         self._code = code
         self._hand_overs = Errands()
-        self._listings = Errands()
-        """Never cut off: a tenant that is being opened has to be, before it can be closed."""
 
     def fetch_code(self, tenant_id: str) -> asyncio.Future[Any] | None:
         """The tenant's code, which is on its way from now on; None: slots fetch it themselves."""
@@ -41,18 +37,19 @@ class Adoption:
 
     async def adopt(
         self, peer: Peer, tenant_id: str, *, is_wanted: bool, code: asyncio.Future[Any] | None
-    ) -> None:
-        """Have the slot open the tenant; raises why it cannot, Unavailable for a lost slot."""
+    ) -> bool:
+        """Have the slot open the tenant; raises why it cannot, Unavailable for a lost slot.
+
+        Answers whether it was not open there already.
+        """
         waited_s = 0.0
         while True:
             adopted = asyncio.ensure_future(peer.call("adopt", tenant_id, is_wanted))
-            # What else the slot needs comes behind: it waits for neither before it begins.
-            self._listings.begin(self._list_as_open(tenant_id, peer))
+            # What else the slot needs comes behind: it does not wait for it before it begins.
             if code is not None:
                 self._hand_overs.begin(self._hand_over(code, tenant_id, peer))
             try:
-                await adopted
-                return
+                return bool(await adopted)
             except Lost as error:
                 # A slot that died is restarted in its place, under the same name.
                 if waited_s >= GIVE_UP_S:
@@ -61,16 +58,10 @@ class Adoption:
                 waited_s += _AGAIN_S
 
     async def stop(self) -> None:
-        """Hand over no more code; what is being opened is still listed."""
+        """Hand over no more code."""
         await self._hand_overs.stop()
 
     async def _hand_over(self, code: asyncio.Future[Any], tenant_id: str, peer: Peer) -> None:
         """A slot that is not told of the code asks for it, and hears what is wrong with it."""
         with contextlib.suppress(Lost, WorkflowsError):
             await peer.call("take_code", tenant_id, await asyncio.shield(code))
-
-    async def _list_as_open(self, tenant_id: str, peer: Peer) -> None:
-        """A slot that is not told of it sees to it itself."""
-        with contextlib.suppress(Lost, WorkflowsError):
-            await (await self._timer()).call("opened", [tenant_id], timeout_s=10.0)
-            await peer.call("take_listing", tenant_id)

@@ -111,7 +111,10 @@ class TimerHouse:
 
     async def samples(self) -> list[metrics.Sample]:
         """What operators watch."""
-        return [] if self._timer is None else list(metrics.of_timer(await self._timer.stats()))
+        if self._timer is None:
+            return []
+        timer = self._timer
+        return list(metrics.of_timer(await timer.stats(), await timer.overdue()))
 
     @property
     def failed(self) -> WorkflowsError | None:
@@ -158,7 +161,6 @@ class LoaderHouse:
         self._log = await SupervisorLog.open(setup, store, LOADER_STREAM, clock=clock, ids=ids)
         self._loader = Loader(
             launcher=self._launcher,
-            timer=self._timer,
             log=self._log.log,
             clock=clock,
             ids=ids,

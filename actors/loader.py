@@ -27,12 +27,17 @@ from .peers import Lost, Peer
 from .pool import Launcher, Pool
 from .room import Place, Room
 from .slot import Moved
+from .timer import WakeAnswer
 from .timer_index import Journal
 
 WAKES_AT_ONCE_MAX = 16
 """Tenants that are opened at once for the timer; clients come on top."""
 STARTS_AT_ONCE_MAX = 16
 """Tenants that are being opened at once: a thousand processes that start together start nothing."""
+WAKE_S = 5.0
+"""How long the timer waits at most to hear who is open by then."""
+WAKING_MAX = 1_000
+"""Tenants that are wanted by the timer at once; it asks again for the others."""
 TURN_S = 15.0
 """How long a tenant that is being opened holds up those behind it."""
 LOOK_S = 2.0
@@ -43,6 +48,8 @@ START_S = 120.0
 """How long clients wait for a slot's process to start before its silence counts."""
 CLOSES_AT_ONCE_MAX = 16
 """Tenants that are put to sleep at once when all are; each has `GIVE_UP_S` for it."""
+CLOSING_S = 60.0
+"""How long a slot may take to put its tenant to sleep when nobody waits for it."""
 LAST_WORDS_S = 1.0
 """How long a slot stays whose tenant could not be opened."""
 
@@ -66,7 +73,6 @@ class Loader:
         self,
         *,
         launcher: Launcher,
-        timer: Callable[[], Awaitable[Peer]],
         log: Journal,
         clock: Clock,
         ids: Ids,
@@ -86,11 +92,12 @@ class Loader:
             started=lambda name: self._record("slot_started", name, None),
         )
         self._room = Room(residents_max, self._places.values)
-        self._adoption = Adoption(timer, code)
+        self._adoption = Adoption(code)
         self._errands = Errands()
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE_MAX)
         self._looking: asyncio.Task[None] | None = None
         self._wakes = asyncio.Semaphore(WAKES_AT_ONCE_MAX)
+        self._waking: dict[str, asyncio.Task[None]] = {}
         self._is_closed = False
         self._stats = LoaderStats()
 
@@ -128,10 +135,29 @@ class Loader:
         place.opening = self._begin(place, self._open(place))
         return place
 
-    async def wake(self, tenant_ids: Sequence[str]) -> list[str]:
-        """Open these tenants; answers those that could not be opened now."""
-        outcomes = await asyncio.gather(*(self._wake(name) for name in tenant_ids))
-        return [name for name, is_awake in zip(tenant_ids, outcomes, strict=True) if not is_awake]
+    async def wake(self, tenant_ids: Sequence[str]) -> WakeAnswer:
+        """Open these tenants; answers within some seconds who is not open then.
+
+        A tenant that has a place is asked for there: it may be falling asleep, or dead. What takes
+        longer goes on, and may be asked for again.
+        """
+        tasks = {name: task for name in tenant_ids if (task := self._waking_of(name)) is not None}
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=WAKE_S)
+        else:
+            await asyncio.sleep(WAKE_S)  # its answer would only bring the question back
+        answer = WakeAnswer({}, {})
+        for name in tenant_ids:
+            task = tasks.get(name)
+            if task is None:
+                answer.not_yet[name] = "many others are being opened"
+            elif not task.done() or task.cancelled():
+                answer.not_yet[name] = self._what_it_waits_for(name)
+            elif isinstance(error := task.exception(), Lost | PlatformClosed):
+                answer.not_yet[name] = str(error)
+            elif error is not None:
+                answer.refused[name] = str(error) or type(error).__name__
+        return answer
 
     async def spares(self, known: Sequence[str], wait_s: float) -> list[Peer] | None:
         """The slots that wait for tenants, as soon as one is not `known`, or after `wait_s`.
@@ -169,11 +195,13 @@ class Loader:
 
     async def released(self, name: str, tenant_id: str | None) -> None:
         """The slot has let go of its tenant and ends."""
-        await self._launcher.kill(name)
-        place = self._places.get(tenant_id) if tenant_id is not None else None
-        if place is not None and place.peer is not None and place.peer.name == name:
-            self._stats.released += 1
-            self._forget(place)
+        try:
+            await self._launcher.kill(name)
+        finally:
+            place = self._places.get(tenant_id) if tenant_id is not None else None
+            if place is not None and place.peer is not None and place.peer.name == name:
+                self._stats.released += 1
+                self._forget(place)
 
     async def close(self) -> None:
         """Put every tenant to sleep and end every slot."""
@@ -181,6 +209,8 @@ class Loader:
         if self._looking is not None:
             self._looking.cancel()
         self._room.close()
+        for task in self._waking.values():
+            task.cancel()
         for under_way in (self._pool, self._adoption, self._errands):
             await under_way.stop()
         turns = asyncio.Semaphore(CLOSES_AT_ONCE_MAX)
@@ -254,17 +284,16 @@ class Loader:
     def _kill_soon(self, name: str) -> None:
         self._errands.begin(self._launcher.kill(name))
 
-    async def _tell(self, place: Place, peer: Peer) -> None:
-        await self._adoption.adopt(
+    async def _tell(self, place: Place, peer: Peer) -> bool:
+        return await self._adoption.adopt(
             peer, place.tenant_id, is_wanted=place.is_wanted, code=place.code
         )
 
     async def _reopen(self, place: Place, peer: Peer) -> Peer:
         """The tenant did not answer at its slot: open it again there, or at another."""
         try:
-            await self._tell(place, peer)
-            self._stats.reopened += 1
-            return peer
+            if await self._tell_unless_released(place, peer):
+                return peer
         except Moved:
             # It is going to sleep, and tells when it has; the wait is bounded as everything else.
             try:
@@ -280,25 +309,76 @@ class Loader:
         self._forget(place)
         return await self.resolve(place.tenant_id)
 
+    async def _tell_unless_released(self, place: Place, peer: Peer) -> bool:
+        """Have the tenant opened there; False: the slot has let go of it, and ends."""
+        telling = asyncio.ensure_future(self._tell(place, peer))
+        released = asyncio.ensure_future(place.released.wait())
+        try:
+            await asyncio.wait({telling, released}, return_when=asyncio.FIRST_COMPLETED)
+            if not telling.done():
+                return False
+            self._stats.reopened += telling.result()
+            return True
+        finally:
+            for task in (telling, released):
+                task.cancel()
+
     def _check(self, place: Place, peer: Peer) -> None:
         if place.opening is None or place.opening.done():
             place.opening = self._begin(place, self._reopen(place, peer))
             # Nobody may be waiting for this one; the error is the next caller's to see.
             place.opening.add_done_callback(seen)
 
-    async def _wake(self, tenant_id: str) -> bool:
+    # --- waking
+
+    def _waking_of(self, tenant_id: str) -> asyncio.Task[None] | None:
+        """The opening of a tenant for the timer, begun unless it is under way; None: too many."""
+        task = self._waking.get(tenant_id)
+        if task is None and len(self._waking) < WAKING_MAX:
+            task = self._waking[tenant_id] = asyncio.ensure_future(self._wake(tenant_id))
+            task.add_done_callback(lambda done: self._woken(tenant_id, done))
+        return task
+
+    def _woken(self, tenant_id: str, task: asyncio.Task[None]) -> None:
+        seen(task)
+        self._waking.pop(tenant_id, None)
+
+    async def _wake(self, tenant_id: str) -> None:
+        if self._is_closed:
+            raise PlatformClosed("the platform is closing")
+        place = self._places.get(tenant_id)
+        if place is not None:
+            if place.home is not None and (place.adopted is None or place.adopted.done()):
+                self._check(place, place.home)
+            await self._arrival(tenant_id)
+            return
         async with self._wakes:
-            if self._is_closed:
-                return False
-            place = self._places.get(tenant_id) or self._new_place(tenant_id, is_wanted=False)
+            if tenant_id not in self._places and not self._is_closed:
+                self._new_place(tenant_id, is_wanted=False)
+            arrival = asyncio.ensure_future(self._arrival(tenant_id))
+            # One that hangs must not stop the others.
+            await asyncio.wait({arrival}, timeout=TURN_S)
+        await arrival
+
+    async def _arrival(self, tenant_id: str) -> None:
+        """Wait until the tenant is open, wherever that is; raises why it cannot be."""
+        place: Place | None = None
+        while place is None or place is not self._places.get(tenant_id):
+            place = self._places.get(tenant_id)
+            if place is None:
+                raise Lost("it has fallen asleep meanwhile")
             assert place.opening is not None
-            try:
-                await asyncio.shield(place.opening)
-                if place.adopted is not None:
-                    await asyncio.shield(place.adopted)
-            except (Lost, WorkflowsError):
-                return False
-            return True
+            await asyncio.shield(place.opening)
+            if place.adopted is not None:
+                await asyncio.shield(place.adopted)
+
+    def _what_it_waits_for(self, tenant_id: str) -> str:
+        place = self._places.get(tenant_id)
+        if place is None:
+            return "it waits for its turn: others are being opened"
+        if place.peer is None:
+            return "it waits for a slot, and for room"
+        return f"{place.peer.name} has not opened it so far"
 
     # --- slots
 
@@ -336,11 +416,17 @@ class Loader:
         if peer is None:
             return
         try:
-            tenant_id, _ = await peer.call("who", timeout_s=GIVE_UP_S)
+            tenant_id, state = await peer.call("who", timeout_s=GIVE_UP_S)
         except Lost:
-            tenant_id = None
-        if tenant_id != place.tenant_id and self._places.get(place.tenant_id) is place:
+            tenant_id, state = None, ""
+        if self._places.get(place.tenant_id) is not place:
+            return
+        if tenant_id != place.tenant_id:
             self._check(place, peer)
+        elif place.closes_too_long(state, asyncio.get_running_loop().time(), CLOSING_S):
+            # It is still listed as open: the timer has it opened elsewhere.
+            await self._launcher.kill(peer.name)
+            self._forget(place)
 
     async def _close(self, place: Place, turns: asyncio.Semaphore) -> None:
         for step in (place.opening, place.adopted):

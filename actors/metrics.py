@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..loaders.process import ProcessIsolates
     from .loader import LoaderStats
     from .tenant import Tenant
-    from .timer import TimerStats
+    from .timer import Overdue, TimerStats
 
 PUBLISH_S = 10.0
 """Seconds between two looks."""
@@ -47,6 +47,9 @@ DESCRIPTIONS = {
     "timer_woken_total": "Tenants woken because something was due.",
     "timer_failed_total": "Wake-ups that did not succeed at once.",
     "timer_late_ms_max": "The longest time in ms from a due time to the message that wakes.",
+    "timer_overdue": "Tenants that sleep though they are due, counted from the index.",
+    "timer_overdue_oldest_seconds": "Seconds since the earliest due time of those; 0: there are "
+    "none.",
     "tenants_adopted_total": "Tenants given a slot.",
     "tenants_reopened_total": "Tenants opened again after their process was lost.",
     "tenants_evicted_total": "Tenants asked to make room for others.",
@@ -86,12 +89,14 @@ def of_tenant(tenant: Tenant) -> Iterator[Sample]:
     yield Sample("log_lines_dropped_total", tenant.tails.lines_dropped, tags)
 
 
-def of_timer(stats: TimerStats) -> Iterator[Sample]:
+def of_timer(stats: TimerStats, overdue: Overdue) -> Iterator[Sample]:
     """What the timer does."""
     yield from _states(open=stats.open, asleep=stats.asleep)
     yield Sample("timer_woken_total", stats.woken, {})
     yield Sample("timer_failed_total", stats.failed, {})
     yield Sample("timer_late_ms_max", stats.late_ms_max, {})
+    yield Sample("timer_overdue", overdue.count, {})
+    yield Sample("timer_overdue_oldest_seconds", overdue.oldest_s, {})
 
 
 def of_loader(stats: LoaderStats) -> Iterator[Sample]:

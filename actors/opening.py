@@ -27,13 +27,16 @@ async def open_tenant(
     config: PlatformConfig,
     has_maintenance: bool = True,
     is_wanted: bool = False,
+    claims: Callable[[int], None] = lambda epoch: None,
+    above: int = 0,
     prepare: Callable[[TenantCore], None] = lambda core: None,
 ) -> Tenant:
     """Become the owner of the tenant's log and go on with its instances.
 
     `has_maintenance`: seal and compact the log in the background. `is_wanted`: somebody is about to
-    create something, so get the newest code ready meanwhile. `prepare` sees the core before
-    anything runs, for tests. Raises Corrupt, Fenced or Unavailable when the log cannot be opened.
+    create something, so get the newest code ready meanwhile. `claims` is told the epoch that the
+    owner is about to have, which is higher than `above`. `prepare` sees the core before anything
+    runs, for tests. Raises Corrupt, Fenced or Unavailable when the log cannot be opened.
     """
     mine = config.of(tenant_id)
     log = EventLog(
@@ -58,7 +61,7 @@ async def open_tenant(
         has_maintenance=has_maintenance,
     )
     try:
-        await tenant.open(is_wanted=is_wanted)
+        await tenant.open(is_wanted=is_wanted, claims=claims, above=above)
     except BaseException:
         await tenant.close(seal=False)
         raise

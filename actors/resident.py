@@ -147,7 +147,14 @@ class SlotHouse:
             await nobody.close(seal=False)
 
     async def _open_on(
-        self, tenant_id: str, store: Store, codes: CodeSource, *, is_wanted: bool = False
+        self,
+        tenant_id: str,
+        store: Store,
+        codes: CodeSource,
+        *,
+        is_wanted: bool = False,
+        claims: Callable[[int], None] = lambda epoch: None,
+        above: int = 0,
     ) -> Tenant:
         return await open_tenant(
             tenant_id,
@@ -158,18 +165,33 @@ class SlotHouse:
             ids=self._ids,
             config=self._setup.config,
             is_wanted=is_wanted,
+            claims=claims,
+            above=above,
         )
 
-    async def _open_tenant(self, tenant_id: str, is_wanted: bool) -> Tenant:
+    async def _open_tenant(
+        self, tenant_id: str, is_wanted: bool, claims: Callable[[int], None], above: int
+    ) -> Tenant:
         if is_wanted and not self._codes.is_app:
             self._codes.expect()
-        self._tenant = await self._open_unfenced(tenant_id, is_wanted=is_wanted)
+        self._tenant = await self._open_unfenced(
+            tenant_id, is_wanted=is_wanted, claims=claims, above=above
+        )
         return self._tenant
 
-    async def _open_unfenced(self, tenant_id: str, *, is_wanted: bool) -> Tenant:
+    async def _open_unfenced(
+        self, tenant_id: str, *, is_wanted: bool, claims: Callable[[int], None], above: int
+    ) -> Tenant:
         for tries_left in range(_FENCED_TRIES_MAX, 0, -1):
             try:
-                return await self._open_on(tenant_id, self._store, self._codes, is_wanted=is_wanted)
+                return await self._open_on(
+                    tenant_id,
+                    self._store,
+                    self._codes,
+                    is_wanted=is_wanted,
+                    claims=claims,
+                    above=above,
+                )
             except Fenced as error:
                 # Another process opened it at the same moment, most likely one that is dying.
                 if tries_left == 1:

@@ -26,6 +26,15 @@ class Place:
         self.adopted: asyncio.Future[None] | None = None
         """Done when the tenant is open."""
         self.released = asyncio.Event()
+        self._closing_since_s: float | None = None
+
+    def closes_too_long(self, state: str, now_s: float, limit_s: float) -> bool:
+        """Whether the slot, which says that its state is this, has been closing for so long."""
+        if state != "closing":
+            self._closing_since_s = None
+        elif self._closing_since_s is None:
+            self._closing_since_s = now_s
+        return self._closing_since_s is not None and now_s - self._closing_since_s >= limit_s
 
     @property
     def home(self) -> Peer | None:

@@ -5,13 +5,16 @@ ends when the tenant goes to sleep. It never serves a second tenant. What it is 
 answers with `Moved`, and the caller asks the loader again.
 
 Order of going to sleep: calls are turned away, the log is closed, the timer actor has acknowledged
-the tenant's next due time, the loader knows, the process ends. A crash anywhere in between leaves
-the tenant on the timer actor's list of open tenants, and so it is opened again.
+the tenant's next due time, the loader knows, the process ends. A crash before the acknowledgement
+leaves the tenant on the timer actor's list of open tenants, and so it is opened again; after it,
+the timer wakes the tenant when it is due, whatever the loader believes by then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -22,7 +25,9 @@ import msgspec
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsError
 from ..eventlog.marks import mark
+from .listing import Listing
 from .peers import Lost, Peer, portable
+from .slot_state import SlotState, after
 
 LONG_OPS = frozenset({"result", "events", "invoke"})
 """Operations that may take as long as they like."""
@@ -32,9 +37,10 @@ SESSION_KEPT_S = 120.0
 """How long a client's outcomes are kept for it after its last message."""
 ADOPTION_S = 1.0
 """How long a client waits at a blank slot for its tenant to come."""
-LISTED_WITHIN_S = 0.5
-"""How long a slot waits for the loader to list its tenant as open, before it does so itself."""
+CLAIMS_MAX = 10
+"""How often a slot takes a log over because the timer knows a higher epoch of it."""
 _LOOK_S = 1.0
+_logger = logging.getLogger("dynamic_workflows.slot")
 
 
 class Moved(WorkflowsError):
@@ -55,7 +61,12 @@ class Resident(Protocol):
         ...
 
     def next_wake_us(self) -> int | None:
-        """The earliest time at which the tenant must be awake, or None."""
+        """The earliest time at which the tenant must be awake, 0 for at once, or None."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The number of this ownership of the log."""
         ...
 
     async def close(self) -> None:
@@ -68,8 +79,9 @@ class Resident(Protocol):
         ...
 
 
-OpenTenant: TypeAlias = Callable[[str, bool], Awaitable[Resident]]
-"""(tenant id, whether a client wants it) -> the tenant, its log replayed and owned."""
+OpenTenant: TypeAlias = Callable[[str, bool, Callable[[int], None], int], Awaitable[Resident]]
+"""(tenant id, whether a client wants it, who is told the epoch that the owner is about to have,
+what the epoch is above) -> the tenant, its log replayed and owned."""
 
 
 class SlotStats(msgspec.Struct):
@@ -107,11 +119,11 @@ class Slot:
         self._on_adopted = on_adopted
         self._on_code = on_code
         self._on_end = on_end
+        self._state = SlotState.BLANK
         self._tenant_id: str | None = None
         self._resident: Resident | None = None
         self._opening: asyncio.Future[Resident] | None = None
         self._adopted = asyncio.Event()
-        self._listed = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
         self._sessions: dict[str, _Session] = {}
         self._stats = SlotStats(pid=os.getpid())
@@ -120,65 +132,72 @@ class Slot:
 
     # --- what the loader calls
 
-    async def adopt(self, tenant_id: str, is_wanted: bool = False) -> None:
+    async def adopt(self, tenant_id: str, is_wanted: bool = False) -> bool:
         """Be this tenant: open its log and go on with its instances. Harmless to repeat.
 
-        `is_wanted`: a client asked for it, and is likely to create something next.
+        `is_wanted`: a client asked for it, and is likely to create something next. Answers whether
+        it was not open yet.
         Raises what opening raised (Corrupt, Unavailable, …), and so does every later call, until
         the loader ends this slot; Moved when it is another tenant's or is closing.
         """
         if self._closing is not None or self._tenant_id not in (None, tenant_id):
             raise Moved(f"{self._name} does not serve {tenant_id!r}")
+        if self._resident is not None and self._resident.failed is not None:
+            self._end()
+            raise Moved(f"{self._name} has lost {tenant_id!r}")
+        was_open = self._state is SlotState.OPEN
         if self._opening is None:
             mark("slot: is adopted")
+            self._move("adopt")
             self._tenant_id = tenant_id
             self._on_adopted(tenant_id)
             self._opening = asyncio.ensure_future(self._open(tenant_id, is_wanted))
             self._adopted.set()
         await asyncio.shield(self._opening)
+        return not was_open
 
     async def _open(self, tenant_id: str, is_wanted: bool) -> Resident:
-        listed = asyncio.ensure_future(self._list_as_open(tenant_id))
-        resident = await self._open_tenant(tenant_id, is_wanted)
+        try:
+            resident = await self._open_listed(tenant_id, is_wanted)
+        except BaseException:
+            self._move("failed")
+            raise
         # Whoever is served is promised that it goes on: from here on no crash may forget it.
-        await listed
         mark("slot: serves")
+        self._move("listed")
         self._resident = resident
         self._used_us = self._clock.now_us()
         self._look_later()
-        return self._resident
+        return resident
 
-    async def take_listing(self, tenant_id: str) -> None:
-        """The loader has listed this slot's tenant as open."""
-        if self._tenant_id in (None, tenant_id):  # it may come before the word that adopts
-            self._listed.set()
+    async def _open_listed(self, tenant_id: str, is_wanted: bool) -> Resident:
+        above = 0
+        for _ in range(CLAIMS_MAX):
+            listing = Listing(tenant_id, self._timer)
+            try:
+                resident = await self._open_tenant(tenant_id, is_wanted, listing.claim, above)
+                higher = await listing.confirmed(resident.epoch)
+            finally:
+                listing.withdraw()
+            if higher is None:
+                return resident
+            # Another owner has opened it since, or the log is an older copy, put back.
+            above = higher
+            with contextlib.suppress(WorkflowsError):
+                await resident.close()
+        raise Unavailable(f"tenant {tenant_id!r} is being opened elsewhere")
 
     async def take_code(self, tenant_id: str, code: Any) -> None:
         """The loader has fetched the code of this slot's tenant."""
         if self._tenant_id in (None, tenant_id):
             self._on_code(code)
 
-    async def _list_as_open(self, tenant_id: str) -> None:
-        try:
-            await asyncio.wait_for(self._listed.wait(), LISTED_WITHIN_S)
-            mark("slot: is listed as open")
-            return
-        except TimeoutError:
-            pass  # the loader may have died in between, or the timer may be starting
-        while True:
-            try:
-                await (await self._timer()).call("opened", [tenant_id], timeout_s=10.0)
-                return
-            except (Lost, Unavailable):
-                await asyncio.sleep(0.1)
-
     async def who(self) -> tuple[str | None, str]:
-        """The tenant that is served here, and "blank", "opening", "open" or "closing"."""
-        if self._closing is not None:
-            return self._tenant_id, "closing"
-        if self._tenant_id is None:
-            return None, "blank"
-        return self._tenant_id, "opening" if self._resident is None else "open"
+        """The tenant that is served here, and the value of the `SlotState`."""
+        return self._tenant_id, self._state.value
+
+    def _move(self, event: str) -> None:
+        self._state = after(self._state, event)
 
     async def stats(self) -> SlotStats:
         """What this process has done, for operators and tests."""
@@ -286,6 +305,7 @@ class Slot:
 
     def _end(self) -> None:
         if self._closing is None:
+            self._move("close")
             self._closing = asyncio.ensure_future(self._go_to_sleep())
 
     async def _go_to_sleep(self) -> None:
@@ -294,21 +314,26 @@ class Slot:
         for session in self._sessions.values():
             session.close()
         resident, tenant_id = self._resident, self._tenant_id
-        if resident is not None and tenant_id is not None:
-            await self._close_tenant(resident, tenant_id)
-        await self._tell(self._loader, "released", self._name, tenant_id)
-        self._on_end()
+        try:
+            if resident is not None and tenant_id is not None:
+                await self._close_tenant(resident, tenant_id)
+            await self._tell(self._loader, "released", self._name, tenant_id)
+        finally:
+            self._move("told")
+            self._on_end()
 
     async def _close_tenant(self, resident: Resident, tenant_id: str) -> None:
-        was_lost = resident.failed is not None
         try:
             await resident.close()
-        except (Unavailable, Fenced):
-            was_lost = True
+        except Exception as error:  # whatever it is: the timer must hear nothing, the loader must
+            _logger.warning("tenant %r was not closed cleanly: %r", tenant_id, error)
+            return
         # A tenant that was lost has not slept: it stays listed as open, and whoever owns the log by
         # now, or opens it next, answers for its timers.
-        if not was_lost:
-            await self._tell(self._timer, "slept", [(tenant_id, resident.next_wake_us())])
+        if resident.failed is None:
+            due_us = resident.next_wake_us()
+            due_us = self._clock.now_us() if due_us == 0 else due_us
+            await self._tell(self._timer, "slept", [(tenant_id, resident.epoch, due_us)])
 
     async def _tell(self, whom: Callable[[], Awaitable[Peer]], op: str, *args: Any) -> None:
         """Tell a peer, through its restarts, for a while: who does not hear it finds out."""
@@ -318,6 +343,9 @@ class Slot:
                 return
             except (Lost, Unavailable):
                 await asyncio.sleep(0.25)
+            except WorkflowsError as error:
+                _logger.warning("%s was not told of %s: %s", op, self._name, error)
+                return
 
 
 class _Session:

@@ -119,17 +119,33 @@ class Tenant(TenantGuests):
         self._early: list[Callable[[], None]] = []
         """What isolates said before the log was open."""
         self._is_closed = False
+        self._is_asleep = False
+        """Whether everything that was decided is in the log, or never will be."""
         self._wake_us: int | None = None
 
-    async def open(self, *, is_wanted: bool = False) -> None:
-        """Take the log over, replay it into the core, and go on."""
+    @property
+    def epoch(self) -> int:
+        """The number of this ownership of the log."""
+        return self._log.epoch
+
+    async def open(
+        self,
+        *,
+        is_wanted: bool = False,
+        claims: Callable[[int], None] = lambda epoch: None,
+        above: int = 0,
+    ) -> None:
+        """Take the log over, replay it into the core, and go on.
+
+        `claims` and `above` are those of `EventLog.take_over`.
+        """
 
         def found(last_seq: int) -> None:
             # A new log holds no deployed code: what the platform's callback says will rule.
             if is_wanted and not last_seq and not self._tasks:
                 self._prepare_soon()
 
-        await self._log.take_over(found=found)
+        await self._log.take_over(found=found, claims=claims, above=above)
         mark("slot: owns the log")
         await self._replay()
         if is_wanted and self.core.last_seq:
@@ -155,7 +171,6 @@ class Tenant(TenantGuests):
         """End the isolates, let the log go. What was under way goes on at the next opening."""
         if self._is_closed:
             return
-        self._wake_us = self.next_wake_us()
         self._is_closed = True
         self._upkeep.stop()
         for timer in (self._timer, self._retry):
@@ -168,6 +183,11 @@ class Tenant(TenantGuests):
         await self._event_reader.close()
         await self._upkeep.finish()
         await self._pump.close()
+        if self.failed is None:
+            # Decisions that the log did not take are no reason to be woken, and none not to be.
+            self.failed = self._log.failed
+        self._wake_us = self.next_wake_us()
+        self._is_asleep = True
         await self._hosts.close()
         await self.tails.close()
         self._results.wake_all()
@@ -194,7 +214,7 @@ class Tenant(TenantGuests):
 
     def next_wake_us(self) -> int | None:
         """The earliest time at which the tenant has to be awake, or None."""
-        if self._is_closed:
+        if self._is_asleep:
             return self._wake_us
         due_us, erase_us = self.core.next_wake_us(), self._upkeep.erase_us
         if erase_us is None or due_us is None:

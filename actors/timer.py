@@ -4,20 +4,25 @@ Its durable index has one entry a tenant: the time at which the tenant must be a
 open. A tenant's own log knows its timers; so a wake-up may come twice or for nothing, and does no
 harm. A tenant is listed as open before it accepts work, and leaves the list only by going to sleep,
 acknowledged here: whatever dies, what was open is opened again, and recovery costs what was open.
+
+A wake-up is over when the tenant's owner has said something newer, and not before: until then the
+loader is asked again, whatever it answered.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import WorkflowsError
 from .peers import Lost, Peer
-from .timer_index import OPEN, Journal, TimerIndex
+from .tenant_entry import OPEN, TenantEntry
+from .timer_index import Journal, TimerIndex
+from .wake_schedule import WakeSchedule
 
 BATCH_MAX = 200
 """Tenants in one message to the loader."""
@@ -25,9 +30,12 @@ BATCHES_IN_FLIGHT_MAX = 4
 """More would only queue at the loader, in front of the calls of clients."""
 WATCH_S = 2.0
 """How often the open tenants are compared with those that live."""
-_RETRY_S = (0.2, 1.0, 5.0, 15.0, 60.0)
-HORIZON_US = 600 * US
-"""How far ahead due times are kept in order."""
+LOOK_S = 5.0
+"""How often it is looked what is due, at least: the clock may be set."""
+ANSWER_S = 10.0
+"""How long the loader may take to answer; it promises half of that."""
+_LOADER_REST_S = (0.5, 1.0, 2.0)
+"""Rests after a loader that cannot be reached, which everybody waits for alike."""
 
 
 class TimerStats(msgspec.Struct):
@@ -42,6 +50,36 @@ class TimerStats(msgspec.Struct):
     """From a due time to the message that wakes its tenant."""
 
 
+class Overdue(msgspec.Struct):
+    """The tenants that sleep though they are due, as the index has them."""
+
+    count: int = 0
+    oldest_s: float = 0.0
+    """Seconds since the earliest of their due times."""
+
+
+class WakeState(NamedTuple):
+    """What the timer knows of one tenant."""
+
+    due_us: int | None
+    """When it has to be awake; OPEN, or None if it sleeps for good."""
+    tries: int
+    """How often the loader was asked for it in vain."""
+    next_us: int | None
+    """When the loader is asked again."""
+    reason: str
+    """What it said last."""
+
+
+class WakeAnswer(NamedTuple):
+    """What the loader says of the tenants that it was asked to open; the others are open."""
+
+    refused: dict[str, str]
+    """Those that cannot be opened, and why."""
+    not_yet: dict[str, str]
+    """Those that are not open so far, and why."""
+
+
 class Timer:
     """One shard of the index, and its wake-ups. Its methods are what peers call."""
 
@@ -49,13 +87,13 @@ class Timer:
         self, *, log: Journal, clock: Clock, loader: Callable[[], Awaitable[Peer]]
     ) -> None:
         self._index = TimerIndex(log)
+        self._schedule = WakeSchedule(self._index)
         self._clock = clock
         self._loader = loader
-        self._heap: list[tuple[int, str]] = []
-        self._heap_until_us = 0
-        self._tries: dict[str, int] = {}
-        self._waking: set[str] = set()
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._losses = 0
+        """Batches in a row that did not reach the loader."""
+        self._rest_until_us = 0
         self._alarm: TimerHandle | None = None
         self._watch: TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -65,37 +103,58 @@ class Timer:
     async def open(self) -> None:
         """Read the index and start: due tenants and those found open are woken at once."""
         await self._index.load()
-        self._fill_heap()
         self._watch_now()
-        self._set_alarm()
+        self._look()
 
-    # --- what tenants and the loader call
+    # --- what tenants call
 
-    async def opened(self, tenant_ids: Sequence[str]) -> None:
-        """These tenants are awake, or about to be; durable on return."""
-        await self._index.record([(name, OPEN) for name in tenant_ids], now_us=self._clock.now_us())
-        self._waking.difference_update(tenant_ids)
-        for name in tenant_ids:
-            self._tries.pop(name, None)
+    async def opened(self, tenants: Sequence[tuple[str, int]]) -> dict[str, int]:
+        """The logs of these tenants are owned, or about to be, under these epochs.
+
+        Durable on return. Answers the tenants of which a higher epoch is known, with that: whoever
+        listed them owns the log no more, or the log is a copy that is older than what was heard.
+        """
+        entries = [(name, TenantEntry(epoch, OPEN)) for name, epoch in tenants]
+        await self._record(entries)
         self._watch_later()
+        known = ((name, self._index.entry(name), epoch) for name, epoch in tenants)
+        return {name: e.epoch for name, e, epoch in known if e is not None and e.epoch > epoch}
 
-    async def slept(self, tenants: Sequence[tuple[str, int | None]]) -> None:
-        """These tenants have closed and must be awake at (µs, None: never); durable on return."""
-        await self._index.record(tenants, now_us=self._clock.now_us())
-        self._waking.difference_update(name for name, _ in tenants)
-        for name, due_us in tenants:
-            if due_us is not None and due_us <= self._heap_until_us:
-                heapq.heappush(self._heap, (due_us, name))
+    async def slept(self, tenants: Sequence[tuple[str, int, int | None]]) -> None:
+        """The owners of these epochs have closed; their tenants must be awake at (µs, None: never).
+
+        Durable on return. Changes nothing for a tenant of which something newer is known.
+        """
+        await self._record([(name, TenantEntry(epoch, due_us)) for name, epoch, due_us in tenants])
+
+    async def _record(self, entries: Sequence[tuple[str, TenantEntry]]) -> None:
+        await self._index.record(entries, now_us=self._clock.now_us())
+        self._schedule.changed(name for name, _ in entries)
         self._set_alarm()
+
+    # --- what people ask
 
     async def stats(self) -> TimerStats:
         """What the timer holds and has done."""
         index = self._index
         return msgspec.structs.replace(self._stats, open=len(index.open), asleep=len(index.due))
 
+    async def overdue(self) -> Overdue:
+        """The tenants that sleep though they are due. Looks through the whole index."""
+        now_us = self._clock.now_us()
+        due = self._index.overdue(now_us)
+        return Overdue(len(due), (now_us - min(due)) / US if due else 0.0)
+
     async def due(self, tenant_id: str) -> int | None:
         """When a tenant will be woken (µs); -1 if it is open, None if it sleeps for good."""
         return self._index.get(tenant_id)
+
+    async def wake_state(self, tenant_id: str) -> WakeState:
+        """When a tenant is due, and how its wake-up fares."""
+        due_us, tried = self._index.get(tenant_id), self._schedule.get(tenant_id)
+        if tried is None:
+            return WakeState(due_us, 0, due_us if due_us != OPEN else None, "")
+        return WakeState(due_us, tried.count, tried.next_us, tried.reason)
 
     async def close(self) -> None:
         """Stop waking anybody. The log is its owner's to close."""
@@ -111,88 +170,76 @@ class Timer:
 
     # --- wake-ups
 
-    def _fill_heap(self) -> None:
-        """Take the near future out of the index; the rest of it needs no second place in memory."""
-        until_us = self._heap_until_us = self._clock.now_us() + HORIZON_US
-        self._heap = [
-            (due_us, name) for name, due_us in self._index.due.items() if due_us <= until_us
-        ]
-        heapq.heapify(self._heap)
-
     def _set_alarm(self) -> None:
-        while self._heap and self._is_stale(*self._heap[0]):
-            heapq.heappop(self._heap)
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        if not self._is_closed and (self._heap or self._index.due):
-            next_us = self._heap[0][0] if self._heap else self._heap_until_us
-            self._alarm = self._clock.call_at(next_us, self._ring)
+        next_us = self._schedule.next_us()
+        # Another timer answers for these tenants where this one has lost its log.
+        if next_us is None or self._is_closed or self._index.has_lost_its_log:
+            return
+        latest_us = self._clock.now_us() + round(LOOK_S * US)
+        if self._is_full:
+            next_us = latest_us  # a batch that comes back looks by itself
+        due_us = min(max(next_us, self._rest_until_us), latest_us)
+        self._alarm = self._clock.call_at(due_us, self._look)
 
-    def _is_stale(self, due_us: int, name: str) -> bool:
-        return self._index.due.get(name) != due_us or name in self._waking
+    @property
+    def _is_full(self) -> bool:
+        return len(self._in_flight) >= BATCHES_IN_FLIGHT_MAX
 
-    def _ring(self) -> None:
-        """Send what is due, oldest first; what does not fit waits for a batch to come back."""
-        self._alarm = None
+    def _look(self) -> None:
+        """Ask for whom it is time, oldest first; what does not fit waits for a batch to return."""
         now_us = self._clock.now_us()
-        if now_us >= self._heap_until_us:
-            self._fill_heap()
-        while len(self._in_flight) < BATCHES_IN_FLIGHT_MAX:
-            batch = self._take_due(now_us)
-            if not batch:
-                self._set_alarm()
+        self._schedule.look(now_us)
+        if self._rest_until_us > now_us + round(LOOK_S * US):
+            self._rest_until_us = 0  # the clock was set back
+        while not self._is_full and now_us >= self._rest_until_us:
+            if self._is_closed or self._index.has_lost_its_log:
                 return
-            self._stats.woken += len(batch)
-            self._send(batch)
+            names = self._schedule.take(now_us, BATCH_MAX)
+            if not names:
+                break
+            self._count(names, now_us)
+            task = asyncio.ensure_future(self._wake(names))
+            self._in_flight.add(task)
+            task.add_done_callback(self._returned)
+        self._set_alarm()
 
-    def _take_due(self, now_us: int) -> list[str]:
-        batch: list[str] = []
-        while self._heap and self._heap[0][0] <= now_us and len(batch) < BATCH_MAX:
-            due_us, name = heapq.heappop(self._heap)
-            if not self._is_stale(due_us, name):
-                self._stats.late_ms_max = max(self._stats.late_ms_max, (now_us - due_us) / 1000)
-                batch.append(name)
-        return batch
+    def _count(self, names: list[str], now_us: int) -> None:
+        for name in filter(self._schedule.is_first_try, names):
+            late_us = now_us - self._index.due[name]
+            self._stats.woken += 1
+            self._stats.late_ms_max = max(self._stats.late_ms_max, late_us / 1000)
 
-    def _send(self, names: list[str]) -> None:
-        if self._index.has_lost_its_log:
-            return  # another timer answers for these tenants now
-        self._waking.update(names)
-        task = asyncio.ensure_future(self._wake(names))
-        self._in_flight.add(task)
-        task.add_done_callback(self._sent)
-
-    def _sent(self, task: asyncio.Task[None]) -> None:
+    def _returned(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
-        if not self._is_closed and self._alarm is None:
-            self._ring()
+        if not self._is_closed:
+            self._look()
 
     async def _wake(self, names: list[str]) -> None:
         try:
-            loader = await self._loader()
-            failed: list[str] = await loader.call("wake", names)
-        except (Lost, WorkflowsError):
-            failed = names
-        self._waking.difference_update(names)
-        self._stats.failed += len(failed)
-        for name in failed:
-            self._try_again(name)
+            loader = await asyncio.wait_for(self._loader(), ANSWER_S)
+            answer = WakeAnswer(*await loader.call("wake", names, timeout_s=ANSWER_S))
+            self._losses = 0
+        except Exception as error:  # whatever it is, these tenants are still wanted
+            self._rest_after_loss()
+            text = str(error) or type(error).__name__
+            answer = WakeAnswer({}, dict.fromkeys(names, f"the loader did not answer: {text}"))
+        now_us = self._clock.now_us()
+        for name in names:
+            if name in answer.refused:
+                self._schedule.refused(name, now_us, answer.refused[name])
+            elif name in answer.not_yet:
+                self._schedule.not_yet(name, now_us, answer.not_yet[name])
+            else:
+                self._schedule.said_open(name, now_us)
+        self._stats.failed += len(answer.refused) + len(answer.not_yet)
 
-    def _try_again(self, name: str) -> None:
-        """Look again later: a tenant that cannot be opened now must not be forgotten."""
-        tries = self._tries.get(name, 0)
-        self._tries[name] = tries + 1
-        rest_us = round(_RETRY_S[min(tries, len(_RETRY_S) - 1)] * US)
-        self._waking.add(name)
-        self._clock.call_at(self._clock.now_us() + rest_us, lambda: self._again(name))
-
-    def _again(self, name: str) -> None:
-        if self._is_closed or name not in self._waking:
-            return
-        self._waking.discard(name)
-        if self._index.get(name) is not None:
-            self._send([name])
+    def _rest_after_loss(self) -> None:
+        rest_s = _LOADER_REST_S[min(self._losses, len(_LOADER_REST_S) - 1)]
+        self._losses += 1
+        self._rest_until_us = self._clock.now_us() + round(rest_s * US)
 
     # --- tenants that stopped without going to sleep
 
@@ -206,19 +253,18 @@ class Timer:
             self._watch = self._clock.call_at(due_us, self._watch_now)
 
     async def _compare(self) -> None:
+        # Who is listed from now on has a place that the loader may not have counted.
+        listed = set(self._index.open)
         try:
-            loader = await self._loader()
-            alive = await loader.call("residents", timeout_s=WATCH_S * 5)
-            self._reopen(sorted(self._index.open.difference(alive, self._waking)))
-        except (Lost, WorkflowsError):
+            loader = await asyncio.wait_for(self._loader(), ANSWER_S)
+            alive = set(await loader.call("residents", timeout_s=ANSWER_S))
+            lost = sorted((listed & self._index.open) - alive)
+            self._stats.reopened += self._schedule.lost(lost, self._clock.now_us())
+        except (Lost, TimeoutError, WorkflowsError):
             pass  # no loader at the moment: the next look will find one
         finally:
             self._watching = None
-        # While nobody is open there is nobody to watch.
-        if self._index.open:
-            self._watch_later()
-
-    def _reopen(self, dead: list[str]) -> None:
-        self._stats.reopened += len(dead)
-        for first in range(0, len(dead), BATCH_MAX):
-            self._send(dead[first : first + BATCH_MAX])
+            # While nobody is open there is nobody to watch.
+            if self._index.open:
+                self._watch_later()
+        self._look()

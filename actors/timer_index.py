@@ -1,6 +1,8 @@
 """TimerIndex: which tenants are open, and when the sleeping ones are due; durable, one entry each.
 
-It is a fold over the rows of the timer's log. Now and then it is stored whole beside the log, so
+It is a fold over the rows of the timer's log: of each tenant the newest entry (`TenantEntry`). A
+tenant that sleeps for good has none: an old message can make it an entry again, and does no more
+harm than to have it opened for nothing. Now and then it is stored whole beside the log, so
 that opening reads the newest such checkpoint and the rows after it, however long the log is by
 then. A checkpoint is a cache: damaged or missing, the rows answer.
 """
@@ -18,9 +20,8 @@ import msgspec
 from ..eventlog.errors import Unavailable
 from ..eventlog.events import Row
 from ..eventlog.store import NotFound, Store
+from .tenant_entry import OPEN, TenantEntry
 
-OPEN = -1
-"""In place of a due time: the tenant is open."""
 CHECKPOINT_ROWS = 100_000
 """Rows after which the index is stored anew."""
 CHECKPOINTS_KEPT = 2
@@ -52,6 +53,7 @@ class _Checkpoint(msgspec.Struct, array_like=True):
     seq: int
     due: dict[str, int]
     open: list[str]
+    epochs: dict[str, int] = {}
 
 
 class TimerIndex:
@@ -61,6 +63,8 @@ class TimerIndex:
         self.due: dict[str, int] = {}
         """Sleeping tenants that have to be awake at some time (µs)."""
         self.open: set[str] = set()
+        self._epochs: dict[str, int] = {}
+        """Of every tenant in `due` or `open`."""
         self._log = log
         self._seq = 0
         self._stored_seq = 0
@@ -83,9 +87,22 @@ class TimerIndex:
         """When the tenant is due (µs); OPEN, or None if it sleeps for good."""
         return OPEN if tenant_id in self.open else self.due.get(tenant_id)
 
-    async def record(self, entries: Iterable[tuple[str, int | None]], *, now_us: int) -> None:
-        """Set entries (tenant, due time, OPEN or None), durable on return."""
-        rows = [_row(name, due_us, now_us) for name, due_us in entries]
+    def entry(self, tenant_id: str) -> TenantEntry | None:
+        """The newest entry of a tenant; None if it sleeps for good, or was never seen."""
+        epoch = self._epochs.get(tenant_id)
+        return None if epoch is None else TenantEntry(epoch, self.get(tenant_id))
+
+    def overdue(self, now_us: int) -> list[int]:
+        """The due times (µs) that have passed of tenants that sleep. Looks at all of them."""
+        return [due_us for due_us in self.due.values() if due_us <= now_us]
+
+    async def record(self, entries: Iterable[tuple[str, TenantEntry]], *, now_us: int) -> None:
+        """Take entries that are newer than what is known of their tenants; durable on return."""
+        rows = [
+            _row(name, entry, now_us)
+            for name, entry in entries
+            if entry.is_newer_than(self.entry(name))
+        ]
         if rows:
             # Futures of appends resolve in order, so that what is applied is always a prefix.
             await self._log.append(rows)
@@ -100,23 +117,30 @@ class TimerIndex:
 
     def _apply(self, row: Row) -> None:
         name, self._seq = row.instance_id, row.seq
-        if row.type == "tenant_opened":
+        if row.type not in ("tenant_opened", "tenant_slept"):
+            return
+        said = _decode(row.payload or b"{}")
+        due_us = OPEN if row.type == "tenant_opened" else said.due_us
+        if not TenantEntry(said.epoch, due_us).is_newer_than(self.entry(name)):
+            return
+        self.open.discard(name)
+        self.due.pop(name, None)
+        self._epochs.pop(name, None)
+        if due_us is None:
+            return
+        self._epochs[name] = said.epoch
+        if due_us == OPEN:
             self.open.add(name)
-            self.due.pop(name, None)
-        elif row.type == "tenant_slept":
-            self.open.discard(name)
-            due_us = _decode_due(row.payload or b"{}").due_us
-            if due_us is None:
-                self.due.pop(name, None)
-            else:
-                self.due[name] = due_us
+        else:
+            self.due[name] = due_us
 
     # --- checkpoints
 
     def _store_later(self) -> None:
         if self._storing is None and self._seq - self._stored_seq >= CHECKPOINT_ROWS:
             self._stored_seq = self._seq
-            body = msgspec.msgpack.encode(_Checkpoint(self._seq, self.due, sorted(self.open)))
+            kept = _Checkpoint(self._seq, self.due, sorted(self.open), self._epochs)
+            body = msgspec.msgpack.encode(kept)
             self._storing = asyncio.ensure_future(self._store(self._key(self._seq), body))
             self._storing.add_done_callback(self._stored)
 
@@ -141,6 +165,8 @@ class TimerIndex:
             if hashlib.sha256(data[32:]).digest() == data[:32]:
                 found = msgspec.msgpack.decode(data[32:], type=_Checkpoint)
                 self.due, self.open, self._seq = found.due, set(found.open), found.seq
+                # Older checkpoints know no epochs: whatever is said from now on is newer.
+                self._epochs = dict.fromkeys([*found.due, *found.open], 0) | found.epochs
                 self._stored_seq = found.seq
                 return
             _log.warning("%s is damaged and passed over: the log has all of it", entry.key)
@@ -149,15 +175,16 @@ class TimerIndex:
         return f"{self._log.stream}/index/" + ("" if seq is None else f"{seq:020d}")
 
 
-class _Due(msgspec.Struct):
+class _Said(msgspec.Struct, omit_defaults=True):
+    epoch: int = 0
     due_us: int | None = None
 
 
-_decode_due = msgspec.json.Decoder(_Due).decode
+_decode = msgspec.json.Decoder(_Said).decode
 
 
-def _row(tenant_id: str, due_us: int | None, now_us: int) -> Row:
-    if due_us == OPEN:
-        return Row(type="tenant_opened", workflow="", instance_id=tenant_id, ts=now_us)
-    payload = None if due_us is None else b'{"due_us":%d}' % due_us
-    return Row(type="tenant_slept", workflow="", instance_id=tenant_id, ts=now_us, payload=payload)
+def _row(tenant_id: str, entry: TenantEntry, now_us: int) -> Row:
+    kind = "tenant_opened" if entry.is_open else "tenant_slept"
+    said = _Said(entry.epoch, None if entry.is_open else entry.due_us)
+    payload = msgspec.json.encode(said)
+    return Row(type=kind, workflow="", instance_id=tenant_id, ts=now_us, payload=payload)

@@ -141,18 +141,22 @@ class EventLog:
         self,
         *,
         found: Callable[[int], None] = lambda last_seq: None,
+        claims: Callable[[int], None] = lambda epoch: None,
+        above: int = 0,
         runner: Runner | None = None,
     ) -> None:
         """What `open` does, for a log that was made without it; once.
 
         `found` is told the last number of the log as soon as it was read, before the log is owned,
-        and again if it had to be read again.
+        and again if it had to be read again. `claims` is told the epoch that this owner is about to
+        have, before anything is written, and again where another owner was quicker. The epoch is
+        higher than `above`, for a log that was put back from a copy after others had heard of it.
         """
         self._wal = self._make_wal(runner)
         try:
             if self.config.has_probe:
                 await probe(self.store, self.ids)
-            await self._take_over(found)
+            await self._take_over(found, claims, above)
         except BaseException:
             await self._wal.abandon()
             raise
@@ -174,7 +178,9 @@ class EventLog:
             on_failure=self._on_failure,
         )
 
-    async def _take_over(self, found: Callable[[int], None]) -> None:
+    async def _take_over(
+        self, found: Callable[[int], None], claims: Callable[[int], None], above: int
+    ) -> None:
         """Fence, read, publish; again from the start whenever something moved in between.
 
         The log is read before anything is written, so that a damaged one is refused unchanged, and
@@ -192,7 +198,8 @@ class EventLog:
                 # stands before the log, not behind it, and fences nobody.
                 is_fence_up = False
             if not is_fence_up:
-                self.epoch = walk.epoch + 1
+                self.epoch = max(walk.epoch, above) + 1
+                claims(self.epoch)
                 try:
                     # Names that no manifest knows may be unsynced: one above them must not
                     # survive a power cut that takes them.

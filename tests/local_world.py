@@ -43,6 +43,7 @@ class Till:
         self.is_closed = False
         self.bell = asyncio.Event()
         self.waiting = 0
+        self.epoch = world.epochs[tenant_id]
 
     async def call(self, op: str, args: dict[str, Any]) -> Any:
         if self.is_closed:
@@ -139,6 +140,7 @@ class World:
         self.pool_size, self.residents_max, self.idle_s = pool_size, residents_max, idle_s
         self.books: dict[str, dict[str, int]] = {}
         self.wakes: dict[str, int] = {}
+        self.epochs: dict[str, int] = {}
         self.busy: set[str] = set()
         self.corrupt: set[str] = set()
         self.unavailable: set[str] = set()
@@ -170,7 +172,6 @@ class World:
     async def start_loader(self) -> None:
         self.loader = Loader(
             launcher=Launched(self),
-            timer=self.find_timer,
             log=await self.log("loader"),
             clock=self.clock,
             ids=self.ids,
@@ -250,11 +251,15 @@ class World:
         if self.slots.pop(name, None) is not None:
             self.killed.append(name)
 
-    async def open_tenant(self, tenant_id: str, is_wanted: bool) -> Till:
+    async def open_tenant(
+        self, tenant_id: str, is_wanted: bool, claims: Callable[[int], None], above: int
+    ) -> Till:
         if tenant_id in self.unavailable:
             raise Unavailable("the store does not answer")
         if tenant_id in self.corrupt:
             raise Corrupt("damaged", path="x", offset=0)
+        epoch = self.epochs[tenant_id] = max(self.epochs.get(tenant_id, 0), above) + 1
+        claims(epoch)
         self.opened.append(tenant_id)
         till = self.tills[tenant_id] = Till(self, tenant_id)
         return till

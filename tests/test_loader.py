@@ -253,7 +253,9 @@ async def test_a_tenant_that_cannot_be_opened_says_why_and_is_tried_afresh(
         with pytest.raises(Corrupt):
             await peer.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
         await until(lambda name=peer.name: name in world.killed)  # type: ignore[misc]
-    assert await world.loader.wake(["acme", "other"]) == ["acme"]
+    answer = await world.loader.wake(["acme", "other"])
+    assert (list(answer.refused), answer.not_yet) == (["acme"], {})
+    assert "damaged" in answer.refused["acme"]
     assert await world.loader.residents() == ["other"]
     world.corrupt.clear()
     peer = await world.loader.resolve("acme")

@@ -147,7 +147,7 @@ class RealWorld(World):
 
     platform: testing.TestPlatform
 
-    async def open_tenant(self, tenant_id: str, is_wanted: bool) -> Any:
+    async def open_tenant(self, tenant_id: str, *_: Any) -> Any:
         return await self.platform._local.tenant(tenant_id)
 
     async def lose_next(self, *, has_died: bool) -> None:

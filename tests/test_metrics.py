@@ -12,6 +12,7 @@ from real_tenants import RealTenant, real_tenant
 import dynamic_workflows as dw
 from dynamic_workflows.actors import cluster, metrics
 from dynamic_workflows.actors.metrics import Sample
+from dynamic_workflows.eventlog.clock import US
 
 CODE = """
 import os
@@ -64,12 +65,16 @@ async def test_a_tenants_samples_follow_what_it_does() -> None:
 async def test_the_supervisors_have_samples_too() -> None:
     world = await World(pool_size=2).start()
     found = by_name([*metrics.of_loader(await world.loader.stats())])
-    found |= by_name([*metrics.of_timer(await world.timer.stats())])
+    await world.timer.slept([("late", 1, world.clock.now_us() - 90 * US)])
+    stats, overdue = await world.timer.stats(), await world.timer.overdue()
+    found |= by_name([*metrics.of_timer(stats, overdue)])
     await world.stop()
     assert found["tenants/pool"] == 2
     assert found["tenants/resident"] == 0
-    assert found["tenants/asleep"] == 0
-    assert found["timer_late_ms_max"] == 0
+    assert found["tenants/asleep"] == 1
+    assert found["timer_late_ms_max"] == 0, "nobody was asked for it so far"
+    assert found["timer_overdue"] == 1
+    assert found["timer_overdue_oldest_seconds"] == 90
     assert found["tenants_adopted_total"] == 0
 
 

@@ -12,7 +12,7 @@ from local_world import until
 
 from dynamic_workflows.actors import timer_index
 from dynamic_workflows.actors.peers import Lost, Peer
-from dynamic_workflows.actors.timer import BATCH_MAX, BATCHES_IN_FLIGHT_MAX, Timer
+from dynamic_workflows.actors.timer import BATCH_MAX, BATCHES_IN_FLIGHT_MAX, Timer, WakeAnswer
 from dynamic_workflows.eventlog.clock import US, VirtualClock
 from dynamic_workflows.eventlog.errors import Fenced
 from dynamic_workflows.eventlog.ids import SeededIds
@@ -32,6 +32,7 @@ class Waker:
         self.alive: set[str] = set()
         self.failing: set[str] = set()
         self.is_lost = False
+        self.epochs: dict[str, int] = {}
         self.in_flight = self.in_flight_max = 0
 
     async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
@@ -40,7 +41,6 @@ class Waker:
         if op == "residents":
             return sorted(self.alive)
         assert op == "wake"
-        assert self.timer is not None
         (names,) = args
         self.batches.append(len(names))
         self.in_flight += 1
@@ -49,9 +49,23 @@ class Waker:
         good = [name for name in names if name not in self.failing]
         self.woken += good
         self.alive.update(good)
-        await self.timer.opened(good)
+        await self.opened(good)
         self.in_flight -= 1
-        return [name for name in names if name in self.failing]
+        return WakeAnswer({n: "damaged" for n in names if n in self.failing}, {})
+
+    async def opened(self, names: list[str]) -> None:
+        """As the owners of the next epochs say it."""
+        assert self.timer is not None
+        for name in names:
+            self.epochs[name] = self.epochs.get(name, 0) + 1
+        await self.timer.opened([(name, self.epochs[name]) for name in names])
+
+    async def slept(self, tenants: list[tuple[str, int | None]]) -> None:
+        """As owners say it who have been open before."""
+        assert self.timer is not None
+        for name, _ in tenants:
+            self.epochs[name] = self.epochs.get(name, 0) + 1
+        await self.timer.slept([(name, self.epochs[name], due_us) for name, due_us in tenants])
 
 
 class Bench:
@@ -99,7 +113,7 @@ class Bench:
 async def test_a_sleeping_tenant_is_woken_when_it_is_due_and_not_before() -> None:
     bench = Bench()
     timer = await bench.start()
-    await timer.slept([("acme", bench.at(60)), ("later", bench.at(3600)), ("never", None)])
+    await bench.waker.slept([("acme", bench.at(60)), ("later", bench.at(3600)), ("never", None)])
     await bench.advance(59.9)
     assert bench.waker.woken == []
     await bench.advance(0.1)
@@ -111,11 +125,11 @@ async def test_a_sleeping_tenant_is_woken_when_it_is_due_and_not_before() -> Non
 
 async def test_the_newest_due_time_of_a_tenant_counts() -> None:
     bench = Bench()
-    timer = await bench.start()
-    await timer.slept([("acme", bench.at(10))])
-    await timer.opened(["acme"])
+    await bench.start()
+    await bench.waker.slept([("acme", bench.at(10))])
+    await bench.waker.opened(["acme"])
     bench.waker.alive.add("acme")
-    await timer.slept([("acme", bench.at(100))])
+    await bench.waker.slept([("acme", bench.at(100))])
     bench.waker.alive.discard("acme")
     await bench.advance(99)
     assert bench.waker.woken == []
@@ -126,7 +140,7 @@ async def test_the_newest_due_time_of_a_tenant_counts() -> None:
 async def test_due_times_survive_the_death_of_the_timer() -> None:
     bench = Bench()
     timer = await bench.start()
-    await timer.slept([("acme", bench.at(60)), ("past", bench.at(5))])
+    await bench.waker.slept([("acme", bench.at(60)), ("past", bench.at(5))])
     await timer.close()
     bench.clock.move_to(bench.at(30))
     await bench.start()
@@ -138,9 +152,9 @@ async def test_due_times_survive_the_death_of_the_timer() -> None:
 
 async def test_tenants_that_stopped_without_going_to_sleep_are_opened_again() -> None:
     bench = Bench()
-    timer = await bench.start()
-    await timer.opened(["one", "two", "three"])
-    await timer.slept([("two", None)])
+    await bench.start()
+    await bench.waker.opened(["one", "two", "three"])
+    await bench.waker.slept([("two", None)])
     await bench.restart()
     await bench.settle()
     assert sorted(bench.waker.woken) == ["one", "three"]
@@ -148,8 +162,8 @@ async def test_tenants_that_stopped_without_going_to_sleep_are_opened_again() ->
 
 async def test_a_tenant_whose_actor_vanishes_is_opened_again() -> None:
     bench = Bench()
-    timer = await bench.start()
-    await timer.opened(["acme", "other"])
+    await bench.start()
+    await bench.waker.opened(["acme", "other"])
     bench.waker.alive.update(["acme", "other"])
     await bench.advance(10)
     assert bench.waker.woken == []
@@ -160,9 +174,9 @@ async def test_a_tenant_whose_actor_vanishes_is_opened_again() -> None:
 
 async def test_a_tenant_that_cannot_be_opened_is_tried_again_and_not_forgotten() -> None:
     bench = Bench()
-    timer = await bench.start()
+    await bench.start()
     bench.waker.failing.add("acme")
-    await timer.slept([("acme", bench.at(1)), ("other", bench.at(1))])
+    await bench.waker.slept([("acme", bench.at(1)), ("other", bench.at(1))])
     await bench.advance(600)
     assert bench.waker.woken == ["other"]
     tries = len(bench.waker.batches)
@@ -174,10 +188,10 @@ async def test_a_tenant_that_cannot_be_opened_is_tried_again_and_not_forgotten()
 
 async def test_wake_ups_wait_for_a_loader_that_is_away() -> None:
     bench = Bench()
-    timer = await bench.start()
+    await bench.start()
     bench.waker.is_lost = True
-    await timer.slept([("acme", bench.at(1))])
-    await timer.opened(["open"])
+    await bench.waker.slept([("acme", bench.at(1))])
+    await bench.waker.opened(["open"])
     await bench.advance(30)
     assert bench.waker.woken == []
     bench.waker.is_lost = False
@@ -187,9 +201,9 @@ async def test_wake_ups_wait_for_a_loader_that_is_away() -> None:
 
 async def test_a_storm_of_wake_ups_goes_out_in_a_few_batches_at_a_time() -> None:
     bench = Bench()
-    timer = await bench.start()
+    await bench.start()
     names = [f"tenant-{i}" for i in range(3_000)]
-    await timer.slept([(name, bench.at(60)) for name in names])
+    await bench.waker.slept([(name, bench.at(60)) for name in names])
     await bench.advance(60)
     assert sorted(bench.waker.woken) == sorted(names)
     assert max(bench.waker.batches) <= BATCH_MAX
@@ -200,11 +214,11 @@ async def test_a_storm_of_wake_ups_goes_out_in_a_few_batches_at_a_time() -> None
 async def test_a_timer_whose_log_was_taken_over_wakes_nobody() -> None:
     old, new = Bench(), Bench()
     timer = await old.start()
-    await timer.slept([("acme", old.at(60))])
-    new.store, new.clock = old.store, old.clock
+    await old.waker.slept([("acme", old.at(60))])
+    new.store, new.clock, new.waker.epochs = old.store, old.clock, old.waker.epochs
     await new.start()
     with pytest.raises(Fenced):
-        await timer.opened(["other"])
+        await timer.opened([("other", 1)])
     await old.advance(0)
     await new.advance(61)
     assert new.waker.woken == ["acme"]
@@ -228,8 +242,8 @@ async def test_opening_reads_a_checkpoint_and_the_rows_after_it(
     timer = await bench.start()
     bench.waker.is_lost = True
     for number in range(260):
-        await timer.slept([(f"tenant-{number % 20}", number)])
-    await timer.opened(["open"])
+        await bench.waker.slept([(f"tenant-{number % 20}", number)])
+    await bench.waker.opened(["open"])
     expected = {f"tenant-{number % 20}": number for number in range(240, 260)}
     keys = [entry.key for entry in await bench.store.list("timers/0/index/")]
     assert len(keys) == 2
@@ -251,14 +265,14 @@ async def test_opening_reads_a_checkpoint_and_the_rows_after_it(
 async def test_due_times_beyond_the_horizon_are_met_too() -> None:
     bench = Bench()
     timer = await bench.start()
-    await timer.slept([("far", bench.at(7_200)), ("near", bench.at(700))])
-    assert timer._heap == [], "nothing of it is near"
+    await bench.waker.slept([("far", bench.at(7_200)), ("near", bench.at(700))])
+    assert timer._schedule._heap == [], "nothing of it is near"
     await bench.advance(699)
     assert bench.waker.woken == []
     await bench.advance(2)
     assert bench.waker.woken == ["near"]
     bench.waker.alive.clear()
-    await timer.slept([("near", None)])
+    await bench.waker.slept([("near", None)])
     await bench.advance(7_200 - 701 - 1)
     assert bench.waker.woken == ["near"]
     await bench.advance(1)
@@ -278,13 +292,13 @@ def test_the_index_is_what_was_acknowledged_whatever_restarts(
         expected: dict[str, int] = {}
         for action, name, due_us in actions:
             if action == "opened":
-                await timer.opened([name])
+                await bench.waker.opened([name])
                 expected[name] = -1
             elif action == "slept":
-                await timer.slept([(name, due_us)])
+                await bench.waker.slept([(name, due_us)])
                 expected[name] = due_us
             elif action == "never":
-                await timer.slept([(name, None)])
+                await bench.waker.slept([(name, None)])
                 expected.pop(name, None)
             else:
                 timer = await bench.restart()

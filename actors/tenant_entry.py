@@ -1,0 +1,34 @@
+"""Tenant entry: what is known of one tenant from outside it: open, or asleep until some time.
+
+The owner of a tenant's log says so, under the epoch of its ownership: first that the tenant is
+open, at last until when it sleeps. Such a message may be lost, come twice or come late. So the
+entry is the newest of all messages, and newest is by (epoch, open before asleep), not by arrival.
+Taking the newest is commutative, associative and idempotent: no order of messages can bring an
+older one back.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+OPEN = -1
+"""In place of a due time: the tenant is open."""
+
+
+class TenantEntry(NamedTuple):
+    """What the owner of an epoch said last."""
+
+    epoch: int
+    due_us: int | None
+    """When a sleeping tenant has to be awake (µs); None: never; OPEN: it is not asleep."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the owner may be at work, or was when it died."""
+        return self.due_us == OPEN
+
+    def is_newer_than(self, other: TenantEntry | None) -> bool:
+        """Whether this was said after `other`; the same said again is not newer."""
+        if other is None:
+            return True
+        return (self.epoch, not self.is_open) > (other.epoch, not other.is_open)
