@@ -191,6 +191,9 @@ class PlatformConfig(BaseModel):
     seal_age_seconds: float = Field(default=300.0, gt=0)
     """Seconds after which even a small hot log is sealed."""
 
+    log_group: str | None = None
+    """A group of the host that may read a log on a disk, by name or number; None: nobody else."""
+
     # --- queries
     query_timeout_seconds: float = Field(default=60.0, gt=0)
     """Seconds that one SQL query may take; then it is stopped (`query.timed_out`)."""

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..eventlog import log_access
 from ..eventlog.errors import InvalidError, PlatformClosed, WorkflowsError
 from ..eventlog.ids import SystemIds
-from ..eventlog.store import open_store, probe, root_of
+from ..eventlog.places import root_of
+from ..eventlog.store import open_store, probe
 from . import cluster as door
 from . import pickles, ray_connection
 from .client import TenantClient
@@ -53,7 +55,9 @@ class Cluster:
             open_store(setup.log_root),
             is_app=setup.is_app,
             calls=self.calls,
-            pickle=lambda source: pickles.dumps(source, is_elsewhere=session.is_elsewhere),
+            pickle=lambda source: pickles.dumps(
+                source, is_elsewhere=session.is_elsewhere, name="the code's callback"
+            ),
         )
 
     @classmethod
@@ -79,9 +83,16 @@ class Cluster:
                 f"{root!r} is another place in each process of Ray: use a path or a bucket, or"
                 " dynamic_workflows.testing, which keeps its log in memory"
             )
+        # What cannot travel is refused before anything starts.
+        _packed(load, app, is_elsewhere=address is not None)
         if address is None:
+            if config.log_group is not None:
+                await asyncio.to_thread(log_access.share, root, config.log_group)
             # The actors would wait for the disk to come back; whoever starts them wants to know.
             await probe(open_store(root), SystemIds())
+        exposure = await asyncio.to_thread(log_access.exposure, root)
+        if exposure is not None:
+            _log.warning("%s", exposure)
         session = await _Session.begin(address, config)
         try:
             if session.is_embedded:
@@ -90,7 +101,7 @@ class Cluster:
                 log_root=root,
                 config=config,
                 namespace=namespace,
-                callbacks=pickles.dumps((load, app), is_elsewhere=session.is_elsewhere),
+                callbacks=_packed(load, app, is_elsewhere=session.is_elsewhere),
                 is_app=app is not None,
             )
             session.use(setup.prefix)
@@ -154,6 +165,14 @@ class Cluster:
                 except (Lost, WorkflowsError) as error:
                     _log.warning("the %s did not close cleanly: %s", role, error)
                 door.kill_actor(peer)
+
+
+def _packed(load: Any, app: Any, *, is_elsewhere: bool) -> bytes:
+    """What the loader calls, as it travels; raises InvalidError."""
+    name = "load" if app is None else "app"
+    return pickles.dumps(
+        (load, app), is_elsewhere=is_elsewhere, name=name, subject=load if app is None else app
+    )
 
 
 def _fitting(config: PlatformConfig) -> PlatformConfig:

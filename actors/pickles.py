@@ -17,6 +17,9 @@ from typing import Any
 
 import cloudpickle
 
+from ..eventlog.errors import InvalidError
+from . import unsendable
+
 _INSTALLED = tuple(
     Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "purelib", "platlib")
 )
@@ -24,10 +27,19 @@ _INSTALLED_ANYWHERE = {"site-packages", "dist-packages"}
 """So the folders are called that users and systems install into, beside those of this Python."""
 
 
-def dumps(value: Any, *, is_elsewhere: bool) -> bytes:
-    """The value as bytes; `is_elsewhere`: for a machine that has only what is installed here."""
+def dumps(
+    value: Any, *, is_elsewhere: bool, name: str = "the callback", subject: Any = None
+) -> bytes:
+    """The value as bytes; `is_elsewhere`: for a machine that has only what is installed here.
+
+    Raises InvalidError, which names the part that cannot travel. `name`: what its owner calls the
+    value, or the `subject` in it.
+    """
     with _by_value(module for module in _modules() if _needs_value(module, is_elsewhere)):
-        return bytes(cloudpickle.dumps(value))
+        try:
+            return unsendable.dumps(value)
+        except Exception as error:  # whatever a user's __reduce__ raises
+            raise InvalidError(unsendable.explain(subject or value, name, error)) from None
 
 
 def _modules() -> list[ModuleType]:

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 
+from ..eventlog import log_access
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
 from ..eventlog.ids import Ids
@@ -54,6 +55,10 @@ class SupervisorLog:
         until_s = time.monotonic() + within_s
         for rest_s in itertools.chain(_BACK_OFF_S, itertools.repeat(_BACK_OFF_S[-1])):
             try:
+                if setup.config.log_group is not None:
+                    await asyncio.to_thread(
+                        log_access.share, setup.log_root, setup.config.log_group
+                    )
                 log = await EventLog.open(
                     store, stream, tenant_id="", clock=clock, ids=ids, config=config
                 )

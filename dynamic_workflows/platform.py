@@ -13,7 +13,7 @@ from .actors.config import PlatformConfig
 from .actors.names import check_tenant_id, check_workflow_name
 from .eventlog.errors import InvalidError, PlatformClosed, WorkflowsError
 from .eventlog.ids import Ids, SystemIds
-from .eventlog.store import root_of
+from .eventlog.places import root_of
 from .loaders import http
 from .loaders.binding import WorkflowBinding
 from .loaders.bundle import WorkerCode, bundle_of

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from . import log_access
 from .errors import Unavailable, WorkflowsError
 from .store import AlreadyExists, NotFound
 
@@ -47,9 +48,16 @@ class Disk:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), directory)
         return self.open(directory, os.O_TMPFILE | os.O_RDWR)
 
-    def open(self, path: str, flags: int, mode: int = 0o644) -> int:
-        """A handle."""
-        return os.open(path, flags | os.O_CLOEXEC, mode)
+    def open(self, path: str, flags: int) -> int:
+        """A handle; what it makes is for this user alone, or for a group (see `log_access`)."""
+        handle = os.open(path, flags | os.O_CLOEXEC, log_access.FILE)
+        unnamed = getattr(os, "O_TMPFILE", 0)
+        is_unnamed = bool(unnamed) and flags & unnamed == unnamed
+        if is_unnamed or flags & os.O_CREAT:
+            folder = path if is_unnamed else os.path.dirname(path)
+            if log_access.is_shared(folder):
+                os.fchmod(handle, log_access.SHARED_FILE)
+        return handle
 
     def close(self, handle: int) -> None:
         """Give the handle back; a file that was never linked goes."""
@@ -71,13 +79,15 @@ class Disk:
             os.close(handle)
 
     def make_directory(self, path: str) -> None:
-        """The directory and its parents exist, durably."""
+        """The directory and its parents exist, durably; those that are made, as `open` does."""
         if os.path.isdir(path):
             return
         parent = os.path.dirname(path)
         self.make_directory(parent)
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path)
+            os.mkdir(path, log_access.FOLDER)
+            if log_access.is_shared(parent):
+                os.chmod(path, log_access.SHARED_FOLDER)
         self.sync_directory(parent)
 
     def datasync(self, handle: int) -> None:

@@ -15,10 +15,10 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
 from .errors import InvalidError, Unavailable, WorkflowsError
 from .ids import Ids
+from .places import BUCKETS, root_of
 
 CREATE_TRIES_MAX = 5
 
@@ -109,46 +109,26 @@ def check_key(key: str) -> str:
     return key
 
 
-_SCHEMES = ("memory", "s3", "s3a", "az", "azure", "abfs", "abfss", "gs")
-
-
-def root_of(log: str | Path) -> str:
-    """A log's root so that every process, wherever it stands, opens the same; InvalidError."""
-    text = str(log)
-    scheme = urlsplit(text).scheme if "://" in text else ""
-    path = unquote(urlsplit(text).path) if scheme == "file" else text
-    if not path.strip() or "\0" in path or scheme not in ("", "file", *_SCHEMES):
-        raise _no_place(text)
-    return text if scheme not in ("", "file") else str(Path(path).expanduser().resolve())
-
-
-def _no_place(text: str) -> InvalidError:
-    return InvalidError(
-        f"{text!r} is no place for a log: use a path, file://, s3://, az:// or gs://"
-    )
-
-
 def open_store(root: str | Path) -> Store:
     """The store at a path or URI: `file://`, `s3://`, `az://`, `gs://`, `memory://`.
 
     `memory://name` is one store per name and process; `memory://` is a new one each time. Object
-    stores take credentials and endpoint from the environment, as their own tools do.
+    stores take credentials and endpoint from the environment, as their own tools do. Raises
+    InvalidError for what is no place, Unavailable where a bucket's credentials are missing.
     """
-    text = str(root)
-    scheme = urlsplit(text).scheme if "://" in text else ""
-    if scheme in ("", "file"):
-        from .store_local import LocalStore
-
-        return LocalStore(Path(unquote(urlsplit(text).path)) if scheme else Path(text))
+    place = root_of(root)
+    scheme = place.partition("://")[0] if "://" in place else ""
     if scheme == "memory":
         from .store_memory import memory_store
 
-        return memory_store(text)
-    if scheme in _SCHEMES:
+        return memory_store(place)
+    if scheme in BUCKETS:
         from .store_object import ObjectStore
 
-        return ObjectStore(text)
-    raise _no_place(text)
+        return ObjectStore(place)
+    from .store_local import LocalStore
+
+    return LocalStore(Path(place))
 
 
 async def create_once(store: Store, key: str, data: bytes) -> None:

@@ -13,9 +13,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import from_url
 
+from .credentials import check_credentials, refused
 from .errors import InvalidError, Unavailable, WorkflowsError
 from .store import AlreadyExists, Entries, Entry, NotFound, check_key
 
@@ -47,6 +54,8 @@ class ObjectStore:
 
     def __init__(self, url: str, **config: Any) -> None:
         self.root = url.rstrip("/")
+        if not config:
+            check_credentials(self.root)
         try:
             self.objects: Any = from_url(
                 self.root, client_options=CLIENT, retry_config=RETRIES, **config
@@ -174,9 +183,18 @@ class ObjectStore:
             return NotFound(f"{self.root}: {key} does not exist")
         if isinstance(error, (AlreadyExistsError, PreconditionError)):
             return AlreadyExists(f"{self.root}: {key} exists")
+        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or _is_about_identity(
+            str(error)
+        ):
+            return refused(self.root, _first_line(error))
         if isinstance(error, (BaseError, OSError, ValueError)):
             return Unavailable(f"{self.root}: {key}: {_first_line(error)}: try again later")
         return error
+
+
+def _is_about_identity(text: str) -> bool:
+    # The client asked a machine's metadata service in vain. A key has no two slashes in a row.
+    return "//169.254.169.254" in text or "//metadata.google.internal" in text
 
 
 def _entries(found: Iterable[Any], prefix: str, after: str | None) -> Entries:

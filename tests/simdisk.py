@@ -96,7 +96,7 @@ class SimDisk(Disk):
         except KeyError:
             raise FileNotFoundError(2, "no such file", path) from None
 
-    def open(self, path: str, flags: int, mode: int = 0o644) -> int:
+    def open(self, path: str, flags: int) -> int:
         if flags & os.O_TMPFILE == os.O_TMPFILE:
             inode = Inode()
         elif flags & os.O_CREAT:
