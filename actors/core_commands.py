@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from ..eventlog import codec
 from ..eventlog.errors import InstanceError, LimitExceededError, WorkflowsError
 from ..loaders.wire import Error, ProtocolViolation
 from .core_rollback import Rollbacks, eligible
@@ -214,7 +215,7 @@ class Commands(Rollbacks):
                 code="instance.finished",
             )
         if not self._would_be_taken(summary, event_type, len(payload), now_us):
-            self._kept.check(key, summary.kept, len(payload))
+            self._kept.check(key, summary.kept, codec.size(payload))
         d = Decision(durable=True)
         if summary.may_wake and summary.lifetime is None:
             self._settle(d, summary, now_us)  # A wait whose time is up must not take this event.

@@ -60,22 +60,13 @@ def encode(value: Any, *, bytes_max: int = VALUE_BYTES_MAX) -> bytes:
 
 def check_size(text: bytes, bytes_max: int) -> None:
     """Raise ValueTooLargeError for a text above the limit; `bytes` count as what they are."""
-    if len(text) > bytes_max:
-        size = len(text)
-        if size <= _grown(bytes_max):
-            size -= _inflation(text)
-        if size > bytes_max:
-            raise too_large(size, bytes_max)
+    if len(text) > bytes_max and (count := size(text)) > bytes_max:
+        raise too_large(count, bytes_max)
 
 
-def _grown(count: int) -> int:
-    """How long the text of so many bytes may be."""
-    return count * 4 // 3 + 1024
-
-
-def _inflation(text: bytes) -> int:
-    """By how much base64 makes a text longer than the bytes in it."""
-    total = 0
+def size(text: bytes) -> int:
+    """How many bytes a value counts for: those of its text, without what base64 adds to `bytes`."""
+    total = len(text)
     start = text.find(_BYTES)
     while start >= 0:
         start += len(_BYTES)
@@ -83,21 +74,50 @@ def _inflation(text: bytes) -> int:
         if end < 0:
             break
         coded = end - start
-        total += coded - (coded // 4 * 3 - text.count(b"=", max(start, end - 2), end))
+        total -= coded - (coded // 4 * 3 - text.count(b"=", max(start, end - 2), end))
         start = text.find(_BYTES, end)
     return total
 
 
 _BYTES = b'{"$bytes":"'
 """In the text of a value, these characters begin a tag and nothing else."""
+_LIFTED_FROM = 64 * 1024
+_LOOKS_MAX = 10_000
+_from_base64 = msgspec.json.Decoder(bytes).decode
+
+
+def lift(text: bytes) -> tuple[bytes, list[bytes]]:
+    """The text with its large `bytes` taken out, numbers in their places; and these bytes.
+
+    To read them as text first would take several times as long.
+    """
+    if len(text) < _LIFTED_FROM:
+        return text, []
+    parts: list[bytes] = []
+    lifted: list[bytes] = []
+    kept = looks = 0
+    start = text.find(_BYTES)
+    while start >= 0 and looks < _LOOKS_MAX:
+        looks += 1
+        start += len(_BYTES) - 1
+        end = text.find(b'"', start + 1)
+        if end - start > _LIFTED_FROM and text[end + 1 : end + 2] == b"}":
+            lifted.append(_from_base64(memoryview(text)[start : end + 1]))
+            parts += (text[kept:start], b"%d" % (len(lifted) - 1))
+            kept = end + 1
+        start = text.find(_BYTES, max(start, end))
+    if not lifted:
+        return text, lifted
+    return b"".join((*parts, text[kept:])), lifted
 
 
 def decode(text: bytes) -> Any:
     """The value that `encode` wrote; UnserialisableValueError for a text that it never writes."""
     try:
+        text, lifted = lift(text)
         value = _from_json(text)
-        if b'"$' in text or b"\\u0024" in text:
-            value = revive(value)
+        if _has_tags(text):
+            value = revive(value, lifted)
     except RecursionError:
         raise too_deep(None) from None
     except (msgspec.MsgspecError, ValueError) as error:
@@ -111,26 +131,31 @@ def check(text: bytes, bytes_max: int = VALUE_BYTES_MAX) -> None:
     Cheap, and for large plain texts without building the value: what an isolate sends may be made
     to cost its reader a multiple of its size in memory.
     """
-    if len(text) > _grown(bytes_max):
+    if len(text) > bytes_max * 4 // 3 + 1024:
         raise too_large(len(text), bytes_max)
-    if b'"$' in text or b"\\u0024" in text:
-        if text.count(b",") + text.count(b"[") + text.count(b"{") > 2 * TAGGED_NODES_MAX:
+    try:
+        short, lifted = lift(text)
+        if _has_tags(short):
+            if short.count(b",") + short.count(b"[") + short.count(b"{") > 2 * TAGGED_NODES_MAX:
+                raise too_large(len(text), bytes_max)
+            check_size(text, bytes_max)
+            revive(_from_json(short), lifted)
+        elif len(text) > bytes_max:
             raise too_large(len(text), bytes_max)
-        check_size(text, bytes_max)
-        decode(text)
-    elif len(text) > bytes_max:
-        raise too_large(len(text), bytes_max)
-    elif len(text) <= _SKIM_FROM or _may_have_odd_number(text):
-        decode(text)
-    else:
-        try:
+        elif len(text) <= _SKIM_FROM or _may_have_odd_number(text):
+            _from_json(text)
+        else:
             _skim(text)
             # Skimming proves the grammar but does not look at the bytes of strings.
             text.decode("utf-8")
-        except RecursionError:
-            raise too_deep(None) from None
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise invalid(str(error)) from None
+    except RecursionError:
+        raise too_deep(None) from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise invalid(str(error)) from None
+
+
+def _has_tags(text: bytes) -> bool:
+    return b'"$' in text or b"\\u0024" in text
 
 
 _SKIM_FROM = 256 * 1024

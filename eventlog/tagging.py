@@ -7,7 +7,6 @@ See `codec.py` for the form. Two walks: `weigh` finds out, fast, that a value ne
 from __future__ import annotations
 
 import dataclasses
-from base64 import b64encode
 from collections.abc import Callable, Collection
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -256,7 +255,7 @@ def _is_unnamed(zone: timezone) -> bool:
 
 
 SCALARS: dict[type, Callable[[Any, str], Any]] = {
-    bytes: lambda value, place: {"$bytes": b64encode(value).decode("ascii")},
+    bytes: lambda value, place: {"$bytes": value},  # The encoder writes base64, and faster.
     datetime: _write_datetime,
     date: lambda value, place: {"$date": value.isoformat()},
     time: _write_datetime,

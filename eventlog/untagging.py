@@ -10,7 +10,7 @@ import binascii
 import re
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal, InvalidOperation
 from functools import cache
@@ -32,11 +32,14 @@ def invalid(reason: str) -> UnserialisableValueError:
     return UnserialisableValueError(f"not the text of a value: {reason}")
 
 
-def revive(value: Any) -> Any:
-    """The value with its tags replaced; works in place where it can."""
+def revive(value: Any, lifted: Sequence[bytes] = ()) -> Any:
+    """The value with its tags replaced; works in place where it can.
+
+    `lifted`: large bytes that were taken out of the text, in whose place their numbers stand.
+    """
     if type(value) is dict:
         if OBJECT in value:
-            return _unmarked(value)
+            return _unmarked(value, lifted)
         for key in value:
             if key[:1] == "$":
                 if len(value) != 1:
@@ -45,34 +48,36 @@ def revive(value: Any) -> Any:
                 if reader is None:
                     raise invalid(f"unknown tag {key[:40]!r}")
                 inner = value[key]
+                if key == "$bytes" and type(inner) is int and 0 <= inner < len(lifted):
+                    return lifted[inner]
                 try:
                     if key in _CONTAINERS:
-                        return reader(_list(revive(_list(inner))))
+                        return reader(_list(revive(_list(inner), lifted)))
                     return reader(inner)
                 except (TypeError, ValueError, OverflowError, InvalidOperation, AttributeError):
                     raise invalid(f"{key} holds something else") from None
             item = value[key]
             if type(item) is dict or type(item) is list:
-                value[key] = revive(item)
+                value[key] = revive(item, lifted)
     elif type(value) is list:
         for index, item in enumerate(value):
             if type(item) is dict or type(item) is list:
-                value[index] = revive(item)
+                value[index] = revive(item, lifted)
     return value
 
 
-def _unmarked(value: dict[str, Any]) -> Any:
+def _unmarked(value: dict[str, Any], lifted: Sequence[bytes]) -> Any:
     """What stands for an object where nobody knows its class: its fields, or its value."""
     _, more = split_mark(value.pop(OBJECT))
     for key in more:
-        more[key] = revive(more[key])
+        more[key] = revive(more[key], lifted)
     if VALUE in value:
         if len(value) != 1:
             raise invalid("a value has company")
-        return revive(value[VALUE])
+        return revive(value[VALUE], lifted)
     if any(key[:1] == "$" for key in value):
         raise invalid("a field begins with $")
-    return revive(value)
+    return revive(value, lifted)
 
 
 def split_mark(mark: Any) -> tuple[str | None, dict[str, Any]]:
@@ -83,9 +88,9 @@ def split_mark(mark: Any) -> tuple[str | None, dict[str, Any]]:
     return name, more
 
 
-def untag(key: str, inner: Any) -> Any:
+def untag(key: str, inner: Any, lifted: Sequence[bytes] = ()) -> Any:
     """The scalar that one tag stands for, as `revive` has it."""
-    return revive({key: inner})
+    return revive({key: inner}, lifted)
 
 
 def _list(value: Any) -> list[Any]:
@@ -101,6 +106,8 @@ def _str(value: Any) -> str:
 
 
 def _read_bytes(value: Any) -> bytes:
+    if type(value) is bytes:
+        return value  # It has not been JSON yet.
     try:
         return b64decode(_str(value), validate=True)
     except binascii.Error:

@@ -48,10 +48,12 @@ class Reviver:
         `is_read`: it will be read as itself, and not as plain data alone.
         """
         try:
-            text, objects = self._written(value)
+            writer = ExactWriter(self._names)
+            plain = writer.write(value, self._hint)
+            text = _text_of(plain, value)
             codec.check_size(text, bytes_max)
-            if objects and is_read:
-                self._check(value, text)
+            if writer.objects and is_read:
+                self._check(value, plain, text)
         except RecursionError:
             raise too_deep(None) from None
         return text
@@ -59,35 +61,42 @@ class Reviver:
     def decode(self, text: bytes) -> Any:
         """The value of a text; as plain data where the classes are not there as they were."""
         try:
-            return self._read(text)
+            short, lifted = codec.lift(text)
+            reader = ExactReader(self._names, has_tags=b'"$' in short, lifted=lifted)
+            return reader.read(_from_json(short), self._hint)
         except Exception:
             return codec.decode(text)
 
-    def _written(self, value: Any) -> tuple[bytes, int]:
-        writer = ExactWriter(self._names)
-        try:
-            return _to_json(writer.write(value, self._hint)), writer.objects
-        except UnicodeEncodeError:
-            # Text inside of what looked plain: the codec's slow walk says where.
-            codec.encode(value)
-            raise
+    def _check(self, value: Any, plain: Any, text: bytes) -> None:
+        """Read what was written and write it again: it has to be the same.
 
-    def _read(self, text: bytes) -> Any:
-        has_tags = b'"$' in text
-        return ExactReader(self._names, has_tags=has_tags).read(_from_json(text), self._hint)
-
-    def _check(self, value: Any, text: bytes) -> None:
+        Without JSON in between, which changes nothing: large plain parts stay what they are, and
+        need no second look.
+        """
         try:
-            again, _ = self._written(self._read(text))
-            if b'"$' in text:
+            again = ExactReader(self._names, has_tags=True).read(plain, self._hint)
+            written = ExactWriter(self._names).write(again, self._hint)
+            if any(tag in text for tag in _HASHED):
                 codec.decode(text)  # What others see of it has to be a value, too.
         except Exception as error:
             reason = error.message if isinstance(error, WorkflowsError) else str(error)
             kind = type(error).__name__
             raise _changed(value, f"it cannot be made again ({kind}: {reason:.300})") from None
-        if again != text:
-            place = _difference(_from_json(text), _from_json(again), "value")
+        place = _difference(plain, written, "value")
+        if place is not None:
             raise _changed(value, f"it would come back changed at {place[:200]}")
+
+
+_HASHED = (b'"$set"', b'"$frozenset"', b'"$dict"')
+
+
+def _text_of(plain: Any, value: Any) -> bytes:
+    try:
+        return _to_json(plain)
+    except UnicodeEncodeError:
+        # Text inside of what looked plain: the codec's slow walk says where.
+        codec.encode(value)
+        raise
 
 
 def _changed(value: Any, reason: str) -> UnserialisableValueError:
@@ -99,17 +108,33 @@ def _changed(value: Any, reason: str) -> UnserialisableValueError:
     )
 
 
-def _difference(before: Any, after: Any, place: str) -> str:
-    if type(before) is type(after) is dict and before.keys() == after.keys():
-        for key in before:
-            if before[key] != after[key]:
-                inner = place if key in ("$value", "$tuple", "$object") else f"{place}.{key}"
-                return _difference(before[key], after[key], inner)
-    if type(before) is type(after) is list and len(before) == len(after):
+def _difference(before: Any, after: Any, place: str) -> str | None:
+    """Where two pieces of plain data differ, by a single bit or type; None: nowhere."""
+    if before is after:
+        return None
+    kind = type(before)
+    if kind is not type(after):
+        return place
+    if kind is dict:
+        if list(before) != list(after):
+            return place
+        for key, item in before.items():
+            inner = place if key[:1] == "$" else f"{place}.{key}"
+            found = _difference(item, after[key], inner)
+            if found is not None:
+                return found
+        return None
+    if kind is list:
+        if len(before) != len(after):
+            return place
         for index, (one, other) in enumerate(zip(before, after, strict=True)):
-            if one != other:
-                return _difference(one, other, f"{place}[{index}]")
-    return place
+            found = _difference(one, other, f"{place}[{index}]")
+            if found is not None:
+                return found
+        return None
+    if kind is float:
+        return None if repr(before) == repr(after) else place
+    return None if before == after else place
 
 
 class Revivers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -244,8 +244,9 @@ def _take(form: Form, value: Any, place: str) -> tuple[Any, dict[str, Any]]:
 class ExactReader:
     """The values that an ExactWriter wrote; raises whatever comes where a text does not fit."""
 
-    def __init__(self, names: ClassNames, *, has_tags: bool) -> None:
+    def __init__(self, names: ClassNames, *, has_tags: bool, lifted: Sequence[bytes] = ()) -> None:
         self._names = names
+        self._lifted = lifted
         self._has_tags = has_tags
         self._seen: dict[str, type[Any]] = {}
 
@@ -327,7 +328,7 @@ class ExactReader:
             }
         make = _CONTAINERS.get(key)
         if make is None:
-            return untag(key, inner)
+            return untag(key, inner, self._lifted)
         return make(
             self.read(item, None if hint is None else hint.place(index))
             for index, item in enumerate(inner)

@@ -9,6 +9,7 @@ subclass of a builtin); what it holds besides, such as private attributes, lies 
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import functools
 import sys
@@ -142,7 +143,9 @@ class _StructForm(Form):
         from msgspec.structs import force_setattr
 
         known: tuple[str, ...] = kind.__struct_fields__
-        made = kind(**{name: value for name, value in content.items() if name in known})
+        given = {name: value for name, value in content.items() if name in known}
+        # What it runs then may change what it is given.
+        made = kind(**(copy.deepcopy(given) if hasattr(kind, "__post_init__") else given))
         for name, value in content.items():
             if name in known:
                 force_setattr(made, name, value)

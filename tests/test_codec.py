@@ -294,6 +294,36 @@ def test_a_value_above_the_limit_is_too_large_on_both_ways() -> None:
         codec.check(b'"' + b"x" * 100 + b'"', 101)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 100, 66_000, 200_001])
+def test_bytes_count_as_bytes_and_come_back_however_large(count: int) -> None:
+    data = random.Random(count).randbytes(count)
+    for value in (data, [data, {"a": data}, "text"], {"$x": (data, 2**70)}, {"a": '{"$bytes":"'}):
+        text = codec.encode(value)
+        assert codec.decode(text) == value
+        size = codec.size(text)
+        codec.check(text, size)
+        assert codec.encode(value, bytes_max=size) == text
+        with pytest.raises(ValueTooLargeError, match=f" {size} bytes"):
+            codec.encode(value, bytes_max=size - 1)
+        with pytest.raises(ValueTooLargeError):
+            codec.check(text, size - 1)
+    assert codec.size(codec.encode(data)) == count + len('{"$bytes":""}')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"$bytes":0}', b'[{"$bytes":"%b"},{"$bytes":1}]', b'[{"$bytes":"%b"},{"$bytes":-1}]',
+        b'{"$bytes":"%b!"}', b'{"$bytes":"%b","a":1}', b'["{"$bytes":"%b"}"]', b'{"$bytes":"%b',
+    ],
+)  # fmt: skip
+def test_large_bytes_that_the_codec_never_writes_are_refused(text: bytes) -> None:
+    text = text.replace(b"%b", b"A" * 80_000)
+    for judge in (codec.decode, codec.check):
+        with pytest.raises(UnserialisableValueError):
+            judge(text)
+
+
 def test_sets_are_written_in_one_order() -> None:
     names = [f"name-{i}" for i in range(50)]
     texts = set()
