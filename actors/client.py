@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
-from ..eventlog.errors import InstanceError, PlatformClosed, Unavailable
+from ..eventlog.errors import InstanceError, PlatformClosed, Unavailable, WorkflowsError
 from ..eventlog.marks import mark
 from .peers import Lost, Peer
 from .slot import LONG_OPS, Moved
@@ -78,11 +78,12 @@ class TenantClient:
         self._connecting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
+        self._closed: WorkflowsError = PlatformClosed("the platform was closed: connect again")
 
     async def call(self, op: str, args: dict[str, Any]) -> Any:
         """Carry out one operation; raises WorkflowsError, TimeoutError."""
         if self._is_closed:
-            raise PlatformClosed("the platform was closed: connect again")
+            raise self._closed
         number = next(self._numbers)
         if op in _TOKEN_OPS and args.get("token") is None:
             args = args | {"token": f"{self._client_id}-{number}"}
@@ -113,10 +114,13 @@ class TenantClient:
             return bool((await self.call("status", which)).status == "terminated")
         return False
 
-    def close(self) -> None:
-        """Fail what has no outcome yet with PlatformClosed; later calls too."""
+    def close(self, error: WorkflowsError | None = None) -> None:
+        """Fail what has no outcome yet with this error, or PlatformClosed; later calls too."""
         self._is_closed = True
-        self._fail(PlatformClosed("the platform was closed while the call was under way"))
+        if error is not None:
+            self._closed = error
+        under_way = PlatformClosed("the platform was closed while the call was under way")
+        self._fail(under_way if error is None else error)
         for task in self._tasks:
             task.cancel()
 

@@ -11,16 +11,17 @@ import logging
 import os
 import pickle
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 import ray.exceptions
 from ray.util.metrics import Counter, Gauge
 
-from ..eventlog.errors import Unavailable
+from ..eventlog.errors import Unavailable, WorkflowsError
 from ..eventlog.marks import mark
 from ..loaders import kernel
 from . import metrics
+from .connection import CURRENT
 from .isolates import begin
 from .peers import Lost, Peer, pack_call, serve, unpack_outcome
 from .setup import Setup
@@ -28,6 +29,8 @@ from .setup import Setup
 if TYPE_CHECKING:
     from .house import TimerHouse
     from .resident import SlotHouse
+
+T = TypeVar("T")
 
 _log = logging.getLogger("dynamic_workflows.cluster")
 
@@ -40,6 +43,8 @@ Measured: 68 MiB of its own, and 4 MiB for its zygote and for each of its isolat
 SUPERVISOR_MEMORY = 100 * MIB
 CALLS_AT_ONCE_MAX = 10_000
 _OPEN_AGAIN_S = 0.5
+_CONTROL_S = 30.0
+_WATCH_S = 1.0
 
 
 class RayPeer:
@@ -48,15 +53,18 @@ class RayPeer:
     def __init__(self, name: str, handle: Any) -> None:
         self.name = name
         self.handle = handle
+        self._connection = CURRENT.number
 
     def __reduce__(self) -> Any:
         return RayPeer, (self.name, self.handle)
 
     async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
         """Call a method of the actor's plain class; raises what it raised, or Lost."""
+        if self._connection != CURRENT.number:
+            raise Lost(f"{self.name}: the Ray that it was in has ended")
         try:
             outcome = self.handle.rpc.remote(op, pack_call(args))
-            return unpack_outcome(await asyncio.wait_for(_arrival(outcome), timeout_s))
+            return unpack_outcome(await CURRENT.outcome(_arrival(outcome), timeout_s))
         except TimeoutError as error:
             if timeout_s is None:
                 raise
@@ -76,11 +84,14 @@ async def _arrival(outcome: Any) -> bytes:
 class _Actor:
     """A plain class in a process of its own: calls wait until it is open."""
 
+    _setup: Setup
+
     def __init__(self) -> None:
         _die_with_parent()
         _log_to_stderr()
         self._begin_to_open()
         self._publishing = asyncio.ensure_future(self._publish_for_ever())
+        self._watching = asyncio.ensure_future(self._watch_for_ever())
 
     def _begin_to_open(self, after_s: float = 0.0) -> None:
         self._opened = asyncio.ensure_future(self._open_after(after_s))
@@ -123,11 +134,29 @@ class _Actor:
         except Exception as error:
             return await serve(_Broken(error), "fail", pack_call(()))
         outcome = await serve(target, op, body)
-        self._check()
+        await self._check()
         return outcome
 
-    def _check(self) -> None:
-        """End the process if it cannot go on; Ray starts it again."""
+    async def _watch_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            await self._check()
+
+    async def _check(self) -> None:
+        """End the process if a new one can go on where this one cannot; Ray starts it again.
+
+        Who waits for an answer asks again there.
+        """
+        failed = self._failed()
+        if failed is not None:
+            from .house import may_go_on
+
+            if await may_go_on(self._setup, failed):
+                os._exit(1)
+
+    def _failed(self) -> WorkflowsError | None:
+        """Why the actor's log takes nothing any more."""
+        return None
 
 
 def _log_to_stderr() -> None:
@@ -186,7 +215,7 @@ class TimerActor(_Actor):
     def __init__(self, *parts: bytes) -> None:
         from .house import TimerHouse
 
-        setup = _whole(parts)
+        setup = self._setup = _whole(parts)
         self._house = TimerHouse(setup, finder(setup, "loader"))
         super().__init__()
 
@@ -197,10 +226,8 @@ class TimerActor(_Actor):
     async def _samples(self) -> list[metrics.Sample]:
         return await self._house.samples()
 
-    def _check(self) -> None:
-        # A log that failed for want of its disk is opened anew; one that was taken over is not.
-        if isinstance(self._house.failed, Unavailable):
-            os._exit(1)
+    def _failed(self) -> WorkflowsError | None:
+        return self._house.failed
 
 
 class LoaderActor(_Actor):
@@ -209,7 +236,7 @@ class LoaderActor(_Actor):
     def __init__(self, *parts: bytes) -> None:
         from .house import LoaderHouse
 
-        setup = _whole(parts)
+        setup = self._setup = _whole(parts)
         self._house = LoaderHouse(setup, RayLauncher(setup), finder(setup, "timer-0"))
         super().__init__()
 
@@ -219,6 +246,9 @@ class LoaderActor(_Actor):
 
     async def _samples(self) -> list[metrics.Sample]:
         return await self._house.samples()
+
+    def _failed(self) -> WorkflowsError | None:
+        return self._house.failed
 
 
 class _Closing:
@@ -316,7 +346,9 @@ def _whole(parts: tuple[bytes, ...]) -> Setup:
 
 
 def find_actor(name: str, namespace: str) -> RayPeer | None:
-    """An actor by name, if it exists."""
+    """An actor by name, if it exists; Lost while there is no connection."""
+    if not ray.is_initialized():
+        raise Lost("there is no connection to Ray")  # it would start one of its own
     try:
         return RayPeer(name, ray.get_actor(name, namespace=namespace))
     except ValueError:
@@ -328,6 +360,14 @@ def kill_actor(peer: RayPeer) -> None:
     ray.kill(peer.handle, no_restart=True)
 
 
+async def in_thread(work: Callable[..., T], *args: Any) -> T:
+    """Do something that waits for Ray's control service; Lost where that does not answer."""
+    try:
+        return await CURRENT.outcome(asyncio.to_thread(work, *args), _CONTROL_S)
+    except TimeoutError as error:
+        raise Lost(f"Ray's control service did not answer in {_CONTROL_S:g} s") from error
+
+
 def finder(setup: Setup, role: str) -> Callable[[], Awaitable[Peer]]:
     """How to find the loader or the timer; raises Lost where there is none."""
     held: list[Peer] = []
@@ -336,7 +376,7 @@ def finder(setup: Setup, role: str) -> Callable[[], Awaitable[Peer]]:
         # A handle outlives the restarts of its actor; only a new actor needs a new handle.
         if not held:
             # The look-up waits for Ray's control service: not in the loop.
-            peer = await asyncio.to_thread(find_actor, setup.name(role), setup.namespace)
+            peer = await in_thread(find_actor, setup.name(role), setup.namespace)
             if peer is None:
                 raise Lost(f"there is no {role}")
             held.append(_Forgetting(peer, held))

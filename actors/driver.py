@@ -1,31 +1,45 @@
 """Driver: a platform on Ray as the program that connected to it holds it.
 
-All platforms of a process share one connection. An embedded Ray starts with the first of them and
-ends with the last; on a cluster the actors live on.
+A log has one platform. Who connects to a log whose platform lives joins it: in this process, in the
+embedded Ray of another process of this machine, or on one cluster. Where that cannot be, it is
+refused with PlatformBusy. An embedded platform ends with the process that started it; who had
+joined it goes on by itself: the first of them starts the platform anew, the others join that one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..eventlog import log_access
-from ..eventlog.errors import InvalidError, PlatformClosed, WorkflowsError
+from ..eventlog.clock import SystemClock
+from ..eventlog.errors import (
+    InvalidError,
+    PlatformBusy,
+    PlatformClosed,
+    Unavailable,
+    WorkflowsError,
+)
 from ..eventlog.ids import SystemIds
 from ..eventlog.places import root_of
 from ..eventlog.store import open_store, probe
 from . import cluster as door
-from . import pickles, ray_connection
+from . import load_rules, pickles, ray_connection
+from .claims import Claims, NumberedClaim, busy, new_claim
 from .client import TenantClient
 from .config import PlatformConfig
-from .embedded import RayThread
 from .house import Clients
 from .peers import Lost, Peer
+from .ray_session import RaySession
 from .remote import Persistent, RemoteCodes
-from .setup import Setup
+from .setup import Rule, Setup
 from .spares import Spares
 
 _log = logging.getLogger("dynamic_workflows.cluster")
@@ -34,30 +48,76 @@ _CLOSE_S = 600.0
 """How long the supervisors may take to end; each of hundreds of tenants seals its log first."""
 _START_S = 120.0
 """How long the supervisors may take to start: a log to open, or a node to wait for."""
+_REPLACED_S = 60.0
+_GRACE_S = 30.0
+_LOOK_S = 0.2
+_AGAIN_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a driver wants of its platform."""
+
+    root: str
+    load: Callable[[str], Any] | None
+    app: Any
+    address: str | None
+    namespace: str
+    config: PlatformConfig
+    take_over: bool = False
+    load_version: str | None = None
+
+    @property
+    def platform(self) -> tuple[str, str]:
+        """What tells its actors from those of others."""
+        return self.setup(self.config).prefix, self.namespace
+
+    @property
+    def has_callbacks(self) -> bool:
+        """A command brings none: it takes the platform as it is."""
+        return self.load is not None or self.app is not None
+
+    def setup(
+        self, config: PlatformConfig, callbacks: bytes = b"", claim: NumberedClaim | None = None
+    ) -> Setup:
+        """What the actors are told."""
+        return Setup(
+            log_root=self.root,
+            config=config,
+            namespace=self.namespace,
+            callbacks=callbacks,
+            is_app=self.app is not None,
+            has_callbacks=self.has_callbacks,
+            load_version=self.load_version,
+            driver=f"process {os.getpid()} on {socket.gethostname()}",
+            claim=claim,
+        )
 
 
 class Cluster:
     """A platform on Ray, as its driver holds it."""
 
-    def __init__(self, setup: Setup, session: _Session) -> None:
-        self._setup = setup
-        self._session = session
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._store = open_store(order.root)
+        self._claims = Claims(self._store)
+        self._session: RaySession | None = None
+        self._setup = order.setup(order.config)
         self._is_closed = False
-        self._loader = Persistent(
-            "the loader actor",
-            door.finder(setup, "loader"),
-            timeout_s=setup.config.client_timeout_seconds,
-        )
-        self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, SystemIds())
-        self._spares = Spares(self._loader)
+        self._broken: WorkflowsError | None = None
+        self._entering: asyncio.Task[None] | None = None
+        self._find: Callable[[], Any] = door.finder(self._setup, "loader")
+        timeout_s = order.config.client_timeout_seconds
+        self._loader = Persistent("the loader actor", self._find_loader, timeout_s=timeout_s)
+        self._clients = Clients(self._resolve, timeout_s, SystemIds())
+        self._spares: Spares | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.codes = RemoteCodes(
             self._loader,
-            open_store(setup.log_root),
-            is_app=setup.is_app,
+            self._store,
+            is_app=order.app is not None,
             calls=self.calls,
-            pickle=lambda source: pickles.dumps(
-                source, is_elsewhere=session.is_elsewhere, name="the code's callback"
-            ),
+            pickle=self._pickle,
         )
 
     @classmethod
@@ -70,12 +130,16 @@ class Cluster:
         address: str | None = None,
         namespace: str = "dynamic-workflows",
         config: PlatformConfig | None = None,
+        take_over: bool = False,
+        load_version: str | None = None,
     ) -> Cluster:
         """Start or join Ray, and the platform's actors on it.
 
-        `address` None: an embedded Ray, or the one that this process is connected to already.
-        Raises Unavailable where Ray cannot be reached or started, or the log cannot be written,
-        and InvalidError for a place that cannot hold a log.
+        `address` None: an embedded Ray, that of another process whose platform is at work on the
+        log, or the one that this process is connected to already. `take_over`: take the log from
+        whoever has it. Raises Unavailable where Ray cannot be reached or started, or the log cannot
+        be written, InvalidError for a place that cannot hold a log, and PlatformBusy where another
+        platform is at work on the log that cannot be joined.
         """
         config, root = config or PlatformConfig(), root_of(log_root)
         if root.startswith("memory://"):
@@ -85,51 +149,273 @@ class Cluster:
             )
         # What cannot travel is refused before anything starts.
         _packed(load, app, is_elsewhere=address is not None)
-        if address is None:
-            if config.log_group is not None:
-                await asyncio.to_thread(log_access.share, root, config.log_group)
+        if address is None and config.log_group is not None:
+            await asyncio.to_thread(log_access.share, root, config.log_group)
+        order = Order(root, load, app, address, namespace, config, take_over, load_version)
+        cluster = cls(order)
+        await cluster._enter(take_over=take_over)
+        return cluster
+
+    # --- entering
+
+    async def _enter(self, *, take_over: bool = False) -> None:
+        order = self._order
+        if order.address is None:
             # The actors would wait for the disk to come back; whoever starts them wants to know.
-            await probe(open_store(root), SystemIds())
-        exposure = await asyncio.to_thread(log_access.exposure, root)
+            await probe(self._store, SystemIds())
+        exposure = await asyncio.to_thread(log_access.exposure, order.root)
         if exposure is not None:
             _log.warning("%s", exposure)
-        session = await _Session.begin(address, config)
+        session, claim = await self._begin(take_over=take_over)
         try:
-            if session.is_embedded:
+            config = order.config
+            if session.is_embedded or session.is_guest:
                 config = _fitting(config)
-            setup = Setup(
-                log_root=root,
-                config=config,
-                namespace=namespace,
-                callbacks=_packed(load, app, is_elsewhere=session.is_elsewhere),
-                is_app=app is not None,
-            )
-            session.use(setup.prefix)
-            cluster = cls(setup, session)
+            callbacks = _packed(order.load, order.app, is_elsewhere=session.is_elsewhere)
+            setup = self._setup = order.setup(config, callbacks, claim)
+            self._session = session
+            self._find = door.finder(setup, "loader")
+            session.use(order.platform)
+            session.listen(self._lost)
             try:
-                await cluster._start_actors(is_visitor=load is None and app is None)
+                is_followed = await self._start_actors(setup)
                 await session.warn_of_listeners()
             except BaseException:
-                session.release(setup.prefix)
+                session.unlisten(self._lost)
+                if session.release(order.platform):
+                    await self._unclaim(session)
                 raise
+        except BaseException:
+            self._session = None
+            await session.end()
+            raise
+        self._spares = Spares(self._loader)
+        self._spares.watch()
+        if is_followed and order.has_callbacks:
+            self._watching = asyncio.ensure_future(self._watch_load(setup))
+
+    async def _begin(self, *, take_over: bool) -> tuple[RaySession, NumberedClaim | None]:
+        """A session with Ray, and the claim of the platform that is, or is to be, in it."""
+        order = self._order
+        shared = RaySession.of(order.platform)
+        if shared is not None and (shared.is_embedded or order.address is not None):
+            session = await RaySession.begin(order.address)
+            return session, session.claims.get(order.platform)
+        if order.address is not None:
+            return await self._begin_on_cluster(take_over=take_over)
+        while True:
+            found = None if take_over else await self._claims.at_work()
+            if found is not None:
+                joined = await self._join(found)
+                if joined is not None:
+                    return joined, found
+                await asyncio.sleep(_LOOK_S)  # it is just starting, or just ending
+                continue
+            try:
+                return await self._begin_embedded(take_over=take_over)
+            except PlatformBusy as error:
+                if getattr(error, "claim", None) is None:
+                    raise
+                # Somebody was quicker: join that one.
+
+    async def _begin_embedded(self, *, take_over: bool) -> tuple[RaySession, NumberedClaim]:
+        order = self._order
+        RaySession.living()  # refuses in a forked child, before anything is claimed
+        claim = await self._claims.take(
+            new_claim(
+                order.namespace, is_embedded=True, address=None, now_us=SystemClock().now_us()
+            ),
+            over=take_over,
+        )
+        try:
+            session = await RaySession.begin(None, dashboard=order.config.dashboard)
+            try:
+                # Others wait for the address; it is there before the platform is.
+                claim = await self._claims.update(
+                    claim,
+                    address=ray_connection.address(),
+                    ray_pid=ray_connection.control_pid(),
+                    folder=session.folder,
+                    token_file=ray_connection.token_file(),
+                )
+            except BaseException:
+                await session.end()
+                raise
+        except BaseException:
+            await self._claims.remove(claim)
+            raise
+        session.claims[order.platform] = claim
+        return session, claim
+
+    async def _join(self, found: NumberedClaim) -> RaySession | None:
+        """The session in the Ray of the platform that is at work; None: look again soon."""
+        claim, root = found.claim, self._order.root
+        if claim.namespace != self._order.namespace:
+            raise busy(root, found, f", in the namespace {claim.namespace!r}")
+        RaySession.living()  # refuses in a forked child
+        if ray_connection.is_connected():
+            if (
+                claim.address is not None
+                and await door.in_thread(ray_connection.address) == claim.address
+            ):
+                return await RaySession.begin(None, host=found)
+            if claim.is_embedded:
+                raise busy(root, found, ", and this process is connected to another Ray")
+        if not claim.is_embedded:
+            raise busy(root, found)
+        if not claim.is_here:
+            raise busy(root, found, ", and an embedded platform is joined from its machine alone")
+        if claim.address is None:
+            return None
+        try:
+            return await RaySession.begin(None, host=found)
+        except Unavailable as error:
+            now = await self._claims.at_work()
+            if now is None or now.claim.token != claim.token:
+                return None  # it ended just now
+            raise busy(root, found, f", but it cannot be joined ({error.message})") from error
+
+    async def _begin_on_cluster(
+        self, *, take_over: bool
+    ) -> tuple[RaySession, NumberedClaim | None]:
+        order = self._order
+        session = await RaySession.begin(order.address)
+        try:
+            address = await door.in_thread(ray_connection.address)
+            try:
+                claim = await self._claim_at(address, session, take_over=take_over)
+                return session, claim
+            except Unavailable as error:
+                # The actors have to write there, and say so; this machine need not.
+                _log.info("the log's claims cannot be seen from here: %s", error)
+                return session, None
         except BaseException:
             await session.end()
             raise
-        return cluster
 
-    async def _start_actors(self, *, is_visitor: bool) -> None:
-        setup = self._setup
-        loader = door.start_supervisors(setup)
-        fingerprint = await self._loader.call("fingerprint", timeout_s=_START_S)
-        # A visitor brings no callbacks: it takes the loader as it is.
-        if fingerprint != setup.fingerprint and not is_visitor:
-            # An earlier driver's loader has other callbacks. Slots outlive it and are found again.
-            door.kill_actor(loader)
-            while door.find_actor(loader.name, setup.namespace) is not None:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-            door.start_supervisors(setup)
-            await self._loader.call("fingerprint", timeout_s=_START_S)
-        self._spares.watch()
+    async def _claim_at(
+        self, address: str, session: RaySession, *, take_over: bool
+    ) -> NumberedClaim:
+        order = self._order
+        while True:
+            found = await self._claims.at_work()
+            if found is not None:
+                there = (found.claim.address, found.claim.namespace)
+                if there == (address, order.namespace):
+                    return found
+                if not take_over:
+                    raise busy(order.root, found)
+            claim = new_claim(
+                order.namespace,
+                is_embedded=session.is_embedded,
+                address=address,
+                now_us=SystemClock().now_us(),
+            )
+            try:
+                taken = await self._claims.take(claim, over=take_over)
+            except PlatformBusy:
+                continue  # somebody was quicker: look who
+            if session.is_embedded:  # it ends with its drivers, though they name its address
+                session.claims[order.platform] = taken
+            return taken
+
+    async def _start_actors(self, setup: Setup) -> bool:
+        """The supervisors, and this driver's `load` in place; whether it is that which rules."""
+        # Registering an actor asks Ray's control service and waits: not in the loop.
+        loader = await door.in_thread(door.start_supervisors, setup)
+        rule: Rule = await self._loader.call("rule", timeout_s=_START_S)
+        if not setup.has_callbacks or rule.fingerprint == setup.fingerprint:
+            return True
+        root, version = self._order.root, setup.load_version
+        if rule.has_callbacks and not load_rules.may_replace(version, rule.load_version):
+            load_rules.tell_not_used(root, rule, version)
+            return False
+        # An earlier driver's loader has other callbacks. Slots outlive it and are found again.
+        await door.in_thread(door.kill_actor, loader)
+        find = partial(door.find_actor, loader.name, setup.namespace)
+        while await door.in_thread(find) is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await door.in_thread(door.start_supervisors, setup)
+        await self._loader.call("rule", timeout_s=_START_S)
+        if rule.has_callbacks:
+            load_rules.tell_replacing(root, rule, version)
+        return True
+
+    async def _watch_load(self, setup: Setup) -> None:
+        """Tell this program when another driver's `load` rules instead of its own."""
+        while True:
+            try:
+                rule: Rule | None = await self._loader.call(
+                    "replaced", setup.fingerprint, _REPLACED_S, timeout_s=_REPLACED_S + _GRACE_S
+                )
+            except Unavailable:
+                await asyncio.sleep(1.0)
+                continue
+            except WorkflowsError:
+                return
+            if rule is not None:
+                load_rules.tell_replaced(self._order.root, rule, setup.load_version)
+                return
+
+    # --- the end of a Ray that was another's
+
+    def _lost(self) -> None:
+        if not self._is_closed and self._entering is None:
+            self._entering = asyncio.ensure_future(self._enter_again())
+
+    async def _enter_again(self) -> None:
+        """Go on without the process whose Ray it was; what is under way waits meanwhile."""
+        try:
+            await self._leave_session()
+            for tries in range(len(_AGAIN_S) + 1):
+                try:
+                    await self._enter()
+                    _log.warning(
+                        "the Ray of the platform on %s had ended; it goes on", self._order.root
+                    )
+                    return
+                except PlatformBusy as error:
+                    self._break(error)
+                    return
+                except WorkflowsError as error:
+                    if tries == len(_AGAIN_S):
+                        self._break(error)
+                        return
+                await asyncio.sleep(_AGAIN_S[tries])
+        except Exception as error:
+            self._break(Unavailable(f"the platform's Ray has ended, and no other starts: {error}"))
+        finally:
+            self._entering = None
+
+    def _break(self, error: WorkflowsError) -> None:
+        _log.error("the platform on %s cannot go on: %s", self._order.root, error)
+        self._broken = Unavailable(
+            f"the Ray of this platform has ended, and it cannot go on: {error.message}"
+        )
+        self._clients.break_off(self._broken)
+
+    async def _leave_session(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        if self._spares is not None:
+            await self._spares.close()
+        session, self._session = self._session, None
+        if session is not None:
+            session.unlisten(self._lost)
+            if session.release(self._order.platform):
+                await self._end_actors()
+                await self._unclaim(session)
+            elif session.is_lost and session.is_embedded:
+                await self._unclaim(session)
+            await session.end()
+
+    async def _unclaim(self, session: RaySession) -> None:
+        claim = session.claims.pop(self._order.platform, None)
+        if claim is not None:
+            await self._claims.remove(claim)
+
+    # --- what is asked of it
 
     def calls(self, tenant_id: str) -> TenantClient:
         """The calls of a tenant."""
@@ -141,9 +427,28 @@ class Cluster:
             raise PlatformClosed("the platform was closed: connect again")
         return await self._loader.call(op, *args)
 
-    async def _resolve(self, tenant_id: str, gone: str | None) -> Peer:
-        peer: Peer = await self._loader.call("resolve", tenant_id, gone)
+    async def _find_loader(self) -> Peer:
+        if self._broken is not None:
+            raise self._broken
+        if self._session is None:
+            raise Lost("the platform is being started anew")
+        peer: Peer = await self._find()
         return peer
+
+    async def _resolve(self, tenant_id: str, gone: str | None) -> Peer:
+        while self._entering is not None and self._session is None:
+            # A platform that is being started is not silent.
+            await asyncio.wait({self._entering})
+        try:
+            peer: Peer = await self._loader.call("resolve", tenant_id, gone)
+        except PlatformClosed as error:
+            # It is another driver that ends it: what comes next is for `_lost` to say.
+            raise Lost(error.message) from error
+        return peer
+
+    def _pickle(self, source: Any) -> bytes:
+        is_elsewhere = self._session is not None and self._session.is_elsewhere
+        return pickles.dumps(source, is_elsewhere=is_elsewhere, name="the code's callback")
 
     async def close(self) -> None:
         """Leave the platform; an embedded one goes to sleep and ends with its last driver."""
@@ -151,28 +456,22 @@ class Cluster:
             return
         self._is_closed = True
         self._clients.close()
-        await self._spares.close()
-        if self._session.release(self._setup.prefix):
-            await self._end_actors()
-        await self._session.end()
+        if self._entering is not None:
+            self._entering.cancel()
+            await asyncio.gather(self._entering, return_exceptions=True)
+        await self._leave_session()
 
     async def _end_actors(self) -> None:
         for role in ("loader", "timer-0"):
-            peer = door.find_actor(self._setup.name(role), self._setup.namespace)
+            peer = await asyncio.to_thread(
+                door.find_actor, self._setup.name(role), self._setup.namespace
+            )
             if peer is not None:
                 try:
                     await peer.call("close", timeout_s=_CLOSE_S)
                 except (Lost, WorkflowsError) as error:
                     _log.warning("the %s did not close cleanly: %s", role, error)
-                door.kill_actor(peer)
-
-
-def _packed(load: Any, app: Any, *, is_elsewhere: bool) -> bytes:
-    """What the loader calls, as it travels; raises InvalidError."""
-    name = "load" if app is None else "app"
-    return pickles.dumps(
-        (load, app), is_elsewhere=is_elsewhere, name=name, subject=load if app is None else app
-    )
+                await door.in_thread(door.kill_actor, peer)
 
 
 def _fitting(config: PlatformConfig) -> PlatformConfig:
@@ -185,75 +484,9 @@ def _fitting(config: PlatformConfig) -> PlatformConfig:
     return config.model_copy(update={"tenants_resident_max": limit})
 
 
-def _connect(address: str | None, folder: str | None, config: PlatformConfig) -> None:
-    if address is not None:
-        ray_connection.join(address)
-    else:
-        assert folder is not None
-        ray_connection.start(folder, has_dashboard=config.dashboard)
-
-
-class _Session:
-    """This process's connection to Ray; shared by its platforms."""
-
-    _current: _Session | None = None
-    _connecting: asyncio.Future[_Session] | None = None
-
-    def __init__(self, *, is_elsewhere: bool, is_embedded: bool) -> None:
-        self.is_elsewhere = is_elsewhere
-        """Whether actors may run on other machines."""
-        self.is_embedded = is_embedded
-        """Whether the platforms end with their drivers."""
-        self._users = 0
-        self._platforms: dict[str, int] = {}
-        self._ray: RayThread | None = None
-
-    @classmethod
-    async def begin(cls, address: str | None, config: PlatformConfig) -> _Session:
-        """The connection that this process has, or a new one; raises Unavailable."""
-        # Two platforms that are entered together share what the first of them starts.
-        while cls._connecting is not None:
-            await asyncio.wait({cls._connecting})
-        if cls._current is None or not ray_connection.is_connected():
-            connecting = asyncio.ensure_future(cls._connect(address, config))
-            cls._connecting = connecting
-            try:
-                cls._current = await connecting
-            finally:
-                cls._connecting = None
-        cls._current._users += 1
-        return cls._current
-
-    @classmethod
-    async def _connect(cls, address: str | None, config: PlatformConfig) -> _Session:
-        if ray_connection.is_connected():
-            return cls(is_elsewhere=True, is_embedded=address is None)
-        session = cls(is_elsewhere=address is not None, is_embedded=address is None)
-        session._ray = RayThread(
-            lambda folder: _connect(address, folder, config),
-            ray_connection.disconnect,
-            has_folder=address is None,
-        )
-        await session._ray.start()
-        return session
-
-    async def warn_of_listeners(self) -> None:
-        """Log what of an embedded Ray can be reached over the network."""
-        if self._ray is not None:
-            await asyncio.to_thread(self._ray.warn_of_listeners)
-
-    def use(self, prefix: str) -> None:
-        """One more driver of a platform."""
-        self._platforms[prefix] = self._platforms.get(prefix, 0) + 1
-
-    def release(self, prefix: str) -> bool:
-        """One driver less; whether the platform has to end now."""
-        self._platforms[prefix] -= 1
-        return self.is_embedded and not self._platforms[prefix]
-
-    async def end(self) -> None:
-        """One user less; the last one disconnects, if it was us who connected."""
-        self._users -= 1
-        if not self._users and self._ray is not None:
-            _Session._current = None
-            await self._ray.stop()
+def _packed(load: Any, app: Any, *, is_elsewhere: bool) -> bytes:
+    """What the loader calls, as it travels; raises InvalidError."""
+    name = "load" if app is None else "app"
+    return pickles.dumps(
+        (load, app), is_elsewhere=is_elsewhere, name=name, subject=load if app is None else app
+    )

@@ -21,6 +21,9 @@ from .runtime_folder import RuntimeFolder
 
 _log = logging.getLogger("dynamic_workflows.cluster")
 
+_LOOK_S = 0.25
+"""How often it is looked whether Ray still lives."""
+
 
 class RayThread:
     """The thread that holds the connection to Ray."""
@@ -38,21 +41,41 @@ class RayThread:
         self._has_folder = has_folder
         self._folder: RuntimeFolder | None = None
         self._token: RayToken | None = None
+        self._watched: tuple[Callable[[], bool], Callable[[], None]] | None = None
+        self._has_ended = False
         self._stop = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._told: asyncio.Future[None]
         self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
 
+    @property
+    def folder(self) -> str | None:
+        """Of the embedded Ray that was started here."""
+        return None if self._folder is None else str(self._folder.path)
+
     async def start(self) -> None:
-        """Connect; raises Unavailable."""
+        """Connect; raises Unavailable. Who gives up waiting leaves nothing behind either."""
         self._listen()
         self._thread.start()
-        await self._told
+        try:
+            await self._told
+        except asyncio.CancelledError:
+            self._stop.set()
+            raise
+
+    def watch(self, is_alive: Callable[[], bool], lost: Callable[[], None]) -> None:
+        """Disconnect as soon as Ray is gone, and say so in the event loop.
+
+        Ray itself would try for a minute to reach its control service, and then end the process.
+        """
+        self._watched = (is_alive, lost)
 
     async def stop(self) -> None:
         """Disconnect, and leave nothing behind."""
         self._listen()
         self._stop.set()
+        if self._has_ended:
+            return
         await self._told
 
     def warn_of_listeners(self) -> None:
@@ -77,7 +100,13 @@ class RayThread:
             if not told.done():
                 told.set_exception(error) if error is not None else told.set_result(None)
 
-        self._loop.call_soon_threadsafe(tell)
+        self._soon(tell)
+
+    def _soon(self, callback: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            pass  # the program's event loop has ended without a word
 
     def _run(self) -> None:
         try:
@@ -87,12 +116,23 @@ class RayThread:
             if not isinstance(error, Unavailable):
                 what = "started" if self._has_folder else "reached"
                 error = Unavailable(f"Ray cannot be {what}: {error}")
+            self._has_ended = True
             self._tell(error)
             return
         self._tell()
-        self._stop.wait()
+        was_lost = self._wait()
         self._leave()
+        self._has_ended = True
         self._tell()
+        if was_lost and self._watched is not None:
+            self._soon(self._watched[1])
+
+    def _wait(self) -> bool:
+        """Until somebody stops it (False), or Ray is gone (True)."""
+        while not self._stop.wait(_LOOK_S):
+            if self._watched is not None and not self._watched[0]():
+                return True
+        return False
 
     def _prepare(self) -> str:
         self._folder = RuntimeFolder()

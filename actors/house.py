@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -12,26 +14,29 @@ from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsErro
 from ..eventlog.ids import Ids, SystemIds
 from ..eventlog.log import EventLog
 from ..eventlog.recovery import newest_manifest
-from ..eventlog.store import open_store
+from ..eventlog.store import Store, open_store
 from . import metrics
 from .callbacks import Callbacks
+from .claims import BEAT_S, Claims
 from .client import TenantClient
 from .codes import Codes, HandedCode, Resolved
 from .loader import Loader
 from .peers import Lost, Peer
 from .pool import Launcher
 from .remote import Persistent
-from .setup import Setup
+from .setup import Rule, Setup
 from .supervisor_log import OPEN_WITHIN_S, SupervisorLog, who
 from .timer import Timer
 
 Find: TypeAlias = Callable[[], Awaitable[Peer]]
 
+_logger = logging.getLogger("dynamic_workflows.house")
+
 TIMER_STREAM = "timers/0"
 LOADER_STREAM = "loader"
 # Ray carries what is larger by way of its object store, which takes longer than reading the log's.
 _HANDED_BYTES_MAX = 64 * 1024
-_LOADER_OPS = frozenset("resolve wake residents spares stats slot_restarted released".split())
+_LOADER_OPS = frozenset("wake residents spares stats slot_restarted released".split())
 
 
 class _Explaining:
@@ -49,26 +54,45 @@ class _Explaining:
             try:
                 return await method(*args)
             except Fenced as error:
-                raise await self._taken_over(error) from error
+                raise await taken_over(self._log, self._setup, error) from error
 
         return call
 
-    async def _taken_over(self, error: Fenced) -> Fenced:
-        try:
-            newest = await newest_manifest(self._log.store, self._log.stream)
-        except WorkflowsError:
-            newest = None
-        by = ""
-        if newest is not None and newest.manifest.token != self._log.token:
-            since = f"{to_datetime(newest.manifest.published_us):%Y-%m-%d %H:%M:%S} UTC"
-            by = f" ({newest.manifest.owner or 'unknown'}; since {since})"
-        return Fenced(
-            f"another platform has taken over the log at {self._setup.log_root}{by}: this one "
-            f"({who(self._setup)}) serves its tenants no more. A log has one platform at a time: "
-            "close one of the two, then connect again. Drivers that shall share a platform connect "
-            f"to one cluster with the same log and namespace. [{error.message}]",
-            **error.details,
-        )
+
+async def taken_over(log: EventLog, setup: Setup, error: Fenced) -> Fenced:
+    """The error of a log that another platform has now, with words about who that is."""
+    try:
+        newest = await newest_manifest(log.store, log.stream)
+    except WorkflowsError:
+        newest = None
+    by = ""
+    if newest is not None and newest.manifest.token != log.token:
+        since = f"{to_datetime(newest.manifest.published_us):%Y-%m-%d %H:%M:%S} UTC"
+        by = f" ({newest.manifest.owner or 'unknown'}; since {since})"
+    return Fenced(
+        f"another platform has taken over the log at {setup.log_root}{by}: this one "
+        f"({who(setup)}) serves its tenants no more. A log has one platform at a time: "
+        "close one of the two; this one goes on when the other has ended. Drivers that shall share "
+        "a platform connect with the same log and namespace, from one machine or to one cluster. "
+        f"[{error.message}]",
+        **error.details,
+    )
+
+
+async def may_go_on(setup: Setup, failed: WorkflowsError | None) -> bool:
+    """Whether an actor whose log has failed may open it again: a disk may have come back, and who
+    took the log over may be gone."""
+    if not isinstance(failed, Fenced):
+        return isinstance(failed, Unavailable)
+    store = open_store(setup.log_root)
+    try:
+        found = await Claims(store).at_work()
+    except WorkflowsError:
+        return False
+    finally:
+        await store.close()
+    # Of several that have lost the log, the one that came last goes on.
+    return found is None or (setup.claim is not None and found.number == setup.claim.number)
 
 
 class TimerHouse:
@@ -132,8 +156,6 @@ class TimerHouse:
 class LoaderHouse:
     """The loader with its log, and the platform's callbacks."""
 
-    failed: WorkflowsError | None = None
-
     def __init__(self, setup: Setup, launcher: Launcher, timer: Find) -> None:
         self._setup = setup
         self._launcher = launcher
@@ -143,6 +165,7 @@ class LoaderHouse:
         self._codes: Codes | None = None
         self.target: LoaderHouse | None = None
         self._loader: Loader | None = None
+        self._beating: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Open the log, revive the callbacks, find slots again."""
@@ -169,7 +192,22 @@ class LoaderHouse:
             code=self._code_for_slot if load is not None else None,
         )
         await self._loader.open()
+        self._beating = asyncio.ensure_future(_beat_for_ever(setup, store))
         self.target = self
+
+    @property
+    def failed(self) -> WorkflowsError | None:
+        """Why the log takes nothing any more."""
+        return None if self._log is None else self._log.log.failed
+
+    async def resolve(self, tenant_id: str, gone: str | None = None) -> Peer:
+        """As the loader; a platform that has lost its log opens no tenants."""
+        assert self._log is not None
+        assert self._loader is not None
+        failed = self.failed
+        if isinstance(failed, Fenced):
+            raise await taken_over(self._log.log, self._setup, failed)
+        return await self._loader.resolve(tenant_id, gone)
 
     def __getattr__(self, op: str) -> Any:
         # What the loader itself does is called under its own name.
@@ -181,9 +219,16 @@ class LoaderHouse:
         """What operators watch."""
         return [] if self._loader is None else list(metrics.of_loader(await self._loader.stats()))
 
-    async def fingerprint(self) -> str:
-        """What this loader was told, to compare."""
-        return self._setup.fingerprint
+    async def rule(self) -> Rule:
+        """Whose `load` is followed here."""
+        return self._setup.rule
+
+    async def replaced(self, fingerprint: str, wait_s: float) -> Rule | None:
+        """Whose is followed instead of the one that is named; None, after `wait_s`, if it is."""
+        if fingerprint != self._setup.fingerprint:
+            return self._setup.rule
+        await asyncio.sleep(wait_s)
+        return None
 
     async def code_current(
         self, tenant_id: str, binding: str | None, metadata: bytes | None
@@ -204,6 +249,8 @@ class LoaderHouse:
 
     async def close(self) -> None:
         """Put every tenant to sleep, end the slots, let go of the log."""
+        if self._beating is not None:
+            self._beating.cancel()
         if self._loader is not None:
             await self._loader.close()
         self._clients.close()
@@ -222,6 +269,16 @@ class LoaderHouse:
         return resolved, stored if len(stored) <= _HANDED_BYTES_MAX else None
 
 
+async def _beat_for_ever(setup: Setup, store: Store) -> None:
+    """Tell other machines, in the log's root, that this platform lives."""
+    while setup.claim is not None:
+        await asyncio.sleep(BEAT_S)
+        try:
+            await Claims(store).beat(setup.claim)
+        except WorkflowsError as error:
+            _logger.warning("no sign of life could be written: %s", error)
+
+
 class Clients:
     """The clients of tenants in one process, one a tenant."""
 
@@ -233,17 +290,26 @@ class Clients:
         self._id = ids.token()
         self._clients: dict[str, TenantClient] = {}
         self._is_closed = False
+        self._broken: WorkflowsError | None = None
 
     def of(self, tenant_id: str) -> TenantClient:
         """The calls of a tenant; PlatformClosed after `close`."""
         if self._is_closed:
             raise PlatformClosed("the platform was closed: connect again")
+        if self._broken is not None:
+            raise self._broken
         client = self._clients.get(tenant_id)
         if client is None:
             client = self._clients[tenant_id] = TenantClient(
                 tenant_id, client_id=self._id, resolve=self._resolve, timeout_s=self._timeout_s
             )
         return client
+
+    def break_off(self, error: WorkflowsError) -> None:
+        """Fail what is under way, and everything later, with this error."""
+        self._broken = error
+        for client in self._clients.values():
+            client.close(error)
 
     def close(self) -> None:
         """Fail what is under way, and everything later."""

@@ -21,7 +21,8 @@ import ray._private.ray_constants as ray_constants
 import ray._private.utils as ray_utils
 import ray._raylet as raylet
 
-from . import ray_probe
+from . import ray_probe, ray_token
+from .connection import CURRENT
 
 _log = logging.getLogger("dynamic_workflows.cluster")
 
@@ -40,6 +41,7 @@ def join(address: str) -> None:
     Raises Unavailable, within ten seconds where the address or the token is wrong.
     """
     place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    CURRENT.renew()
     with ExitStack() as stack:
         if place and "://" not in place:
             host, _ = ray_probe.split(place)
@@ -67,6 +69,7 @@ def start(folder: str, *, has_dashboard: bool) -> None:
 
     The variables that name its token are set already; see `RayToken`.
     """
+    CURRENT.renew()
     _forget_token()
     with _embedded(has_dashboard=has_dashboard):
         ray.init(
@@ -81,8 +84,31 @@ def start(folder: str, *, has_dashboard: bool) -> None:
     _quieten()
 
 
+def address() -> str:
+    """Where others reach the Ray that this process is connected to."""
+    found: str = ray.get_runtime_context().gcs_address
+    return found
+
+
+def control_pid() -> int | None:
+    """The process of the control service, where this process has started Ray."""
+    from ray._private import worker
+
+    started = getattr(getattr(worker, "_global_node", None), "all_processes", {})
+    services = started.get("gcs_server", ())
+    return services[0].process.pid if services else None
+
+
+def token_file() -> str | None:
+    """Where the token lies that the Ray of this process asks for, if it asks for one."""
+    if os.environ.get(ray_token.MODE) != "token" or ray_token.VALUE in os.environ:
+        return None
+    return os.environ.get(ray_token.PATH, os.path.expanduser("~/.ray/auth_token"))
+
+
 def disconnect() -> None:
     """Leave Ray; one that was started here ends. Blocks for about a second."""
+    CURRENT.renew()
     ray.shutdown()
     _forget_token()
 

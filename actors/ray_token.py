@@ -18,13 +18,14 @@ VALUE = "RAY_AUTH_TOKEN"
 class RayToken:
     """A token of its own for one embedded Ray; the environment names it from `enter` to `leave`."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the token; its folder is closed to others already."""
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(handle, secrets.token_hex(32).encode())
-        finally:
-            os.close(handle)
+    def __init__(self, path: Path, *, is_new: bool = True) -> None:
+        """Make the token (its folder is closed to others already), or take what is there."""
+        if is_new:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(handle, secrets.token_hex(32).encode())
+            finally:
+                os.close(handle)
         self._ours = {MODE: "token", PATH: str(path), VALUE: None}
         self._before: dict[str, str | None] = {}
 

@@ -2,8 +2,10 @@
 
 Run as a program of its own: `reaper.py <folder> <driver's pid>`. It waits for the end of its
 standard input, that is of the driver, then kills every process that has a file of the cluster's
-folder open (each of them writes its logs there), and removes the folder. Before that it does the
-same for folders beside it whose driver and reaper are both gone: nobody holds their lock.
+folder open (each of them writes its logs there), and removes the folder. Other programs that have
+joined the cluster write logs there too: they have left their pids in `guests`, and are spared.
+Before that it does the same for folders beside it whose driver and reaper are both gone: nobody
+holds their lock.
 """
 
 import fcntl
@@ -19,6 +21,8 @@ PREFIX = "dw-"
 """So the folders are called."""
 LOCK = "lock"
 """The file in each that its driver and its reaper keep locked."""
+GUESTS = "guests"
+"""Folder in each: a file for each process that has joined the cluster, named by its pid."""
 _LOOKS_MAX = 100
 _REST_S = 0.1
 
@@ -30,7 +34,15 @@ def members(folder: str, *, spared: int) -> list[int]:
         pids = [pid for pid in pids if _is_member(pid, folder)]
     else:
         pids = listed(folder)
-    return [pid for pid in pids if pid not in (spared, os.getpid())]
+    return [pid for pid in pids if pid not in (spared, os.getpid(), *guests(folder))]
+
+
+def guests(folder: str) -> list[int]:
+    """The programs that have joined the cluster."""
+    try:
+        return [int(name) for name in os.listdir(os.path.join(folder, GUESTS)) if name.isdigit()]
+    except OSError:
+        return []
 
 
 def listed(folder: str) -> list[int]:

@@ -6,7 +6,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 
+from .claims import NumberedClaim
 from .config import PlatformConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Whose `load` a loader follows."""
+
+    fingerprint: str
+    load_version: str | None
+    driver: str
+    has_callbacks: bool
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,13 @@ class Setup:
     callbacks: bytes = b""
     """Pickle of (load, app)."""
     is_app: bool = False
+    has_callbacks: bool = True
+    """A command brings none, and leaves those that rule in place."""
+    load_version: str | None = None
+    driver: str = ""
+    """Who brought them, for people."""
+    claim: NumberedClaim | None = None
+    """What says in the log's root that this platform is at work on it."""
     prefix: str = field(init=False)
     """Before the names of its actors: platforms on other logs do not meet them."""
 
@@ -30,7 +48,12 @@ class Setup:
     def fingerprint(self) -> str:
         """Equal for platforms that would decide alike."""
         told = self.callbacks + self.config.model_dump_json().encode()
-        return sha256(told).hexdigest()
+        return sha256(told + repr(self.load_version).encode()).hexdigest()
+
+    @property
+    def rule(self) -> Rule:
+        """What a loader with this setup follows."""
+        return Rule(self.fingerprint, self.load_version, self.driver, self.has_callbacks)
 
     def without_callbacks(self) -> Setup:
         """What everybody but the loader is told."""

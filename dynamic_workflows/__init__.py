@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from .eventlog.errors import InstanceError as InstanceError
     from .eventlog.errors import InvalidError as InvalidError
     from .eventlog.errors import LimitExceededError as LimitExceededError
+    from .eventlog.errors import LoadReplacedWarning as LoadReplacedWarning
     from .eventlog.errors import MissingDispatcherMetadataError as MissingDispatcherMetadataError
+    from .eventlog.errors import PlatformBusy as PlatformBusy
     from .eventlog.errors import PlatformClosed as PlatformClosed
     from .eventlog.errors import QueryError as QueryError
     from .eventlog.errors import SandboxUnavailable as SandboxUnavailable
@@ -67,9 +69,9 @@ _HOMES = {
     "actors.config": "PlatformConfig",
     "eventlog.errors": """
         CodeError Corrupt Fenced InstanceError InvalidError LimitExceededError
-        MissingDispatcherMetadataError PlatformClosed QueryError SandboxUnavailable Unavailable
-        UnserialisableValueError ValueTooLargeError WorkflowFailedError WorkflowTerminatedError
-        WorkflowsError
+        LoadReplacedWarning MissingDispatcherMetadataError PlatformBusy PlatformClosed QueryError
+        SandboxUnavailable Unavailable UnserialisableValueError ValueTooLargeError
+        WorkflowFailedError WorkflowTerminatedError WorkflowsError
     """,
     "loaders.binding": "WorkflowBinding WorkflowInstance",
     "loaders.bindings_guest": "fetch",

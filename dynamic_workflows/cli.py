@@ -1,8 +1,9 @@
-"""Command line: look into a log with no platform running, and steer tenants through one.
+"""Command line: look into a log beside whoever works on it, and steer tenants through a platform.
 
-Looking (`sql`, `verify`, `tenants`, `ls`, `status`, `history`) reads the log's files. Steering goes
-through a platform: the one at `--address`, or an embedded one that starts for the command and goes
-on with every open instance of the log while it lasts.
+Looking (`sql`, `verify`, `tenants`, `ls`, `status`, `history`, `why`) reads the log's files alone:
+it starts nothing, owns nothing and writes nothing. Steering goes through the platform at
+`--address`, or the one that is at work on the log; where there is none, an embedded one starts for
+the command and goes on with every open instance of the log while it lasts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .eventlog.errors import InvalidError, WorkflowsError
+from .eventlog.errors import InstanceError, InvalidError, Unavailable, WorkflowsError
 
 cli = typer.Typer(
     name="dynamic-workflows",
@@ -38,7 +39,8 @@ Address = Annotated[
     typer.Option(
         "--address",
         envvar="DYNAMIC_WORKFLOWS_ADDRESS",
-        help='"auto", or the address of a Ray cluster; without it an embedded Ray is started.',
+        help='"auto", or the address of a Ray cluster; without it the platform that is at work '
+        "on the log is found, or an embedded one started.",
     ),
 ]
 Namespace = Annotated[str, typer.Option("--namespace", help="The platform's Ray namespace.")]
@@ -151,7 +153,7 @@ def _query(
 ) -> Any:
     from .eventlog.query import Reader
 
-    _check_exists(log)
+    _check_log(log, tenant)
     reader = Reader(log, tenant=tenant, **limits)
     try:
         table = reader.query(query, params, skip_damaged=skip_damaged)
@@ -164,13 +166,44 @@ def _query(
 
 
 def _check_exists(log: str) -> None:
+    """Raises `log.not_found` for a place that is not there."""
     path = log.removeprefix("file://")
     if "://" not in path and not Path(path).is_dir():
         problem = "is no directory" if Path(path).exists() else "does not exist"
+        raise _no_log(f"{path} {problem}")
+
+
+def _check_log(log: str, tenant: str | None = None) -> None:
+    """Raises `log.not_found` and `tenant.not_found`, where an empty answer would say nothing."""
+    from .actors.names import check_tenant_id
+    from .eventlog.manifest import manifest_prefix, tenant_stream
+    from .eventlog.places import root_of
+    from .eventlog.store import open_store
+
+    _check_exists(log)
+    store = open_store(root_of(log))
+    if tenant is not None and store.list_blocking(
+        manifest_prefix(tenant_stream(check_tenant_id(tenant)))
+    ):
+        return
+    # A platform's own streams tell that there is a log; one without them takes a longer look.
+    prefixes = (manifest_prefix("loader"), manifest_prefix("timers/0"), "tenants/")
+    if not any(store.list_blocking(prefix) for prefix in prefixes):
+        raise _no_log(f"{store.root} holds no log")
+    if tenant is not None:
         raise InvalidError(
-            f"{path} {problem}: say where the event log lies with --log PATH or the "
-            f"environment's {_LOG_VARIABLE}"
+            f"the log at {store.root} has no tenant {tenant!r}: `dynamic-workflows tenants` lists "
+            "those that it has",
+            code="tenant.not_found",
         )
+
+
+def _no_log(problem: str) -> InvalidError:
+    return InvalidError(
+        f"{problem}: say where the event log lies with --log PATH or the environment's "
+        f"{_LOG_VARIABLE}",
+        code="log.not_found",
+    )
 
 
 @cli.command()
@@ -182,11 +215,7 @@ def verify(log: Log = DEFAULT_LOG) -> None:
     _check_exists(log)
     report = verify_log(log, check_bundle=from_stored)
     if not report.streams and report.ok:
-        raise InvalidError(
-            f"{report.root} holds no log, so nothing was verified: say where the event log lies "
-            f"with --log PATH or the environment's {_LOG_VARIABLE}",
-            code="log.not_found",
-        )
+        raise _no_log(f"{report.root} holds no log, so nothing was verified")
     typer.echo("\n".join(report.lines))
     if not report.ok:
         raise typer.Exit(1)
@@ -214,6 +243,11 @@ def ls(
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 25,
 ) -> None:
     """A tenant's instances, newest first."""
+    from .actors.names import check_statuses, check_workflow_name
+
+    check_statuses(status)
+    if workflow is not None:
+        check_workflow_name(workflow)
     _table(
         log,
         "select instance_id, workflow, status, created_at, ended_at, steps from instances "
@@ -222,6 +256,9 @@ def ls(
         [tenant, status, status, workflow, workflow, limit],
         tenant=tenant,
     )
+
+
+cli.command("list", hidden=True, help="As ls.")(ls)
 
 
 def _table(log: str, query: str, params: list[Any], **options: Any) -> None:
@@ -242,9 +279,7 @@ def status(
         tenant=tenant,
     ).to_pylist()
     if not found:
-        raise InvalidError(
-            f"tenant {tenant!r} has no instance {id!r} of {workflow}", code="instance.not_found"
-        )
+        raise _no_instance(tenant, id, workflow)
     steps = _query(
         log,
         "select kind, step, count, status, attempts, started_at, ended_at, output, error_name, "
@@ -272,6 +307,8 @@ def history(
         [tenant, workflow, id],
         tenant=tenant,
     )
+    if not table.num_rows:
+        raise _no_instance(tenant, id, workflow)
     if as_json:
         _print(table.to_pylist())
         return
@@ -280,21 +317,106 @@ def history(
     typer.echo(render(table, "table"), nl=False)
 
 
+@cli.command()
+def why(
+    tenant: TenantArg,
+    id: IdArg,
+    workflow: Workflow = DEFAULT_WORKFLOW,
+    log: Log = DEFAULT_LOG,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask the platform that is at work on the log.")
+    ] = False,
+    address: Address = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Why an instance is where it is, as the log's files tell it."""
+    if live:
+        _show_why(_live_why(tenant, id, workflow, log, address, namespace))
+        return
+    from .actors.standing import standing
+    from .eventlog.clock import SystemClock
+    from .eventlog.places import root_of
+    from .eventlog.store import open_store
+
+    _check_log(log, tenant)
+
+    async def look() -> Any:
+        store = open_store(root_of(log))
+        try:
+            at_work = await _at_work(log)
+            return await standing(store, tenant, id, workflow, clock=SystemClock(), at_work=at_work)
+        finally:
+            await store.close()
+
+    _show_why(asyncio.run(look()))
+
+
+def _live_why(
+    tenant: str, id: str, workflow: str, log: str, address: str | None, namespace: str
+) -> Any:
+    async def work(platform: Any) -> Any:
+        return await platform.why(tenant, id, workflow)
+
+    return _steer(log, address, namespace, work, may_start=False)
+
+
+def _show_why(found: Any) -> None:
+    typer.echo(f"{found.code}: {_plain(found.text)}")
+
+
+def _no_instance(tenant: str, id: str, workflow: str) -> InstanceError:
+    return InstanceError(
+        f"tenant {tenant!r} has no instance {id!r} of {workflow}: `dynamic-workflows ls {tenant}` "
+        "lists what it has; --workflow names another class",
+        code="instance.not_found",
+    )
+
+
 # --- steering ------------------------------------------------------------------------------------
 
 
 def _steer(
-    log: str, address: str | None, namespace: str, work: Callable[[Any], Coroutine[Any, Any, Any]]
+    log: str,
+    address: str | None,
+    namespace: str,
+    work: Callable[[Any], Coroutine[Any, Any, Any]],
+    *,
+    may_start: bool = True,
 ) -> Any:
-    """Do some work with a platform on the log."""
+    """Do some work with the platform on the log; without one, with one that lasts as long."""
 
     async def run() -> Any:
         from .platform import connect
 
-        async with connect(log, address=address, namespace=namespace) as platform:
+        found = None if address is not None else await _at_work(log)
+        if found is None and address is None:
+            if not may_start:
+                raise Unavailable(
+                    f"no platform is at work on the log at {log}: start one, or leave out --live"
+                )
+            note = f"note: no platform is at work on the log at {log}: one starts for this command"
+            typer.echo(note, err=True)
+        place, space = address, namespace
+        if found is not None:
+            place, space = None if found.is_embedded else found.address, found.namespace
+        async with connect(log, address=place, namespace=space) as platform:
             return await work(platform)
 
     return asyncio.run(run())
+
+
+async def _at_work(log: str) -> Any:
+    """The claim of the platform that is at work on the log."""
+    from .actors.claims import Claims
+    from .eventlog.places import root_of
+    from .eventlog.store import open_store
+
+    store = open_store(root_of(log))
+    try:
+        found = await Claims(store).at_work()
+    finally:
+        await store.close()
+    return None if found is None else found.claim
 
 
 def _value(text: str, name: str) -> Any:
@@ -343,24 +465,6 @@ def result(
     async def work(platform: Any) -> None:
         instance = await platform.tenant(tenant).workflow(workflow).get(id)
         _print(await instance.result(timeout))
-
-    _steer(log, address, namespace, work)
-
-
-@cli.command()
-def why(
-    tenant: TenantArg,
-    id: IdArg,
-    workflow: Workflow = DEFAULT_WORKFLOW,
-    log: Log = DEFAULT_LOG,
-    address: Address = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
-) -> None:
-    """Why an instance is where it is."""
-
-    async def work(platform: Any) -> None:
-        found = await platform.why(tenant, id, workflow)
-        typer.echo(f"{found.code}: {_plain(found.text)}")
 
     _steer(log, address, namespace, work)
 

@@ -245,6 +245,8 @@ def connect(
     address: str | None = None,
     namespace: str = "dynamic-workflows",
     config: PlatformConfig | Mapping[str, Any] | None = None,
+    take_over: bool = False,
+    load_version: str | None = None,
 ) -> Platform:
     """A platform on Ray, to be entered: `async with connect("./data", load=load) as platform`.
 
@@ -252,15 +254,30 @@ def connect(
     instances in it go on by themselves. `load` answers a tenant's code (tenant id -> WorkerCode),
     sync or async, in the loader actor; or `app` is a dispatcher. `address` None: an embedded Ray;
     "auto" or an address joins a cluster.
+
+    Where a platform is at work on the log already, it is joined: on the same cluster, or, if it is
+    an embedded one, from the machine that it runs on. Elsewhere PlatformBusy says who has the log;
+    `take_over=True` takes it. Drivers of one platform share one `load`: the newest to connect
+    rules, except that a lower `load_version` (text; numbers in it count as numbers) never replaces
+    a higher one; who is replaced or left out gets a LoadReplacedWarning.
     """
     settings = _settings(log, load, app, config)
     root = root_of(log)
+    if load_version is not None and not isinstance(load_version, str):
+        raise TypeError(f"load_version is text, not {type(load_version).__name__}")
 
     async def start() -> Backend:
         from .actors.driver import Cluster
 
         return await Cluster.start(
-            root, load=load, app=app, address=address, namespace=namespace, config=settings
+            root,
+            load=load,
+            app=app,
+            address=address,
+            namespace=namespace,
+            config=settings,
+            take_over=take_over,
+            load_version=load_version,
         )
 
     return Platform(start, log=root, app=app, config=settings)

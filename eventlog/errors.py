@@ -123,6 +123,16 @@ class PlatformClosed(WorkflowsError):
     default_code = "platform.closed"
 
 
+class PlatformBusy(WorkflowsError):
+    """Another platform is at work on the log: share it, end it, or take the log from it."""
+
+    default_code = "platform.busy"
+
+
+class LoadReplacedWarning(UserWarning):
+    """Drivers of one platform disagree about `load`, and this one's is not what rules."""
+
+
 class Corrupt(WorkflowsError):
     """Stored bytes are not what was written; see `.path` and `.offset`. Repair, then reopen."""
 

@@ -42,7 +42,7 @@ class Histories:
                 wanted, self._wanted = self._wanted, {}
                 found = await self._read(set(wanted))
                 for key, futures in wanted.items():
-                    rows = _since_deletion(found[key])
+                    rows = since_deletion(found[key])
                     for future in futures:
                         if not future.done():
                             future.set_result(list(rows))
@@ -70,7 +70,8 @@ class Histories:
         return found
 
 
-def _since_deletion(rows: list[Row]) -> list[Row]:
+def since_deletion(rows: list[Row]) -> list[Row]:
+    """What follows the last deletion: an id may be used again."""
     for place in range(len(rows) - 1, -1, -1):
         if rows[place].type == "workflow_deleted":
             return rows[place + 1 :]

@@ -115,6 +115,56 @@ def test_instances_are_listed_and_shown_with_their_steps(log: str) -> None:
     assert events[-1]["type"] == "workflow_completed"
 
 
+def test_why_reads_the_files_and_changes_none(log: str) -> None:
+    def files() -> list[tuple[str, int, int]]:
+        found = sorted(path for path in Path(log).rglob("*"))
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+
+    before = files()
+    waits = run("why", "twice", "t-2", "--log", log)
+    assert waits.stdout.startswith("waiting: it waits in 'go' for an event")
+    assert "no platform is at work on this log" in waits.stdout
+    assert run("why", "twice", "t-1", "--log", log).stdout.startswith("complete:")
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "next_step"),
+    [
+        (["ls", "nobody"], "tenant.not_found", "dynamic-workflows tenants"),
+        (["list", "nobody"], "tenant.not_found", "dynamic-workflows tenants"),
+        (["status", "nobody", "x"], "tenant.not_found", "dynamic-workflows tenants"),
+        (["history", "nobody", "x"], "tenant.not_found", "dynamic-workflows tenants"),
+        (["why", "nobody", "x"], "tenant.not_found", "dynamic-workflows tenants"),
+        (["sql", "from events", "--tenant", "nobody"], "tenant.not_found", "tenants"),
+        (["history", "twice", "nobody"], "instance.not_found", "dynamic-workflows ls twice"),
+        (["why", "twice", "nobody"], "instance.not_found", "never created, or it was deleted"),
+        (["status", "twice", "t-1", "--workflow", "Other"], "instance.not_found", "--workflow"),
+        (["ls", "twice", "--status", "sleeping"], "status.invalid", "waiting"),
+        (["why", "twice", "t-1", "--live"], "platform.unavailable", "no platform is at work"),
+        (["ls", "twice", "--log", "/nowhere"], "log.not_found", "--log PATH"),
+        (["why", "twice", "t-1", "--log", "/nowhere"], "log.not_found", "--log PATH"),
+        (["tenants", "--log", "/proc/self/task"], "log.not_found", "--log PATH"),
+        (["sql", "from events", "--log", "/proc/self/task"], "log.not_found", "--log PATH"),
+    ],
+)
+def test_looking_for_what_is_not_there_fails_and_says_what_to_do(
+    log: str,
+    arguments: list[str],
+    code: str,
+    next_step: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = [] if "--log" in arguments else ["--log", log]
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, *place])
+    assert caught.value.code == 1
+    shown = capsys.readouterr()
+    assert f"({code})" in shown.err
+    assert next_step in shown.err
+    assert shown.out == ""
+
+
 @pytest.mark.parametrize("command", [["history", "twice", "t-1"], ["status", "twice", "t-1"]])
 def test_nothing_that_a_tenant_wrote_steers_the_terminal(log: str, command: list[str]) -> None:
     shown = run(*command, "--log", log)

@@ -27,10 +27,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What `from dynamic_workflows import …` promises. A name is added here when it is added there.
 PROMISED = """
 AllowList App CodeError Corrupt DynamicWorkflowBinding EgressDeniedError Event Fenced InstanceError
-InvalidError LimitExceededError MissingDispatcherMetadataError NonRetryableDelayError
-NonRetryableError Platform PlatformClosed PlatformConfig QueryError Request Response
-SandboxUnavailable Service Status StepConfig StepError Tenant Unavailable UnserialisableValueError
-ValueTooLargeError WorkerCode WorkerEntrypoint WorkerLoader WorkerStub WorkflowBinding
+InvalidError LimitExceededError LoadReplacedWarning MissingDispatcherMetadataError
+NonRetryableDelayError NonRetryableError Platform PlatformBusy PlatformClosed PlatformConfig
+QueryError Request Response SandboxUnavailable Service Status StepConfig StepError Tenant
+Unavailable UnserialisableValueError ValueTooLargeError WorkerCode WorkerEntrypoint WorkerLoader
+WorkerStub WorkflowBinding
 WorkflowEntrypoint WorkflowFailedError WorkflowFatalError WorkflowInstance WorkflowInternalError
 WorkflowTerminatedError WorkflowTimeoutError WorkflowsError connect
 create_dynamic_workflow_entrypoint dispatch_workflow fetch from_folder from_git from_mapping

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +212,22 @@ async def test_the_platform_that_lost_its_log_to_another_says_so(
 ) -> None:
     async with dw.connect(tmp_path, load=loader_of(), namespace="blue", config=CONFIG) as first:
         await first.tenant("acme").workflows.create(id="n", params={"steps": 1})
-        async with dw.connect(
-            tmp_path, load=loader_of(), namespace="green", config=CONFIG
-        ) as second:
+        green = partial(dw.connect, tmp_path, load=loader_of(), namespace="green", config=CONFIG)
+        with pytest.raises(dw.PlatformBusy, match="in the namespace 'blue'"):
+            await green()
+        async with green(take_over=True) as second:
             with pytest.raises(Fenced, match="another platform has taken over .*'green'"):
                 await first.tenant("zoo").workflows.create(params={"steps": 1})
             instance = await second.tenant("zoo").workflows.create(id="n", params={"steps": 1})
             assert await instance.result(timeout=60) == expected("n", 1)
+
+        async def goes_on() -> bool:
+            try:
+                return bool(await first.tenant("zoo").workflows.create(params={"steps": 1}))
+            except Fenced:
+                return False
+
+        # Who took the log has gone: the first platform has it again, and the other's instances.
+        await eventually(goes_on, what="the return of the first platform", limit_s=120)
+        zoo = await first.tenant("zoo").workflows.get("n")
+        assert await zoo.result(timeout=60) == expected("n", 1)

@@ -1,0 +1,42 @@
+"""Connection: what is under way over this process's connection to Ray, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from .peers import Lost
+
+T = TypeVar("T")
+
+
+class Connection:
+    """This process's connection to Ray; calls over one that has ended are lost at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._calls: set[asyncio.Future[Any]] = set()
+
+    def renew(self) -> None:
+        """There is another one now, or none. May be called from any thread."""
+        self.number += 1
+        for call in self._calls.copy():
+            call.get_loop().call_soon_threadsafe(call.cancel)
+
+    async def outcome(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
+        """What comes back; Lost when the connection ends first, TimeoutError."""
+        number = self.number
+        call = asyncio.ensure_future(work)
+        self._calls.add(call)
+        try:
+            return await asyncio.wait_for(call, timeout_s)
+        except asyncio.CancelledError:
+            if number != self.number and call.cancelled():
+                raise Lost("the connection to Ray has ended") from None
+            raise
+        finally:
+            self._calls.discard(call)
+
+
+CURRENT = Connection()
