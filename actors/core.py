@@ -335,13 +335,13 @@ class TenantCore(Schedules):
             last_seq = summary.created_seq
         return {"items": items, "cursor": None}
 
-    def why(self, key: Key) -> tuple[str, str]:
-        """(code, sentence): what the instance waits for."""
+    def why(self, key: Key, now_us: int = 0) -> tuple[str, str]:
+        """(code, sentence): what the instance waits for, or has waited for until now."""
         summary = self._find(key)
         reason = self._load_failures.get(key) or summary.get("reason")
         if reason is not None:
             return reason[0], reason[1]
-        return _explain(summary, self._shown_status(summary))
+        return _explain(summary, self._shown_status(summary), now_us)
 
     def counts(self) -> dict[str, int]:
         """How many instances have each status."""
@@ -421,7 +421,7 @@ def _item(summary: Summary, shown: str) -> dict[str, Any]:
     }
 
 
-def _explain(summary: Summary, shown: str) -> tuple[str, str]:
+def _explain(summary: Summary, shown: str, now_us: int) -> tuple[str, str]:
     if summary.is_ended:
         return shown, f"the run has ended: {shown}"
     if shown == QUEUED:
@@ -434,11 +434,11 @@ def _explain(summary: Summary, shown: str) -> tuple[str, str]:
         return PAUSING, "it pauses when the callbacks in flight have ended"
     if summary.instance is None:
         return shown, "it rests; its steps are in its history"
-    return _explain_steps(summary.instance, shown)
+    return _explain_steps(summary.instance, shown, now_us)
 
 
-def _explain_steps(instance: Instance, shown: str) -> tuple[str, str]:
-    parts = [step.waits_for() for step in list(instance.open.values())[:5]]
+def _explain_steps(instance: Instance, shown: str, now_us: int) -> tuple[str, str]:
+    parts = [step.waits_for(now_us) for step in list(instance.open.values())[:5]]
     if not parts:
         return shown, "its code runs between steps"
     more = len(instance.open) - len(parts)

@@ -27,12 +27,12 @@ from .remote import Persistent
 from .setup import Rule, Setup
 from .supervisor_log import OPEN_WITHIN_S, SupervisorLog, who
 from .timer import Timer
+from .timer_index import TIMER_STREAM
 
 Find: TypeAlias = Callable[[], Awaitable[Peer]]
 
 _logger = logging.getLogger("dynamic_workflows.house")
 
-TIMER_STREAM = "timers/0"
 LOADER_STREAM = "loader"
 # Ray carries what is larger by way of its object store, which takes longer than reading the log's.
 _HANDED_BYTES_MAX = 64 * 1024

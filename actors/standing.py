@@ -16,6 +16,7 @@ from .claims import Claim
 from .config import PlatformConfig
 from .core import TenantCore
 from .instance import fold
+from .lateness import lateness
 from .machine import ENDED, PAUSED, QUEUED, RUNNING, WAITING
 from .names import check_id, check_workflow_name
 from .payloads import decode
@@ -49,8 +50,11 @@ async def standing(
         fold(summary, row, decode(row))
     if not core.is_loaded(key):
         core.load(key, rows)
-    code, text = core.why(key)
-    remarks = _remarks(summary, clock.now_us(), at_work)
+    now_us = clock.now_us()
+    code, text = core.why(key, now_us)
+    remarks = _remarks(summary, now_us, at_work)
+    if at_work is not None and _is_late(summary, now_us):
+        remarks.append(await lateness(store, tenant_id))
     return Why(code=code, text="; ".join([text, *remarks]))
 
 
@@ -64,12 +68,18 @@ def _remarks(summary: Summary, now_us: int, at_work: Claim | None) -> list[str]:
     elif summary.status == QUEUED:
         found.append("whether its code can be loaded is known to the platform alone: why --live")
     due_us = _due_us(summary)
-    if due_us is not None and now_us - due_us > LATE_US:
+    if due_us is not None and _is_late(summary, now_us):
         due = to_datetime(due_us).isoformat(" ", "seconds")
-        found.append(f"that is overdue: it was due at {due}")
+        late_s = (now_us - due_us) // 1_000_000
+        found.append(f"that is overdue: it was due at {due}, {late_s} s ago")
     if at_work is None and summary.status == RUNNING and _has_attempts(summary):
         found.append("attempts that were under way are lost, and are made again")
     return found
+
+
+def _is_late(summary: Summary, now_us: int) -> bool:
+    due_us = _due_us(summary)
+    return due_us is not None and now_us - due_us > LATE_US
 
 
 def _due_us(summary: Summary) -> int | None:

@@ -123,13 +123,16 @@ class Step(msgspec.Struct, eq=False):
             self.index, self.ended,
         )  # fmt: skip
 
-    def waits_for(self) -> str:
-        """A clause for people: what this unfinished step waits for."""
+    def waits_for(self, now_us: int = 0) -> str:
+        """A clause for people: what this unfinished step waits for, or has waited for until now."""
         until = (
             "" if self.until_us is None else to_datetime(self.until_us).isoformat(" ", "seconds")
         )
         name = f"{self.name!r}" if self.count == 1 else f"{self.name!r} ({self.count})"
         if self.kind == SLEEP:
+            is_due = self.until_us is not None and self.until_us <= now_us
+            if is_due:
+                return f"its sleep in {name} was due at {until}"
             return f"it sleeps in {name} until {until}"
         if self.kind == WAIT:
             return f"it waits in {name} for an event of type {self.event_type!r} until {until}"

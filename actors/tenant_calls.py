@@ -314,7 +314,7 @@ class TenantCalls(TenantCode):
     async def _why(self, args: dict[str, Any]) -> dict[str, str]:
         key = await self._key(args)
         await self._status_of(key)
-        code, text = self.core.why(key)
+        code, text = self.core.why(key, self._clock.now_us())
         walls = self._walls_of(key)
         if walls is not None:
             text = f"{text} (in an isolate, walls: {walls})"

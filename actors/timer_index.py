@@ -20,8 +20,12 @@ import msgspec
 from ..eventlog.errors import Unavailable
 from ..eventlog.events import Row
 from ..eventlog.store import NotFound, Store
+from .errands import seen
 from .tenant_entry import OPEN, TenantEntry
 
+TIMER_STREAM = "timers/0"
+LATE = "tenant_late"
+"""The type of rows that say why a tenant is late."""
 CHECKPOINT_ROWS = 100_000
 """Rows after which the index is stored anew."""
 CHECKPOINTS_KEPT = 2
@@ -109,6 +113,12 @@ class TimerIndex:
             for row in rows:
                 self._apply(row)
             self._store_later()
+
+    def note(self, tenant_id: str, tries: int, reason: str, *, rest_s: float, now_us: int) -> None:
+        """Write down why a tenant is late, for people who read the log; nobody waits for it."""
+        payload = msgspec.json.encode({"tries": tries, "reason": reason, "rest_s": rest_s})
+        row = Row(type=LATE, workflow="", instance_id=tenant_id, ts=now_us, payload=payload)
+        self._log.append([row], durable=False).add_done_callback(seen)
 
     async def close(self) -> None:
         """Wait for a checkpoint that is being stored."""

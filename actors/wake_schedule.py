@@ -129,8 +129,12 @@ class WakeSchedule:
         tried = self._tries.get(name)
         if tried is not None:  # else its entry has moved on
             tried.reason = reason
-            tried.next_us = now_us + round(rests_s[min(tried.count, len(rests_s)) - 1] * US)
+            rest_s = rests_s[min(tried.count, len(rests_s)) - 1]
+            tried.next_us = now_us + round(rest_s * US)
             self._plan(name, tried)
+            # Each is written down at its 2nd, 4th, 8th, … try: a first one says little.
+            if tried.count > 1 and not tried.count & (tried.count - 1):
+                self._index.note(name, tried.count, reason, rest_s=rest_s, now_us=now_us)
 
     def next_us(self) -> int | None:
         """When `take` may have somebody, or `look` something to do; None: never."""

@@ -12,6 +12,12 @@ import dynamic_workflows as dw
 from dynamic_workflows.actors.claims import new_claim
 from dynamic_workflows.actors.local import LocalPlatform
 from dynamic_workflows.actors.standing import standing
+from dynamic_workflows.actors.tenant_entry import TenantEntry
+from dynamic_workflows.actors.timer_index import TIMER_STREAM, TimerIndex
+from dynamic_workflows.actors.wake_schedule import WakeSchedule
+from dynamic_workflows.eventlog.clock import US, VirtualClock
+from dynamic_workflows.eventlog.ids import SeededIds
+from dynamic_workflows.eventlog.log import EventLog
 from dynamic_workflows.eventlog.store import Store, open_store
 from dynamic_workflows.loaders.binding import WorkflowBinding
 
@@ -95,9 +101,37 @@ async def test_what_nobody_works_on_and_what_is_overdue_is_said(tmp_path: Path) 
         store, "acme", "one", "TenantWorkflow", clock=platform.virtual, at_work=None
     )
     assert found.code == "waiting"
-    assert "sleeps in 'nap'" in found.text
+    assert "its sleep in 'nap' was due at" in found.text, "it does not sleep until a past time"
     assert "no platform is at work" in found.text
     assert "overdue: it was due at" in found.text
+
+
+async def test_what_the_timer_tried_for_a_tenant_that_is_overdue_is_said(tmp_path: Path) -> None:
+    store, clock = open_store(tmp_path), VirtualClock()
+    platform = LocalPlatform(load=load, store=store)
+    await WorkflowBinding(platform.calls("acme")).create(id="one", params={"do": "sleep"})
+    await platform.clock.settle()
+    await platform.close()
+    clock.move_to(platform.virtual.now_us() + 3 * 86_400_000_000)
+    claim = new_claim("ns", is_embedded=True, address=None, now_us=0)
+    where = (store, "acme", "one", "TenantWorkflow")
+    said = (await standing(*where, clock=clock, at_work=claim)).text
+    assert "86400 s ago; the platform tries again every 5 s" in said
+    log = await EventLog.open(
+        store, TIMER_STREAM, tenant_id="", clock=clock, ids=SeededIds(1), config=None
+    )
+    schedule = WakeSchedule(index := TimerIndex(log))
+    slept = TenantEntry(1, clock.now_us() - 86_400_000_000)
+    await index.record([("acme", slept)], now_us=clock.now_us())
+    for _ in range(2):
+        schedule.look(clock.now_us())
+        assert schedule.take(clock.now_us(), 10) == ["acme"]
+        schedule.refused("acme", clock.now_us(), "page 7 is damaged")
+        clock.move_to(clock.now_us() + 60 * US)
+    await log.append([])
+    said = (await standing(*where, clock=clock, at_work=claim)).text
+    assert "try 2: page 7 is damaged" in said
+    await log.close()
 
 
 async def test_the_log_is_read_while_its_owner_appends(tmp_path: Path) -> None:
