@@ -86,8 +86,7 @@ class CodeCache:
 
     async def keep(self, bundle: Bundle) -> str:
         """Store code that is to be deployed, after a look at it; raises CodeError."""
-        await self._codes.keep(bundle)
-        code_hash = bundle.content_hash
+        code_hash = await self._codes.keep(bundle)
         host = await self._hosts.ready((code_hash, None, ()), fresh=True)
         if not host.exports:
             raise CodeError(

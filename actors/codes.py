@@ -28,6 +28,7 @@ from ..eventlog.store import AlreadyExists, NotFound, Store
 from ..loaders.binding import WorkflowBinding
 from ..loaders.bundle import Bundle, Grants, WorkerCode, bundle_of, code_key, from_stored
 from ..loaders.calls import Calls
+from ..loaders.code_keys import CodeKeys
 from ..loaders.entrypoints import build
 from ..loaders.records import Record
 from ..loaders.service import App, DispatchEvent, DispatchStep
@@ -71,8 +72,8 @@ class CodeSource(Protocol):
         """The stored bundle; CodeError `code.load_failed` when it cannot be had now."""
         ...
 
-    async def keep(self, bundle: Bundle) -> None:
-        """Store a bundle under its hash; harmless when it is stored."""
+    async def keep(self, bundle: Bundle) -> str:
+        """Store a bundle under its hash, and answer that; harmless when it is stored."""
         ...
 
     async def forget(self, tenant_id: str) -> None:
@@ -91,8 +92,9 @@ class CodeSource(Protocol):
 class Bundles:
     """The bundles under a log's root, the last few hundred held in memory."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, keys: CodeKeys | None = None) -> None:
         self._store = store
+        self._keys = keys or CodeKeys()
         self._held: OrderedDict[str, Bundle] = OrderedDict()
 
     async def get(self, code_hash: str) -> Bundle:
@@ -105,7 +107,7 @@ class Bundles:
                 raise CodeError(
                     f"the stored code {code_hash} cannot be read: {error}", code="code.load_failed"
                 ) from error
-            bundle = from_stored(data, code_hash)
+            bundle = self._keys.open(data, code_hash)
             self._hold(code_hash, bundle)
         return bundle
 
@@ -116,10 +118,11 @@ class Bundles:
 
     async def put(self, bundle: Bundle) -> str:
         """Store it durably under its hash, and answer the hash."""
+        bundle = self._keys.keyed(bundle)
         code_hash = bundle.content_hash
         if code_hash not in self._held:
             try:
-                await self._store.create(code_key(code_hash), bundle.stored())
+                await self._store.create(code_key(code_hash), self._keys.seal(bundle))
             except AlreadyExists:
                 pass
         self._hold(code_hash, bundle)
@@ -145,10 +148,12 @@ class Codes:
         app: App | None = None,
         peer: Callable[[str], Calls] | None = None,
         callbacks: Callbacks | None = None,
+        keys: CodeKeys | None = None,
     ) -> None:
         self.is_app = app is not None
         self._callbacks = callbacks or Callbacks()
-        self._bundles = Bundles(store)
+        self._keys = keys or CodeKeys()
+        self._bundles = Bundles(store, self._keys)
         self._clock = clock
         self._ttl_us = round(ttl_s * 1_000_000)
         self._load = load
@@ -186,14 +191,18 @@ class Codes:
         """The stored bundle."""
         return await self._bundles.get(code_hash)
 
-    async def keep(self, bundle: Bundle) -> None:
+    async def keep(self, bundle: Bundle) -> str:
         """Store a bundle under its hash."""
-        await self._bundles.put(bundle)
+        return await self._bundles.put(bundle)
 
     async def forget(self, tenant_id: str) -> None:
         """Ask the callback again next time."""
         for key in [key for key in self._until_us if key[1] == tenant_id]:
             self._drop(key)
+
+    def hold_live_of(self, bundle: Bundle, grants: Grants) -> None:
+        """Serve these objects for a bundle that is about to be stored."""
+        self.hold_live(self._keys.keyed(bundle).content_hash, grants)
 
     def hold_live(self, code_hash: str, grants: Grants) -> None:
         """Serve these objects for the bundle: they were made in this process."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from ..eventlog.query_limits import SQL_BYTES_MAX
 from ..loaders import durations, users
+from ..loaders.code_keys import CodeKeys, checked_keys
 from ..loaders.isolate import Limits
 from .decisions import CoreConfig
 
@@ -186,6 +186,9 @@ class PlatformConfig(BaseModel):
     threads: bool = False
     """Whether sync callbacks run in worker threads of the isolate."""
 
+    code_keys: tuple[SecretStr, ...] = ()
+    """Keys that encrypt stored code with its `env` and props, newest first; none: in the open."""
+
     # --- the event log
     wal_bytes_max: int = Field(default=64 * MIB, ge=4096)
     """Bytes of hot log after which it is sealed into Parquet."""
@@ -200,13 +203,18 @@ class PlatformConfig(BaseModel):
     """Seconds that one SQL query may take; then it is stopped (`query.timed_out`)."""
     query_memory_mb: int = Field(default=1024, ge=16)
     """MiB that DuckDB may work in for each connection; a tenant's answer may hold as much again."""
-    sql_bytes_max: int = Field(default=SQL_BYTES_MAX, ge=1)
-    """Bytes that the text of a tenant's query may have."""
-    query_processes_max: int = Field(default=8, ge=1)
-    """Processes that a driver keeps warm for tenants' queries; the one used longest ago goes."""
 
     tenants: dict[str, TenantLimits] = {}
     """Overrides by tenant id."""
+
+    @field_validator("code_keys", mode="before")
+    @classmethod
+    def _are_keys(cls, value: Any) -> Any:
+        return tuple(SecretStr(key) for key in checked_keys(value))
+
+    def keys(self) -> CodeKeys:
+        """The keys of stored code."""
+        return CodeKeys([key.get_secret_value() for key in self.code_keys])
 
     def of(self, tenant_id: str) -> PlatformConfig:
         """The settings as they hold for one tenant."""

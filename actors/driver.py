@@ -117,6 +117,7 @@ class Cluster:
             self._store,
             is_app=order.app is not None,
             calls=self.calls,
+            keys=order.config.keys(),
             pickle=self._pickle,
         )
 

@@ -176,6 +176,7 @@ class LoaderHouse:
             store,
             clock=clock,
             ttl_s=setup.config.code_ttl_seconds,
+            keys=setup.config.keys(),
             load=load,
             app=app,
             peer=self._clients.of,

@@ -62,6 +62,7 @@ class LocalPlatform:
             self.store,
             clock=self.virtual,
             ttl_s=self.config.code_ttl_seconds,
+            keys=self.config.keys(),
             load=load,
             app=app,
             peer=self.calls,

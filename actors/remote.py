@@ -14,6 +14,7 @@ from ..eventlog.errors import Unavailable
 from ..eventlog.store import Store
 from ..loaders.bundle import Bundle, Grants
 from ..loaders.calls import Calls
+from ..loaders.code_keys import CodeKeys
 from ..loaders.worker import WorkerRef
 from .codes import Bundles, HandedCode, Resolved
 from .peers import Lost, Peer
@@ -65,11 +66,12 @@ class RemoteCodes:
         is_app: bool = False,
         calls: Callable[[str], Calls] | None = None,
         pickle: Callable[[Any], bytes] = cloudpickle.dumps,
+        keys: CodeKeys | None = None,
     ) -> None:
         """`pickle` is how callbacks travel from here to the loader actor."""
         self.is_app = is_app
         self._loader = loader
-        self._bundles = Bundles(store)
+        self._bundles = Bundles(store, keys)
         self._calls = calls
         self._pickle = pickle
         self._ahead: asyncio.Future[HandedCode] | None = None
@@ -111,9 +113,9 @@ class RemoteCodes:
         """The stored bundle."""
         return await self._bundles.get(code_hash)
 
-    async def keep(self, bundle: Bundle) -> None:
+    async def keep(self, bundle: Bundle) -> str:
         """Store a bundle under its hash."""
-        await self._bundles.put(bundle)
+        return await self._bundles.put(bundle)
 
     async def forget(self, tenant_id: str) -> None:
         """Ask the callback again next time."""

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,10 +60,7 @@ class SlotHouse:
         timer: Find,
         on_adopted: Callable[[str], None],
         on_end: Callable[[], None],
-        began_s: float | None = None,
     ) -> None:
-        """`began_s`: when this process began, on the monotonic clock; None: just now."""
-        self._began_s = time.monotonic() if began_s is None else began_s
         self._setup = setup
         self._name = name
         self._isolates = isolates
@@ -84,7 +80,11 @@ class SlotHouse:
         """Get everything ready that does not depend on the tenant."""
         self._store: Store = open_store(self._setup.log_root)
         self._codes = RemoteCodes(
-            self._loader, self._store, is_app=self._setup.is_app, calls=self._clients.of
+            self._loader,
+            self._store,
+            is_app=self._setup.is_app,
+            calls=self._clients.of,
+            keys=self._setup.config.keys(),
         )
         await probe(self._store, self._ids)
         self.target = Slot(
@@ -94,7 +94,6 @@ class SlotHouse:
             timer=self._find_timer,
             clock=self._clock,
             idle_s=self._setup.config.tenant_idle_seconds,
-            start_s=time.monotonic() - self._began_s,
             on_adopted=self._on_adopted,
             on_code=self._codes.take,
             on_end=self._on_end,

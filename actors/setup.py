@@ -48,6 +48,8 @@ class Setup:
     def fingerprint(self) -> str:
         """Equal for platforms that would decide alike."""
         told = self.callbacks + self.config.model_dump_json().encode()
+        for key in self.config.code_keys:  # which the dump leaves out
+            told += sha256(key.get_secret_value().encode()).digest()
         return sha256(told + repr(self.load_version).encode()).hexdigest()
 
     @property

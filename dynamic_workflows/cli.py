@@ -112,20 +112,15 @@ def sql(
     ] = 60.0,
     memory_mb: Annotated[int, typer.Option(min=16, help="MiB that the query works in.")] = 1024,
     skip_damaged: SkipDamaged = False,
-    isolation: Annotated[
-        str, typer.Option(help="sandbox or unsafe-none: around the process of --tenant.")
-    ] = "sandbox",
 ) -> None:
-    """Ask the log a question in SQL: one SELECT. With --tenant, as that tenant may ask it."""
+    """Ask the log a question in SQL."""
     from .eventlog.output import FORMATS, render
 
     chosen = next((one for one in FORMATS if one == format), None)
     if chosen is None:
         raise InvalidError(f"{format!r} is no output format: use {', '.join(FORMATS)}")
-    if isolation not in ("sandbox", "unsafe-none"):
-        raise InvalidError(f"{isolation!r} is no isolation: use sandbox or unsafe-none")
-    limits = {"timeout_s": timeout, "memory_mb": memory_mb, "isolation": isolation}
-    table = _query(log, query, tenant=tenant, skip_damaged=skip_damaged, is_trusted=False, **limits)
+    limits = {"timeout_s": timeout, "memory_mb": memory_mb}
+    table = _query(log, query, tenant=tenant, skip_damaged=skip_damaged, **limits)
     shown = render(table, chosen)
     if output is not None:
         try:
@@ -154,13 +149,12 @@ def _query(
     *,
     tenant: str | None = None,
     skip_damaged: bool = False,
-    is_trusted: bool = True,
     **limits: Any,
 ) -> Any:
     from .eventlog.query import Reader
 
     _check_log(log, tenant)
-    reader = Reader(log, tenant=tenant, is_trusted=is_trusted, **limits)
+    reader = Reader(log, tenant=tenant, **limits)
     try:
         table = reader.query(query, params, skip_damaged=skip_damaged)
     finally:
@@ -216,10 +210,10 @@ def _no_log(problem: str) -> InvalidError:
 def verify(log: Log = DEFAULT_LOG) -> None:
     """Prove that the log is whole; the exit status is 1 when it is not, or when there is none."""
     from .eventlog.verify import verify as verify_log
-    from .loaders.bundle import from_stored
+    from .loaders.code_keys import check_stored
 
     _check_exists(log)
-    report = verify_log(log, check_bundle=from_stored)
+    report = verify_log(log, check_bundle=check_stored)
     if not report.streams and report.ok:
         raise _no_log(f"{report.root} holds no log, so nothing was verified")
     typer.echo("\n".join(report.lines))

@@ -7,11 +7,6 @@ an earlier run left unfinished goes on in the next one.
 
 from __future__ import annotations
 
-from demo_interrupt import Interrupt
-
-INTERRUPT = Interrupt() if __name__ == "__main__" else None
-
-# ruff: noqa: E402  (Ctrl-C may come while these are imported)
 import argparse
 import asyncio
 import json
@@ -246,5 +241,7 @@ if __name__ == "__main__":
     )
     chosen = parser.parse_args()
     config = CONFIG.model_copy(update={"isolation": chosen.isolation})
-    assert INTERRUPT is not None
-    sys.exit(INTERRUPT.run(main(chosen.log, Screen(), config)))
+    try:
+        sys.exit(asyncio.run(main(chosen.log, Screen(), config)))
+    except KeyboardInterrupt:
+        sys.exit("stopped; what had begun goes on with the next `make demo`")

@@ -9,6 +9,7 @@ the platform's side alone.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -112,6 +113,12 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     limits: dict[str, int] = {}
     schedules: dict[str, list[str]] = {}
     compatibility_date: str | None = None
+    hash_key: bytes | None = None
+    """What keys the content hash, where the platform has a key (see `code_keys`)."""
+
+    def __repr__(self) -> str:
+        """Nothing of what a tenant is given: it may be secret."""
+        return f"Bundle({self.main_module!r}, {len(self.modules)} modules, {len(self.env)} in env)"
 
     def stored(self) -> bytes:
         """The bytes that lie at `code/<content hash>`, and their own SHA-256 at the end.
@@ -123,24 +130,23 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of everything that shapes what the code can see and do."""
-        digest = hashlib.sha256()
-        digest.update(
-            _ENCODER.encode(
-                [
-                    self.format,
-                    self.main_module,
-                    self.modules,
-                    [_shape(entry) for entry in self.env],
-                    None if self.outbound is None else _shape(self.outbound),
-                    [_shape(tail) for tail in self.tails],
-                    sorted(self.limits.items()),
-                    sorted(self.schedules.items()),
-                    self.compatibility_date,
-                ]
-            )
+        """SHA-256 of everything that shapes what the code can see and do; keyed, with a key."""
+        shape = _ENCODER.encode(
+            [
+                self.format,
+                self.main_module,
+                self.modules,
+                [_shape(entry) for entry in self.env],
+                None if self.outbound is None else _shape(self.outbound),
+                [_shape(tail) for tail in self.tails],
+                sorted(self.limits.items()),
+                sorted(self.schedules.items()),
+                self.compatibility_date,
+            ]
         )
-        return digest.hexdigest()
+        if self.hash_key is not None:
+            return hmac.digest(self.hash_key, shape, "sha256").hex()
+        return hashlib.sha256(shape).hexdigest()
 
     def load_message(self, *, packages: tuple[str, ...], options: dict[str, Any]) -> Load:
         """What the isolate is told: modules and the shape of `env`, nothing of the grants."""
