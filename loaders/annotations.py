@@ -42,18 +42,27 @@ class Reviver:
         self._hint = hint
         self._names = names
 
-    def encode(self, value: Any, *, bytes_max: int, is_read: bool = True) -> bytes:
+    def encode(
+        self,
+        value: Any,
+        *,
+        bytes_max: int,
+        is_read: bool = True,
+        rest: Callable[[], None] | None = None,
+    ) -> bytes:
         """The value's text; raises as the codec does, and for what would come back changed.
 
-        `is_read`: it will be read as itself, and not as plain data alone.
+        `is_read`: it will be read as itself, and not as plain data alone. `rest` is called between
+        the parts of the work, each as long as the value is large.
         """
+        rest = rest or _go_on
         try:
-            writer = ExactWriter(self._names)
-            plain = writer.write(value, self._hint)
+            plain, objects = self._written(value)
             text = _text_of(plain, value)
             codec.check_size(text, bytes_max)
-            if writer.objects and is_read:
-                self._check(value, plain, text)
+            if objects and is_read:
+                rest()
+                self._check(value, plain, text, rest)
         except RecursionError:
             raise too_deep(None) from None
         return text
@@ -67,7 +76,17 @@ class Reviver:
         except Exception:
             return codec.decode(text)
 
-    def _check(self, value: Any, plain: Any, text: bytes) -> None:
+    def _written(self, value: Any) -> tuple[Any, int]:
+        """Plain data for JSON, and how many objects are in it."""
+        writer = ExactWriter(self._names)
+        try:
+            return writer.write(value, self._hint), writer.objects
+        except UnserialisableValueError:
+            # Once more, slowly, to say where.
+            ExactWriter(self._names, tells_places=True).write(value, self._hint)
+            raise
+
+    def _check(self, value: Any, plain: Any, text: bytes, rest: Callable[[], None]) -> None:
         """Read what was written and write it again: it has to be the same.
 
         Without JSON in between, which changes nothing: large plain parts stay what they are, and
@@ -75,7 +94,8 @@ class Reviver:
         """
         try:
             again = ExactReader(self._names, has_tags=True).read(plain, self._hint)
-            written = ExactWriter(self._names).write(again, self._hint)
+            rest()
+            written, _ = self._written(again)
             if any(tag in text for tag in _HASHED):
                 codec.decode(text)  # What others see of it has to be a value, too.
         except Exception as error:
@@ -85,6 +105,10 @@ class Reviver:
         place = _difference(plain, written, "value")
         if place is not None:
             raise _changed(value, f"it would come back changed at {place[:200]}")
+
+
+def _go_on() -> None:
+    """Nobody waits."""
 
 
 _HASHED = (b'"$set"', b'"$frozenset"', b'"$dict"')

@@ -243,13 +243,17 @@ class Work:
         if self.attempt is not None:
             self.attempt.is_over = True
 
+    def _rest(self) -> None:
+        """What comes is a turn of its own before the limits."""
+        self.life.guest.on_resume(self.life.number)
+
     def text_of(self, value: Any, reviver: Reviver | None) -> bytes:
         """The value as codec text; the error names the step."""
         bytes_max = self.life.guest.value_bytes_max
         try:
             if reviver is None:
                 return codec.encode(value, bytes_max=bytes_max)
-            return reviver.encode(value, bytes_max=bytes_max)
+            return reviver.encode(value, bytes_max=bytes_max, rest=self._rest)
         except WorkflowsError as error:
             message = f'step "{self.name}": {error.message}'
             raise type(error)(message, code=error.code, **error.details) from None

@@ -79,8 +79,10 @@ class ClassNames:
 class ExactWriter:
     """Values as plain data that JSON can hold; counts as it goes and knows where it is."""
 
-    def __init__(self, names: ClassNames) -> None:
+    def __init__(self, names: ClassNames, *, tells_places: bool = False) -> None:
+        """`tells_places`: whether errors say where in the value something is, which costs time."""
         self._names = names
+        self._tells_places = tells_places
         self._nodes = 0
         self._mixed = 0
         self.objects = 0
@@ -130,7 +132,8 @@ class ExactWriter:
         items = []
         for index, item in enumerate(value):
             expected = None if hint is None else hint.place(index)
-            items.append(self.write(item, expected, inner, path, f"{place}[{index}]"))
+            where = f"{place}[{index}]" if self._tells_places else ""
+            items.append(self.write(item, expected, inner, path, where))
         if kind is list:
             return items
         if kind is tuple:
@@ -192,12 +195,16 @@ class ExactWriter:
         }
         name = None if is_expected else self._names.name_of(kind)
         mark: Any = [name, held] if held else name
-        if form.has_fields and not any(one[:1] == "$" for one in content):
+        if form.has_fields and not (form.is_open and any(one[:1] == "$" for one in content)):
             # A loop, for a comprehension would be one more frame at each level.
             fields: dict[str, Any] = {}
             for one, item in content.items():
                 inner = None if hint is None else hint.field(one)
-                fields[one] = self.write(item, inner, depth + 2, path, f"{place}.{one}")
+                if inner is None and _is_simple(item):
+                    fields[one] = item
+                    continue
+                where = f"{place}.{one}" if self._tells_places else ""
+                fields[one] = self.write(item, inner, depth + 2, path, where)
             if mark is not None:
                 fields[OBJECT] = mark
             return fields
@@ -218,6 +225,14 @@ class ExactWriter:
 _SMALL = 1 << 63
 _MIXED_MAX = 100
 """So many looks in vain whether something is plain; then each part is looked at once."""
+
+
+def _is_simple(value: Any) -> bool:
+    """Whether JSON holds it as it is: a short way for what most fields are."""
+    kind = type(value)
+    if kind is str:
+        return bool(value.isascii())
+    return value is None or kind is bool or (kind is int and -_SMALL < value < _SMALL)
 
 
 def _is_misread(plain: Any, value: Any, hint: Hint) -> bool:
@@ -262,7 +277,7 @@ class ExactReader:
         if hint is not None and hint.form is not None and plain is not None:
             if not hint.form.has_fields:
                 return self._make(hint.kind, self.read(plain, hint.content()), {})
-            if kind is dict and not any(key[:1] == "$" for key in plain):
+            if kind is dict and next(iter(plain), "")[:1] != "$":  # A tag is alone in its dict.
                 return self._make(hint.kind, self._fields(plain, hint), {})
         if kind is list:
             return [
@@ -300,10 +315,13 @@ class ExactReader:
         return self._make(kind, self.read(plain[VALUE], inside), held)
 
     def _fields(self, plain: dict[str, Any], hint: Hint | None) -> dict[str, Any]:
-        return {
-            name: self.read(item, None if hint is None else hint.field(name))
-            for name, item in plain.items()
-        }
+        fields = {}
+        for name, item in plain.items():
+            inner = None if hint is None else hint.field(name)
+            kind = type(item)
+            is_plain = inner is None and kind is not dict and kind is not list
+            fields[name] = item if is_plain else self.read(item, inner)
+        return fields
 
     def _make(self, kind: Any, content: Any, more: dict[str, Any]) -> Any:
         form = form_of(kind)

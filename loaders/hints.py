@@ -12,7 +12,6 @@ import dataclasses
 import sys
 import types
 import typing
-import weakref
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -208,16 +207,17 @@ def hint_of(annotation: Any, names: Names) -> Hint | None:
     return Hint(annotation, names)
 
 
-def hint_of_class(kind: type[Any]) -> Hint | None:
+def hint_of_class(kind: type[Any]) -> Hint:
     """What is inside the objects of a class, where a mark and no annotation names it."""
-    if kind not in _of_classes and len(_of_classes) < _CLASSES_MAX:
-        module = vars(sys.modules.get(kind.__module__) or types.ModuleType("none"))
-        _of_classes[kind] = Hint(kind, Names(module, {}))
-    return _of_classes.get(kind)
+    if kind not in _of_classes:
+        if len(_of_classes) >= _CLASSES_MAX:
+            _of_classes.clear()
+        _of_classes[kind] = Hint(kind, Names(_module(kind), {}))
+    return _of_classes[kind]
 
 
 _CLASSES_MAX = 4096
-_of_classes: weakref.WeakKeyDictionary[type[Any], Hint] = weakref.WeakKeyDictionary()
+_of_classes: dict[type[Any], Hint] = {}
 
 
 class _Placed:
@@ -237,13 +237,19 @@ def _fields(kind: Any, names: Names) -> dict[str, Any]:
     found: dict[str, Any] = {}
     model_fields = getattr(kind, "model_fields", None)
     if isinstance(model_fields, dict) and not dataclasses.is_dataclass(kind):
-        return {name: _Placed(field.annotation, names) for name, field in model_fields.items()}
+        own = Names(_module(kind), {**names.inner, kind.__name__: kind})
+        return {name: _Placed(field.annotation, own) for name, field in model_fields.items()}
     for one in reversed(getattr(kind, "__mro__", (kind,))):
-        module = vars(sys.modules.get(one.__module__) or types.ModuleType("none"))
+        module = _module(one)
         inner = {**names.inner, one.__name__: one, kind.__name__: kind}
         for name, annotation in vars(one).get("__annotations__", {}).items():
             found[name] = _Placed(annotation, Names(module, inner))
     return found
+
+
+def _module(kind: type[Any]) -> dict[str, Any]:
+    module = sys.modules.get(kind.__module__)
+    return {} if module is None else vars(module)
 
 
 def _is_named(kind: type[Any]) -> bool:

@@ -29,6 +29,8 @@ class Form:
     """How objects of some classes are taken apart and made."""
 
     has_fields = False
+    is_open = False
+    """Whether there may be fields of any name."""
 
     def take(self, value: Any) -> Parts:
         """The parts of an object; raises ValueError for one that cannot be taken apart."""
@@ -76,6 +78,7 @@ class _ModelForm(Form):
     """Models of pydantic."""
 
     has_fields = True
+    is_open = True
 
     def take(self, value: Any) -> Parts:
         kind, state = type(value), dict(value.__dict__)
@@ -187,9 +190,16 @@ class _SubclassForm(_ValueForm):
 
 def field_names(kind: Any) -> list[str]:
     """The declared fields of a dataclass, or of a class of attrs."""
+    return _names(kind)
+
+
+def _find_names(kind: Any) -> list[str]:
     if dataclasses.is_dataclass(kind):
         return [field.name for field in dataclasses.fields(kind)]
     return [field.name for field in kind.__attrs_attrs__]
+
+
+_names: Callable[[Any], list[str]] = functools.lru_cache(4096)(_find_names)
 
 
 def state_of(value: Any) -> dict[str, Any]:
@@ -233,18 +243,20 @@ _HEAP_TYPE = 1 << 9
 
 def _without_cached(kind: type[Any], state: dict[str, Any]) -> dict[str, Any]:
     """Without what can be had again by its definition: cached properties, and cached hashes."""
-    return {
-        name: value
-        for name, value in state.items()
-        if name != "_attrs_cached_hash" and not _is_cached(kind, name)
-    }
+    for name in _cached(kind):
+        state.pop(name, None)
+    return state
 
 
-def _is_cached(kind: type[Any], name: str) -> bool:
-    for one in kind.__mro__:
-        if name in vars(one):
-            return isinstance(vars(one)[name], functools.cached_property)
-    return False
+def _find_cached(kind: Any) -> list[str]:
+    found = {}
+    for one in reversed(kind.__mro__):
+        found.update(vars(one))
+    cached = [name for name, held in found.items() if isinstance(held, functools.cached_property)]
+    return [*cached, "_attrs_cached_hash"]
+
+
+_cached: Callable[[Any], list[str]] = functools.lru_cache(4096)(_find_cached)
 
 
 def _default(kind: Any, name: str) -> dict[str, Any]:

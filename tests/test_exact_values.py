@@ -369,3 +369,14 @@ def test_any_value_by_any_annotation_comes_back_as_it_was_or_is_refused(
     except UnserialisableValueError:
         return
     assert inside(again) == inside(value)
+
+
+def test_each_part_of_the_work_on_objects_is_a_turn_of_its_own() -> None:
+    turns: list[int] = []
+    made = reviver(v.Cat | dict[str, int])
+    made.encode(v.Cat("tom"), bytes_max=MIB, rest=lambda: turns.append(1))
+    assert len(turns) == 2
+    made.encode([1, None, "x"], bytes_max=MIB, rest=lambda: turns.append(1))
+    made.encode(v.Cat("tom"), bytes_max=MIB, is_read=False, rest=lambda: turns.append(1))
+    made.encode({"name": 1}, bytes_max=MIB, is_read=False, rest=lambda: turns.append(1))
+    assert len(turns) == 2
