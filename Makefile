@@ -76,7 +76,8 @@ fuzz: $(STAMP)  ## make up bytes against all that reads them, for FUZZ_SECONDS (
 	$(RUN) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 demo: $(STAMP)  ## four tenants, one crash, SQL at the end; again to go on from the same log
-	@$(RUN) examples/demo.py
+	@# Python cannot hear of Ctrl-C in its first moments: until the demo does, it does nothing.
+	@trap '' INT; exec $(RUN) examples/demo.py
 
 bench: $(STAMP)  ## measure this machine; bench/RESULTS.md holds earlier figures
 	@for question in w1 w2 w3 w7; do $(RUN) bench/$$question.py || exit 1; done

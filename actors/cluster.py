@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import pickle
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -270,6 +271,7 @@ class TenantActor(_Actor):
 
     def __init__(self, name: str, is_spare: bool, *parts: bytes) -> None:
         mark("slot: its process begins")
+        self._began_s = time.monotonic()
         self._setup = _whole(parts)
         self._name = name
         self._is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
@@ -286,7 +288,14 @@ class TenantActor(_Actor):
 
         loader, timer = finder(setup, "loader"), finder(setup, "timer-0")
         house = SlotHouse(
-            setup, self._name, isolates, loader, timer, self._adopted, lambda: os._exit(0)
+            setup,
+            self._name,
+            isolates,
+            loader,
+            timer,
+            self._adopted,
+            lambda: os._exit(0),
+            began_s=self._began_s,
         )
         await house.open()
         self._house = house

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from ..eventlog.query_limits import SQL_BYTES_MAX
 from ..loaders import durations, users
 from ..loaders.code_keys import CodeKeys, checked_keys
 from ..loaders.isolate import Limits
@@ -203,6 +204,10 @@ class PlatformConfig(BaseModel):
     """Seconds that one SQL query may take; then it is stopped (`query.timed_out`)."""
     query_memory_mb: int = Field(default=1024, ge=16)
     """MiB that DuckDB may work in for each connection; a tenant's answer may hold as much again."""
+    sql_bytes_max: int = Field(default=SQL_BYTES_MAX, ge=1)
+    """Bytes that the text of a tenant's query may have."""
+    query_processes_max: int = Field(default=8, ge=1)
+    """Processes that a driver keeps warm for tenants' queries; the one used longest ago goes."""
 
     tenants: dict[str, TenantLimits] = {}
     """Overrides by tenant id."""

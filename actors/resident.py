@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,7 +61,10 @@ class SlotHouse:
         timer: Find,
         on_adopted: Callable[[str], None],
         on_end: Callable[[], None],
+        began_s: float | None = None,
     ) -> None:
+        """`began_s`: when this process began, on the monotonic clock; None: just now."""
+        self._began_s = time.monotonic() if began_s is None else began_s
         self._setup = setup
         self._name = name
         self._isolates = isolates
@@ -94,6 +98,7 @@ class SlotHouse:
             timer=self._find_timer,
             clock=self._clock,
             idle_s=self._setup.config.tenant_idle_seconds,
+            start_s=time.monotonic() - self._began_s,
             on_adopted=self._on_adopted,
             on_code=self._codes.take,
             on_end=self._on_end,

@@ -39,6 +39,8 @@ ADOPTION_S = 1.0
 """How long a client waits at a blank slot for its tenant to come."""
 CLAIMS_MAX = 10
 """How often a slot takes a log over because the timer knows a higher epoch of it."""
+SLEEP_COSTS_MAX_S = 60.0
+"""A sleep that is longer than this is worth a process, however slow the machine is."""
 _LOOK_S = 1.0
 _logger = logging.getLogger("dynamic_workflows.slot")
 
@@ -106,11 +108,15 @@ class Slot:
         timer: Callable[[], Awaitable[Peer]],
         clock: Clock,
         idle_s: float,
+        start_s: float = 0.0,
         on_adopted: Callable[[str], None] = lambda tenant_id: None,
         on_code: Callable[[Any], None] = lambda code: None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
+        """`start_s`: how long the process took to get ready, which another one will take too."""
         self._name = name
+        self._start_us = round(start_s * US)
+        self._opening_us = 0
         self._open_tenant = open_tenant
         self._loader = loader
         self._timer = timer
@@ -157,6 +163,7 @@ class Slot:
         return not was_open
 
     async def _open(self, tenant_id: str, is_wanted: bool) -> Resident:
+        began_us = self._clock.now_us()
         try:
             resident = await self._open_listed(tenant_id, is_wanted)
         except BaseException:
@@ -167,6 +174,7 @@ class Slot:
         self._move("listed")
         self._resident = resident
         self._used_us = self._clock.now_us()
+        self._opening_us = max(0, self._used_us - began_us)
         self._look_later()
         return resident
 
@@ -293,8 +301,13 @@ class Slot:
         wake_us = resident.next_wake_us()
         return now_us - self._used_us >= self._idle_us and (
             # Sleep that is shorter than falling asleep and waking is not worth it.
-            wake_us is None or wake_us - now_us >= min(self._idle_us, 5 * US)
+            wake_us is None or wake_us - now_us >= self._worthwhile_us()
         )
+
+    def _worthwhile_us(self) -> int:
+        """How long a sleep has to be: on a busy machine a process may take longer to start."""
+        costs_us = min(2 * (self._start_us + self._opening_us), round(SLEEP_COSTS_MAX_S * US))
+        return max(min(self._idle_us, 5 * US), costs_us)
 
     def _drop_old_sessions(self) -> None:
         oldest_us = self._clock.now_us() - round(SESSION_KEPT_S * US)

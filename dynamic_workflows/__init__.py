@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .eventlog import tenant_engine as _tenant_engine
+
 if TYPE_CHECKING:
     from .actors.config import PlatformConfig as PlatformConfig
     from .eventlog.errors import CodeError as CodeError
@@ -117,6 +119,15 @@ def _is_here(name: str) -> bool:
     except ModuleNotFoundError:
         return False
     return True
+
+
+def _make_sql_engine(*args: Any, **options: Any) -> Any:
+    from .loaders.sql.engine import SqlEngine
+
+    return SqlEngine(*args, **options)
+
+
+_tenant_engine.provide(_make_sql_engine)
 
 
 def __dir__() -> list[str]:

@@ -112,15 +112,20 @@ def sql(
     ] = 60.0,
     memory_mb: Annotated[int, typer.Option(min=16, help="MiB that the query works in.")] = 1024,
     skip_damaged: SkipDamaged = False,
+    isolation: Annotated[
+        str, typer.Option(help="sandbox or unsafe-none: around the process of --tenant.")
+    ] = "sandbox",
 ) -> None:
-    """Ask the log a question in SQL."""
+    """Ask the log a question in SQL: one SELECT. With --tenant, as that tenant may ask it."""
     from .eventlog.output import FORMATS, render
 
     chosen = next((one for one in FORMATS if one == format), None)
     if chosen is None:
         raise InvalidError(f"{format!r} is no output format: use {', '.join(FORMATS)}")
-    limits = {"timeout_s": timeout, "memory_mb": memory_mb}
-    table = _query(log, query, tenant=tenant, skip_damaged=skip_damaged, **limits)
+    if isolation not in ("sandbox", "unsafe-none"):
+        raise InvalidError(f"{isolation!r} is no isolation: use sandbox or unsafe-none")
+    limits = {"timeout_s": timeout, "memory_mb": memory_mb, "isolation": isolation}
+    table = _query(log, query, tenant=tenant, skip_damaged=skip_damaged, is_trusted=False, **limits)
     shown = render(table, chosen)
     if output is not None:
         try:
@@ -149,12 +154,13 @@ def _query(
     *,
     tenant: str | None = None,
     skip_damaged: bool = False,
+    is_trusted: bool = True,
     **limits: Any,
 ) -> Any:
     from .eventlog.query import Reader
 
     _check_log(log, tenant)
-    reader = Reader(log, tenant=tenant, **limits)
+    reader = Reader(log, tenant=tenant, is_trusted=is_trusted, **limits)
     try:
         table = reader.query(query, params, skip_damaged=skip_damaged)
     finally:

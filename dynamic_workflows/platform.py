@@ -22,6 +22,7 @@ from .loaders.entrypoints import build
 from .loaders.records import Record, Why
 from .loaders.service import App
 from .loaders.worker import EntrypointStub, WorkerLoader, Workers
+from .readers import KeptReaders
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +70,7 @@ class Platform:
         self._ids = ids or SystemIds()
         self._backend: Backend | None = None
         self._is_closed = False
-        self._readers: dict[str | None, Reader] = {}
+        self._readers = KeptReaders(self._open_reader, tenants_max=self.config.query_processes_max)
 
     async def __aenter__(self) -> Platform:
         if self._backend is None:
@@ -92,9 +93,7 @@ class Platform:
         if self._is_closed:
             return
         self._is_closed = True
-        readers, self._readers = self._readers, {}
-        for reader in readers.values():
-            reader.close()
+        self._readers.close()
         if self._backend is not None:
             await self._backend.close()
 
@@ -124,7 +123,8 @@ class Platform:
     ) -> pa.Table:
         """SQL over the views `events`, `instances`, `steps`, `attempts`, `waits` of all tenants.
 
-        `params`: a list for `?`, a dict for `$name`. Shows everything that was acknowledged at the
+        One SELECT (or EXPLAIN), which changes nothing. `params`: a list for `?`, a dict for
+        `$name`. Shows everything that was acknowledged at the
         latest a second ago. Raises QueryError, after `query_timeout_seconds` at the latest, and
         Corrupt where the log of a tenant is damaged, unless `skip_damaged`: then the answer lacks
         such tenants, and its `schema.metadata[b"left_out"]` says which (JSON: id -> reason).
@@ -135,17 +135,20 @@ class Platform:
         self, sql: str, params: Any, tenant_id: str | None, *, skip_damaged: bool = False
     ) -> pa.Table:
         self._open()
-        reader = self._readers.get(tenant_id)
-        if reader is None:
-            from .eventlog.query import Reader
+        with self._readers.using(tenant_id) as reader:
+            return reader.query(sql, params, skip_damaged=skip_damaged)
 
-            reader = self._readers[tenant_id] = Reader(
-                self._log,
-                tenant=tenant_id,
-                memory_mb=self.config.query_memory_mb,
-                timeout_s=self.config.query_timeout_seconds,
-            )
-        return reader.query(sql, params, skip_damaged=skip_damaged)
+    def _open_reader(self, tenant_id: str | None) -> Reader:
+        from .eventlog.query import Reader
+
+        return Reader(
+            self._log,
+            tenant=tenant_id,
+            memory_mb=self.config.query_memory_mb,
+            timeout_s=self.config.query_timeout_seconds,
+            sql_bytes_max=self.config.sql_bytes_max,
+            isolation=self.config.isolation,
+        )
 
     async def fetch(self, request: http.Request | str) -> http.Response:
         """Answer a request by the app's dispatcher."""
@@ -205,7 +208,12 @@ class Tenant:
         return EntrypointStub(invoke, name, props=props)
 
     def query(self, sql: str, params: list[Any] | dict[str, Any] | None = None) -> pa.Table:
-        """SQL over this tenant's rows alone; see Platform.query."""
+        """One SELECT over this tenant's rows alone, in a process of its own; see Platform.query.
+
+        Raises QueryError for what a tenant may not ask (docs/analytics.md), for a text of more than
+        `sql_bytes_max` bytes, and for what needs more time, memory or room than the config allows;
+        SandboxUnavailable where the host has no walls to run it in.
+        """
         return self._platform._query(sql, params, self._id)
 
     async def deploy(self, code: WorkerCode) -> str:

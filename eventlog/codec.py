@@ -89,7 +89,7 @@ _from_base64 = msgspec.json.Decoder(bytes).decode
 def lift(text: bytes) -> tuple[bytes, list[bytes]]:
     """The text with its large `bytes` taken out, numbers in their places; and these bytes.
 
-    To read them as text first would take several times as long.
+    For texts with tags: to read `bytes` as text first would take several times as long.
     """
     if len(text) < _LIFTED_FROM:
         return text, []
@@ -114,10 +114,10 @@ def lift(text: bytes) -> tuple[bytes, list[bytes]]:
 def decode(text: bytes) -> Any:
     """The value that `encode` wrote; UnserialisableValueError for a text that it never writes."""
     try:
-        text, lifted = lift(text)
-        value = _from_json(text)
-        if _has_tags(text):
-            value = revive(value, lifted)
+        if not _has_tags(text):
+            return _from_json(text)
+        short, lifted = lift(text)
+        value = revive(_from_json(short), lifted)
     except RecursionError:
         raise too_deep(None) from None
     except (msgspec.MsgspecError, ValueError) as error:
@@ -134,8 +134,8 @@ def check(text: bytes, bytes_max: int = VALUE_BYTES_MAX) -> None:
     if len(text) > bytes_max * 4 // 3 + 1024:
         raise too_large(len(text), bytes_max)
     try:
-        short, lifted = lift(text)
-        if _has_tags(short):
+        if _has_tags(text):
+            short, lifted = lift(text)
             if short.count(b",") + short.count(b"[") + short.count(b"{") > 2 * TAGGED_NODES_MAX:
                 raise too_large(len(text), bytes_max)
             check_size(text, bytes_max)

@@ -1,88 +1,250 @@
-"""Guard: which SQL a tenant may run: one SELECT, over the views, that reaches nothing outside.
+"""Guard: which SQL a tenant may run: one SELECT over the views, of listed parts and functions.
 
-DuckDB itself has external access off and its configuration locked; this is the second wall. It
-looks at the parsed statement, not at its text: a table must be one of the views or a name that the
-statement defines, and a table function must be on a short list.
+It looks at the statement as DuckDB has parsed it, and at the plan that DuckDB makes of it, never at
+the text. What is not listed (`sql_grammar`, `sql_functions`) is refused. It is one wall of several:
+whoever gets past it meets a read-only transaction, a DuckDB without external access, and, where the
+statement runs in a process of its own, the walls of that process.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from . import sql_functions, sql_grammar
 from .errors import QueryError
-from .views import NAMES
+from .query_limits import SQL_BYTES_MAX
+from .views import DEAD, NAMES, TAIL
 
 if TYPE_CHECKING:
     import duckdb
 
-TABLE_FUNCTIONS = frozenset({"generate_series", "json_each", "json_tree", "range", "unnest"})
-_TELLTALE = frozenset({"current_setting", "getvariable", "getenv", "pg_read_file"})
+Scope = frozenset[str]
+"""The names that the statement itself has defined around some part of it."""
+
+_KEPT_MAX = 256
+_CATALOGS = frozenset({"", "memory", "system"})
 _SCHEMAS = frozenset({"", "main"})
-# DuckDB's own views: not to be had by giving their names to a CTE elsewhere in the statement.
-_INTERNAL = ("duckdb_", "pg_", "pragma_", "sqlite_")
-_CATALOGS = frozenset({"", "memory"})
+# A name that nothing defines is looked up among DuckDB's own views, and as a file.
+_NO_NAME = re.compile(
+    r"^(duckdb_|pg_|pragma_|sqlite_|information_schema)|[./\\:*?\[\]]|^sealed_rows$"
+)
+_PIVOT = re.compile(r"\s*(?:with\b.*)?(?:pivot|pivot_wider)\b", re.IGNORECASE | re.DOTALL)
+_TABLES = frozenset({f"memory.{TAIL}", f"memory.{DEAD}"})
 
 
-def check_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise QueryError unless the text is one SELECT that stays within the views."""
+class SelectGuard:
+    """Checks the statements of one DuckDB instance, and remembers those that it has let through."""
+
+    def __init__(self, sql_bytes_max: int = SQL_BYTES_MAX) -> None:
+        self._sql_bytes_max = sql_bytes_max
+        self._parsed: dict[str, None] = {}
+        self._planned: dict[str, None] = {}
+
+    def check(self, connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+        """Raise QueryError unless the text is one SELECT of listed parts over the views."""
+        if sql in self._parsed:
+            return
+        check_size(sql, self._sql_bytes_max)
+        for node, scope in _nodes(_parsed(connection, sql), frozenset()):
+            _check(node, scope)
+        _keep(self._parsed, sql)
+
+    def check_plan(self, connection: duckdb.DuckDBPyConnection, sql: str, params: Any) -> None:
+        """Raise QueryError where the plan of a checked statement does more than read and compute.
+
+        DuckDB's own errors about the statement pass through.
+        """
+        if sql in self._planned:
+            return
+        rows = connection.execute(f"EXPLAIN (FORMAT json) {sql}", params).fetchall()
+        stack: list[Any] = [json.loads(plan) for _, plan in rows]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, list):
+                stack.extend(node)
+            else:
+                _check_operator(node)
+                stack.extend(node.get("children", ()))
+        _keep(self._planned, sql)
+
+
+def check_one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Raise QueryError unless the text is one statement that reads; for the platform's own."""
+    import duckdb
+
+    kinds = [one.type for one in connection.extract_statements(sql)]
+    reading = duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN
+    # DuckDB makes several statements of one PIVOT; what they leave behind is rolled back.
+    is_pivot = kinds == [duckdb.StatementType.MULTI] and _PIVOT.match(sql)
+    if not kinds:
+        raise QueryError("there is no statement in this query")
+    if not is_pivot and (len(kinds) > 1 or kinds[0] not in reading):
+        raise QueryError(
+            "a query is one SELECT statement, and changes nothing: to work with more, open a "
+            "connection of your own with connect_duckdb(log)"
+        )
+
+
+def check_size(sql: str, bytes_max: int) -> None:
+    """Raise QueryError for a text that is too long to be parsed, or none that can be."""
+    try:
+        size = len(sql) if len(sql) > bytes_max else len(sql.encode())
+    except UnicodeEncodeError:
+        raise QueryError("a query is text that can be written as UTF-8") from None
+    if size > bytes_max:
+        raise QueryError(
+            f"the text of this query is longer than {bytes_max} bytes: pass values as parameters, "
+            "or raise sql_bytes_max in the platform's config"
+        )
+
+
+def _keep(kept: dict[str, None], sql: str) -> None:
+    if len(kept) >= _KEPT_MAX:
+        del kept[next(iter(kept))]
+    kept[sql] = None
+
+
+def _parsed(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
     import duckdb
 
     try:
         statements = connection.extract_statements(sql)
-        is_select = [one.type == duckdb.StatementType.SELECT for one in statements]
-        if is_select != [True]:
+        if [one.type for one in statements] != [duckdb.StatementType.SELECT]:
             raise QueryError("a tenant's query is one SELECT statement")
-        (text,) = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()[0]
+        (text,) = connection.execute(
+            "SELECT json_serialize_sql(?, skip_null := true, skip_empty := true, "
+            "skip_default := true)",
+            [sql],
+        ).fetchall()[0]
         tree = json.loads(text)
+    except duckdb.InterruptException:
+        raise
     except duckdb.Error as error:
         raise QueryError(str(error)) from None
-    except TypeError:
-        raise QueryError("a query is text that can be written as UTF-8") from None
     except RecursionError:
         raise QueryError("this query nests too deep to be checked: make it simpler") from None
     if tree["error"]:
         raise QueryError(f"this query cannot be checked: {tree['error_message']}")
-    nodes = list(_nodes(tree["statements"]))
-    defined = {entry["key"].lower() for node in nodes for entry in _ctes(node)}
-    for node in nodes:
-        _check(node, defined)
+    return tree["statements"]
 
 
-def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every object of the tree; with its own stack, since queries nest as deep as they like."""
-    stack = [tree]
+def _nodes(tree: Any, scope: Scope) -> Iterator[tuple[dict[str, Any], Scope]]:
+    """Every object of the tree with its scope; with its own stack, since queries nest deeply."""
+    stack = [(tree, scope)]
     while stack:
-        node = stack.pop()
-        if isinstance(node, dict):
-            yield node
-            stack.extend(node.values())
-        elif isinstance(node, list):
-            stack.extend(node)
+        node, scope = stack.pop()
+        if isinstance(node, list):
+            stack.extend((one, scope) for one in node)
+        elif isinstance(node, dict):
+            if isinstance(ctes := node.get("cte_map"), dict):
+                for entry in ctes.get("map", ()):
+                    name = _defined(entry)
+                    # Only a recursive one sees itself; each sees those before it.
+                    inner = scope | {name} if _is_recursive(entry) else scope
+                    stack.append((entry, inner))
+                    scope = scope | {name}
+            yield node, scope
+            for field, value in node.items():
+                if field == "function" and node.get("type") == "TABLE_FUNCTION":
+                    # Its name is looked up among the table functions; the rest is an expression.
+                    value = {**value, "function_name": ""} if isinstance(value, dict) else value
+                if isinstance(value, dict | list) and field != "cte_map":
+                    stack.append((value, scope))
 
 
-def _ctes(node: dict[str, Any]) -> list[dict[str, Any]]:
-    ctes = node.get("cte_map")
-    return ctes.get("map", []) if isinstance(ctes, dict) else []
+def _defined(entry: dict[str, Any]) -> str:
+    name = str(entry["key"]).lower()
+    if _NO_NAME.search(name):
+        raise QueryError(f"{entry['key']!r} cannot be the name of a part of a tenant's query")
+    return name
 
 
-def _check(node: dict[str, Any], defined: set[str]) -> None:
-    kind = node.get("type")
-    if kind == "TABLE_FUNCTION":
-        name = str(node["function"].get("function_name", "")).lower()
-        if name not in TABLE_FUNCTIONS:
-            raise QueryError(f"the table function {name} is not available to a tenant's query")
+def _is_recursive(entry: dict[str, Any]) -> bool:
+    return bool(entry["value"]["query_node"].get("type") == "RECURSIVE_CTE_NODE")
+
+
+def _check(node: dict[str, Any], scope: Scope) -> None:
+    kind, expression = node.get("type"), node.get("class")
+    if expression is not None:
+        _check_expression(node)
+    elif isinstance(kind, str) and kind not in sql_grammar.NODES:
+        raise _refused(kind.removesuffix("_NODE").removesuffix("_QUERY").replace("_", " "))
+    elif kind == "TABLE_FUNCTION":
+        _check_table_function(node)
     elif kind == "BASE_TABLE":
-        name = str(node.get("table_name", "")).lower()
-        is_known = name in NAMES or (name in defined and not name.startswith(_INTERNAL))
-        if not (
-            is_known
-            and str(node.get("schema_name", "")).lower() in _SCHEMAS
-            and str(node.get("catalog_name", "")).lower() in _CATALOGS
-        ):
-            raise QueryError(f"there is no table {name}: the views are {', '.join(NAMES)}")
-    elif str(node.get("function_name", "")).lower() in _TELLTALE:
-        raise QueryError(
-            f"the function {node['function_name']} is not available to a tenant's query"
-        )
+        _check_table(node, scope)
+    elif kind == "SHOW_REF":
+        if node.get("show_type") not in sql_grammar.SHOWN or not node.get("query"):
+            raise _refused(f"SHOW {node.get('table_name', '')}")
+    for field, value in node.items():
+        if value and field not in sql_grammar.FIELDS:
+            raise _refused(f"the clause {field}")
+
+
+def _check_expression(node: dict[str, Any]) -> None:
+    if node["class"] not in sql_grammar.EXPRESSIONS:
+        raise _refused(f"the expression {node['class']}")
+    if node.get("function_name"):
+        _check_function(node)
+    elif node["class"] == "TYPE" and not _is_named(node, "type_name", sql_grammar.TYPES):
+        raise _refused(f"the type {node.get('type_name')}")
+
+
+def _refused(what: str) -> QueryError:
+    return QueryError(f"{what} is not available to a tenant's query")
+
+
+def _path(node: dict[str, Any]) -> list[str]:
+    return [str(part).lower() for part in (node.get("qualified_name") or {}).get("path", ())]
+
+
+def _is_named(node: dict[str, Any], field: str, names: frozenset[str]) -> bool:
+    """Whether the node names one of these, in no other place than where the views lie."""
+    name, path = str(node.get(field, "")).lower(), _path(node)
+    return (
+        name in names
+        and path[-1:] in ([], [name])
+        and all(part in _CATALOGS | _SCHEMAS for part in path[:-1])
+        and str(node.get("schema") or node.get("schema_name") or "").lower() in _SCHEMAS
+        and str(node.get("catalog") or node.get("catalog_name") or "").lower() in _CATALOGS
+    )
+
+
+def _check_function(node: dict[str, Any]) -> None:
+    # What stands before the name may be a column: `payload.json_keys()`. A listed name is pure in
+    # whichever schema it is found, since no tenant can make a function.
+    name = str(node["function_name"]).lower()
+    if name not in sql_functions.EXPRESSIONS or _path(node)[-1:] not in ([], [name]):
+        raise _refused(f"the function {node['function_name']}")
+
+
+def _check_table_function(node: dict[str, Any]) -> None:
+    function = node.get("function")
+    if not isinstance(function, dict) or not function.get("function_name"):
+        raise _refused("this table function")
+    if not _is_named(function, "function_name", sql_functions.TABLE_FUNCTIONS):
+        raise _refused(f"the table function {function['function_name']}")
+
+
+def _check_table(node: dict[str, Any], scope: Scope) -> None:
+    name = str(node.get("table_name", ""))
+    is_qualified = any(node.get(field) for field in ("schema_name", "catalog_name"))
+    if not (
+        _is_named(node, "table_name", frozenset(NAMES))
+        or (name.lower() in scope and not is_qualified and _is_named(node, "table_name", scope))
+    ):
+        raise QueryError(f"there is no table {name}: the views are {', '.join(NAMES)}")
+
+
+def _check_operator(node: dict[str, Any]) -> None:
+    name = str(node.get("name", "")).strip()
+    if name in sql_grammar.OPERATORS:
+        return
+    if name not in sql_grammar.SCANS:
+        raise _refused(f"the operation {name}")
+    table = (node.get("extra_info") or {}).get("Table")
+    if name == "SEQ_SCAN" and table not in _TABLES:
+        raise _refused("a table that is no part of the views")

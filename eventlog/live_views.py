@@ -7,16 +7,19 @@ tenant's instance is locked: what it may read is listed, and its settings stay a
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from . import damage
 from .errors import Corrupt, InvalidError, QueryError, WorkflowsError
 from .files import LogFiles, StreamState, Update
 from .folds import FOLDS
-from .guard import check_select
+from .guard import SelectGuard, check_one_select
 from .manifest import SegmentInfo, tenant_stream
+from .plain_json import MACROS, NESTED
 from .query_limits import MIB, QueryLimits, answer_of, deadline
 from .store import NotFound, Store
 from .views import DEAD, SEALED, STORED, TABLES, TAIL, events_sql, files_relation, quoted
@@ -33,18 +36,32 @@ _TRIES_MAX = 4
 
 _PATTERN = frozenset("*?[")
 
+_TRY = re.compile(r"\btry\W*\(", re.IGNORECASE)
+
+BEGIN, END = "BEGIN TRANSACTION READ ONLY", "ROLLBACK"
+"""Around a statement that may change nothing."""
+
 
 class LogViews:
     """One DuckDB instance in memory whose views follow a log."""
 
     def __init__(
-        self, store: Store, *, tenant: str | None, limits: QueryLimits, threads: int
+        self,
+        store: Store,
+        *,
+        tenant: str | None,
+        limits: QueryLimits,
+        threads: int,
+        is_nested: bool = False,
     ) -> None:
+        """`is_nested`: the views take payloads of any form from the first statement on."""
         self._store = store
         self._tenant = tenant
         self._limits = limits
         self._threads = threads
+        self._guard = SelectGuard(limits.sql_bytes_max)
         self._is_closed = False
+        self._is_nested = is_nested
         self._left_out: dict[str, Corrupt] = {}
         """Streams of which the present query has met damage."""
         self._open()
@@ -53,7 +70,7 @@ class LogViews:
         self.files = LogFiles(self._store, tenant=self._tenant)
         self._segments: dict[str, int] = {}
         self._unread: str | None = None
-        self._has_dead = False
+        self._shown: tuple[object, ...] = ()
         self._with_tail: set[str] = set()
         self._with_dead: set[str] = set()
         self._is_locked = False
@@ -61,6 +78,8 @@ class LogViews:
         # Its own connection, so that a transaction of the user's is neither seen nor disturbed.
         self._writer = self.connection.cursor()
         self._writer.execute(TABLES)
+        for macro in MACROS:
+            self._writer.execute(macro)
         self._define({}, first=True)
 
     def close(self) -> None:
@@ -70,10 +89,34 @@ class LogViews:
             self._writer.close()
             self.connection.close()
 
-    def check(self, sql: object) -> None:
-        """Raise QueryError for what a tenant may not run."""
-        if self._tenant is not None:
-            check_select(self._writer, str(sql))
+    @property
+    def is_tenants(self) -> bool:
+        """Whether one tenant alone sees these."""
+        return self._tenant is not None
+
+    def begin_checked(self, sql: object) -> None:
+        """Raise QueryError for what a tenant may not run; what follows there only reads."""
+        import duckdb
+
+        if self._tenant is None:
+            return
+        self._guard.check(self._writer, str(sql))
+        with suppress(duckdb.TransactionException):  # there is none before the first statement
+            self.connection.execute(END)
+        self.connection.execute(BEGIN)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A transaction in which nothing can be changed: DuckDB looks at the bound statement."""
+        import duckdb
+
+        self.connection.execute(BEGIN)
+        try:
+            yield
+        finally:
+            # DuckDB has none left after an error of its own.
+            with suppress(duckdb.Error):
+                self.connection.execute(END)
 
     def query(self, sql: str, params: Params = None, *, skip_damaged: bool = False) -> pa.Table:
         """As Reader.query."""
@@ -82,14 +125,19 @@ class LogViews:
         if self._is_closed:
             raise InvalidError("this reader was closed: open a new one")
         self._left_out = {}
+        if _TRY.search(sql):
+            # It would take the error about such payloads for one of the query's own.
+            self._is_nested = True
         tries_left = _TRIES_MAX - 1
         while True:
             self.refresh(again=tries_left < _TRIES_MAX - 1, skip_damaged=skip_damaged)
-            self.check(sql)
             try:
-                with deadline(self.connection, self._limits.timeout_s):
+                with deadline(self.connection, self._limits.timeout_s), self._reading():
                     return damage.noted(self._answer(sql, params), self.files.damaged)
             except (duckdb.Error, OSError) as error:
+                if NESTED in str(error) and not self._is_nested:
+                    self._is_nested = True
+                    continue
                 problem = self._explain(error, may_look_again=tries_left > 0)
             if problem is None:
                 tries_left -= 1
@@ -116,10 +164,25 @@ class LogViews:
             self.connection.close()
             self._open()
         if damage.is_of_the_query(error):
-            return QueryError(str(error))
-        return damage.explain(self._store, error, segments)
+            return QueryError(self._told(error))
+        if self._tenant is not None and isinstance(error, duckdb.InternalException):
+            return QueryError("DuckDB failed within itself on this query: put it in another way")
+        problem = damage.explain(self._store, error, segments)
+        return QueryError(self._told(problem)) if isinstance(problem, QueryError) else problem
+
+    def _told(self, error: Exception) -> str:
+        """What is said of an error: to a tenant nothing of where the log lies or how it is read."""
+        text = str(error)
+        if self._tenant is not None:
+            for hidden in (self._store.root, TAIL, DEAD, SEALED):
+                text = text.replace(hidden, "…")
+        return text
 
     def _answer(self, sql: str, params: Params) -> pa.Table:
+        if self._tenant is None:
+            check_one_select(self.connection, sql)
+        else:
+            self._check(sql, params)
         relation = self.connection.sql(sql, params=params)
         if relation is None:
             raise QueryError("there is no statement in this query")
@@ -127,6 +190,20 @@ class LogViews:
         return answer_of(
             relation, bytes_max=self._limits.memory_mb * MIB if self._tenant is not None else None
         )
+
+    def _check(self, sql: str, params: Params) -> None:
+        """Raise QueryError for what a tenant may not run."""
+        import duckdb
+
+        self._guard.check(self.connection, sql)
+        try:
+            self._guard.check_plan(self.connection, sql, params)
+        except (duckdb.BinderException, duckdb.CatalogException):
+            # Planned by itself it fails alike, and says so of the text as it was written.
+            self.connection.execute(END)
+            self.connection.execute(BEGIN)
+            self.connection.sql(sql, params=params)
+            raise
 
     def _lost_segment(self) -> str | None:
         """A segment that cannot be read: moved by a merge since our look, or damaged."""
@@ -196,7 +273,8 @@ class LogViews:
     def _refresh(self, *, again: bool, is_last: bool) -> None:
         updates, gone = self._look(again=again, is_last=is_last)
         is_open = self._tenant is not None and not self._is_locked
-        if not updates and not gone and not is_open and not self.files.damaged:
+        is_shown = self._shown[2:] == (self._is_nested,)
+        if not updates and not gone and not is_open and not self.files.damaged and is_shown:
             return
         segments = self._sealed_files()
         if segments != self._segments and self._is_locked:
@@ -233,7 +311,7 @@ class LogViews:
         self._with_tail.clear()
         self._with_dead.clear()
         # No list of segments is like this one, so the views are defined again.
-        self._segments = {"": 0}
+        self._segments, self._shown = {"": 0}, ()
 
     def _sealed_files(self) -> dict[str, int]:
         """Key and size of every segment."""
@@ -327,12 +405,15 @@ class LogViews:
 
     def _define(self, segments: dict[str, int], *, first: bool = False) -> None:
         has_dead = bool(self._writer.execute(f"SELECT 1 FROM {DEAD} LIMIT 1").fetchall())
-        if first or segments != self._segments or has_dead != self._has_dead:
-            self._writer.execute(events_sql(self._sealed(segments), has_dead=has_dead))
+        shown = (segments, has_dead, self._is_nested)
+        if first or shown != self._shown:
+            self._writer.execute(
+                events_sql(self._sealed(segments), has_dead=has_dead, is_nested=self._is_nested)
+            )
         if first:
             for definition in FOLDS:
                 self._writer.execute(definition)
-        self._segments, self._has_dead = segments, has_dead
+        self._segments, self._shown = segments, shown
         if self._tenant is not None and not first and not self._is_locked:
             self._lock_down(segments)
 

@@ -79,8 +79,12 @@ def _read_parquet(paths: Sequence[str]) -> str:
     return f"read_parquet([{names}], schema = MAP {{{fields}}}, {options})"
 
 
-def events_sql(sealed: str | None, *, has_dead: bool) -> str:
-    """The definition of `events` over a relation of sealed rows, if there are any, and the tail."""
+def events_sql(sealed: str | None, *, has_dead: bool, is_nested: bool) -> str:
+    """The definition of `events` over a relation of sealed rows, if there are any, and the tail.
+
+    `is_nested`: payloads may have tags around lists; without it such a payload is an error.
+    """
+    plain = "hot.plain" if is_nested else "hot.simple"
     rows = f"SELECT {_COLUMNS} FROM {TAIL}"
     if sealed is not None:
         rows = f"SELECT {_COLUMNS} FROM {sealed} UNION ALL {rows}"
@@ -97,6 +101,6 @@ def events_sql(sealed: str | None, *, has_dead: bool) -> str:
     return f"""
 CREATE OR REPLACE VIEW events AS
     SELECT tenant_id, workflow, instance_id, run, seq, epoch, ts, type, step, "count", attempt,
-        TRY_CAST(payload AS JSON) AS payload, code_hash
+        TRY_CAST({plain}(payload) AS JSON) AS payload, code_hash
     FROM ({rows}) AS e {dead};
 """

@@ -7,6 +7,11 @@ an earlier run left unfinished goes on in the next one.
 
 from __future__ import annotations
 
+from demo_interrupt import Interrupt
+
+INTERRUPT = Interrupt() if __name__ == "__main__" else None
+
+# ruff: noqa: E402  (Ctrl-C may come while these are imported)
 import argparse
 import asyncio
 import json
@@ -241,7 +246,5 @@ if __name__ == "__main__":
     )
     chosen = parser.parse_args()
     config = CONFIG.model_copy(update={"isolation": chosen.isolation})
-    try:
-        sys.exit(asyncio.run(main(chosen.log, Screen(), config)))
-    except KeyboardInterrupt:
-        sys.exit("stopped; what had begun goes on with the next `make demo`")
+    assert INTERRUPT is not None
+    sys.exit(INTERRUPT.run(main(chosen.log, Screen(), config)))

@@ -70,8 +70,9 @@ class Reviver:
     def decode(self, text: bytes) -> Any:
         """The value of a text; as plain data where the classes are not there as they were."""
         try:
-            short, lifted = codec.lift(text)
-            reader = ExactReader(self._names, has_tags=b'"$' in short, lifted=lifted)
+            has_tags = b'"$' in text
+            short, lifted = codec.lift(text) if has_tags else (text, [])
+            reader = ExactReader(self._names, has_tags=has_tags, lifted=lifted)
             return reader.read(_from_json(short), self._hint)
         except Exception:
             return codec.decode(text)

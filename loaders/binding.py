@@ -5,13 +5,19 @@ Nothing is decided here. Values become codec text, calls go through `Calls`, ans
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from ..eventlog import codec
 from ..eventlog.clock import to_datetime
-from ..eventlog.errors import InvalidError, WorkflowFailedError, WorkflowTerminatedError
+from ..eventlog.errors import (
+    InvalidError,
+    UnserialisableValueError,
+    WorkflowFailedError,
+    WorkflowTerminatedError,
+)
 from ..eventlog.events import INSTANCE_TYPES, TERMINAL_TYPES, Row
 from ..eventlog.ids import Ids
 from . import durations
@@ -111,7 +117,7 @@ class WorkflowInstance:
         """Deliver an event; it is kept until a wait for its type takes it."""
         if not isinstance(type, str):
             raise TypeError(f"the type of an event is text, not {type!r}")
-        await self._call("send_event", type=type, payload=codec.encode(payload))
+        await self._call("send_event", type=type, payload=_encoded(payload, "the payload"))
 
     async def delete(self) -> None:
         """Remove the instance and everything of it; nothing is rolled back."""
@@ -243,7 +249,7 @@ def _item(item: Mapping[str, Any]) -> dict[str, Any]:
             f"unknown key {names} in an item: use id, params, retention, pin", code="batch.invalid"
         )
     name, params, pin = item.get("id"), item.get("params"), item.get("pin")
-    plain: dict[str, Any] = {"params": codec.encode({} if params is None else params)}
+    plain: dict[str, Any] = {"params": _encoded({} if params is None else params, "the params")}
     if name is not None:
         plain["id"] = _text(name)
     if pin is not None:
@@ -253,6 +259,22 @@ def _item(item: Mapping[str, Any]) -> dict[str, Any]:
     if item.get("retention") is not None:
         plain["retention"] = _retention(item["retention"])
     return plain
+
+
+def _encoded(value: Any, what: str) -> bytes:
+    try:
+        return codec.encode(value)
+    except UnserialisableValueError as error:
+        # No annotation says anything here: who gets the value may not even have its classes.
+        reason = _ADVICE.split(error.message)[0]
+        raise UnserialisableValueError(
+            f"{what}: {reason}; a dataclass or model travels as a dict of its fields, which have to"
+            " be plain data",
+            **error.details,
+        ) from None
+
+
+_ADVICE = re.compile(r", or annotate|; dataclasses, models")
 
 
 def _items(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

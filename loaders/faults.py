@@ -204,6 +204,16 @@ def _fields_of(error: BaseException) -> Any:
     """The attributes that are not made of the args."""
     from .objects import state_of
 
+    if hasattr(type(error), "from_exception_data"):
+        kept = ("type", "loc", "input", "ctx")
+        errors = [
+            {name: one[name] for name in kept if name in one}
+            for one in error.errors(include_url=False)  # type: ignore[attr-defined]
+        ]
+        for one in errors:
+            if isinstance(one.get("ctx", {}).get("error"), Exception):
+                one["ctx"] = {**one["ctx"], "error": str(one["ctx"]["error"])}
+        return {"title": error.title, "errors": errors}.items()  # type: ignore[attr-defined]
     found = {
         name: getattr(error, name, None)
         for kind, members in _MEMBERS.items()
@@ -246,6 +256,8 @@ def from_wire(error: Error, names: ClassNames | None = None) -> Exception:
         made = _group(kind, args, names)
     elif issubclass(kind, WorkflowsError):
         made = _workflows_error(kind, error, args)
+    elif hasattr(kind, "from_exception_data"):
+        made, fields = _validation_error(kind, fields or {}, error.message), {}
     elif fields is None:
         made = _constructed(kind, args, error) or _made(kind, args)
     else:
@@ -348,6 +360,29 @@ def _constructed(kind: type[Exception], args: tuple[Any, ...], error: Error) -> 
     except Exception:
         pass
     return None
+
+
+def _validation_error(kind: Any, fields: dict[str, Any], message: str) -> Exception | None:
+    """A ValidationError of pydantic's, which only its own function can make."""
+    try:
+        for one in fields["errors"]:
+            raised = _RAISED.get(one["type"])
+            if raised is not None:
+                one["ctx"] = {**one["ctx"], "error": raised(one["ctx"]["error"])}
+        for source in ("python", "json"):
+            made: Exception = kind.from_exception_data(
+                fields["title"], fields["errors"], input_type=source
+            )
+            if str(made) == message:
+                made.args = ()
+                return made
+    except Exception:
+        pass
+    return None
+
+
+_RAISED: dict[str, type[Exception]] = {"value_error": ValueError, "assertion_error": AssertionError}
+"""What validators raised, by the type that pydantic gives to it."""
 
 
 def _made(kind: type[Exception], args: tuple[Any, ...]) -> Exception | None:

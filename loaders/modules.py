@@ -205,8 +205,9 @@ class Modules:
         return is_ours and not self._is_granted(name.partition(".")[0]) and name != _FACE
 
     def grants(self, module: str) -> bool:
-        """Whether the bundle's code may import that module, which is not its own."""
-        return self._is_granted(module.partition(".")[0])
+        """Whether what that module defines, which is none of its own, is there for the bundle."""
+        top = module.partition(".")[0]
+        return self._is_granted(top) or top == "pydantic_core"  # It is what pydantic is made of.
 
     def _is_granted(self, top: str) -> bool:
         return top in sys.stdlib_module_names or top in _ALWAYS or top in self._packages

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from dynamic_workflows.eventlog.clock import US, VirtualClock
+from dynamic_workflows.eventlog.codec import encode
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.log import EventLog, LogConfig
@@ -40,7 +40,7 @@ class Writer:
             step=step,
             count=count if step else 0,
             attempt=attempt,
-            payload=json.dumps(payload).encode() if payload else None,
+            payload=encode(payload) if payload else None,
             code_hash="c0de" if type in ("workflow_queued", "workflow_started") else None,
         )
         self.clock.move_to(self.clock.now_us() + US)

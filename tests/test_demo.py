@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import signal
 import subprocess
@@ -215,6 +216,33 @@ def test_the_demo_survives_its_kill_and_goes_on_from_the_same_log(
             "select output ->> '$.artifact' from instances where tenant_id = 'ci'"
         ).fetchall()[0]
         assert artifact == ARTIFACT
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("line", ["starting Ray", "created"])
+def test_a_key_ends_the_demo_in_one_line_whatever_it_is_doing(
+    demo_run: list[str], line: str
+) -> None:
+    with subprocess.Popen(
+        demo_run,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while line not in process.stdout.readline():
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: all of them hear it
+        _, errors = process.communicate(timeout=60)
+    assert errors.split() == interrupt_line().split()
+    assert process.returncode == 128 + signal.SIGINT
+
+
+def interrupt_line() -> str:
+    source = (EXAMPLES / "demo_interrupt.py").read_text(encoding="utf-8")
+    return str(re.search(r'^LINE = "(.*)"$', source, re.MULTILINE).group(1))  # type: ignore[union-attr]
 
 
 @pytest.mark.ray

@@ -12,6 +12,7 @@ from dynamic_workflows.loaders import faults, wire
 from dynamic_workflows.loaders.plain import plain_error
 
 BEFORE = """
+import pydantic
 import binascii, dataclasses, decimal, enum, http.client, json, socket, sqlite3, struct
 import subprocess, sys, urllib.error, xml.etree.ElementTree, zlib
 import helper
@@ -22,6 +23,16 @@ class Colour(enum.Enum):
 @dataclasses.dataclass
 class Order:
     id: int
+
+class Model(pydantic.BaseModel):
+    n: int
+    t: tuple[int, str] = (1, "")
+    @pydantic.field_validator("n")
+    @classmethod
+    def small(cls, value):
+        if value > 9: raise ValueError("too large")
+        assert value > 0, "too small"
+        return value
 
 class Keyword(Exception):
     def __init__(self, *, code):
@@ -109,6 +120,10 @@ SAME = {
     "frozen": "Guarded()",
     "no message": "Exception()",
     "a message that is no text": "Exception({'a': (1, 2)})",
+    "ValidationError": "caught(Model.model_validate, {'n': 'x', 't': [1, 2, 3]})",
+    "ValidationError by a validator": "caught(Model.model_validate, {'n': 10})",
+    "ValidationError by an assertion": "caught(Model.model_validate, {'n': -1})",
+    "ValidationError of JSON": "caught(Model.model_validate_json, '{')",
     "a subclass of OSError": "helper.Disk(28, 'full', '/data')",
 }
 
@@ -214,7 +229,7 @@ async def test_no_constructor_runs_when_an_error_is_revived(world: World) -> Non
     [
         ("local()", "Local", "here"),
         (
-            "caught(pydantic.TypeAdapter(int).validate_python, 'x')",
+            "caught(pydantic.TypeAdapter(int).validate_python, object())",
             "ValidationError",
             "valid integer",
         ),
@@ -226,7 +241,6 @@ async def test_what_cannot_be_had_is_a_step_error_that_names_it(
     world: World, error: str, name: str, message: str
 ) -> None:
     before = """
-import pydantic
 def local():
     class Local(Exception): pass
     return Local("here")

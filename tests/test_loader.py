@@ -159,6 +159,49 @@ async def test_a_tenant_with_work_or_with_a_wake_up_just_ahead_stays() -> None:
     await world.stop()
 
 
+async def test_a_tenant_does_not_sleep_for_less_than_a_process_takes_to_start() -> None:
+    world = await World(idle_s=2).start()
+    for name, start_s in (("slow", 9.0), ("quick", 0.1)):
+        await world.home(name)
+        world.slot_of(name).target._start_us = round(start_s * US)
+        world.wakes[name] = world.clock.now_us() + 15 * US
+    await advance(world, 5)
+    await until(lambda: "quick" not in world.loader._places)
+    assert await world.loader.residents() == ["slow"]
+    await world.stop()
+
+
+async def test_a_wake_up_waits_for_a_slot_that_is_just_closing_and_opens_another() -> None:
+    world = await World(pool_size=0).start()
+    await world.home("acme")
+    slot = world.slot_of("acme").target
+    gate = asyncio.Event()
+    close = world.tills["acme"].close
+
+    async def slowly() -> None:
+        await gate.wait()
+        await close()
+
+    world.tills["acme"].close = slowly  # type: ignore[method-assign]
+    slot._end()
+    waking = asyncio.ensure_future(world.loader.wake(["acme"]))
+    await asyncio.sleep(0.05)
+    assert not waking.done(), "it has a place, and is not awake"
+    gate.set()
+    assert await waking == ({}, {})
+    assert world.opened == ["acme", "acme"]
+    await world.stop()
+
+
+async def test_a_log_that_was_put_back_from_a_copy_does_not_make_its_tenant_deaf() -> None:
+    world = await World().start()
+    await world.timer.slept([("acme", 7, None), ("acme", 8, world.clock.now_us() + 3_600 * US)])
+    await world.home("acme")
+    assert world.epochs["acme"] == 9, "above what the timer had heard"
+    assert await world.timer.due("acme") == -1
+    await world.stop()
+
+
 async def test_a_caller_who_meets_a_closing_slot_waits_for_the_next_one() -> None:
     world = await World().start()
     first = await world.home("acme")

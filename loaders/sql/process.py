@@ -1,0 +1,247 @@
+"""SQL process: the platform's end of the zygote and of the processes that it forks.
+
+One zygote serves all readers of a program and ends with the last of them. Everything here blocks,
+with a limit, and may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+
+import msgspec
+
+from ...eventlog.errors import SandboxUnavailable, Unavailable
+from .. import control, kernel
+from ..spawner import _search_path
+from .messages import DONE, FAILED, SqlFailure, SqlFrames, SqlOpening
+
+START_S = 60.0
+"""A zygote imports for half a second, on a machine that has nothing else to do."""
+_ENDED_S = 2.0
+_ENDS_KEPT = 1024
+_failure = msgspec.msgpack.Decoder(SqlFailure).decode
+_encode = msgspec.msgpack.Encoder().encode
+_BOOT = (
+    "import sys; sys.path += sys.argv[3:]; "
+    "from dynamic_workflows.loaders.sql.zygote import main; main(int(sys.argv[1]), sys.argv[2])"
+)
+
+
+class SqlZygote:
+    """The process from which SQL processes are forked."""
+
+    def __init__(self, isolation: str) -> None:
+        self.isolation = isolation
+        self.owner_pid = os.getpid()
+        self._lock = threading.Lock()
+        self._next_id = 0
+        self._ended: dict[int, int] = {}
+        self._words = tempfile.TemporaryFile()
+        ours, theirs = control.pair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _BOOT),
+                    *(str(theirs.fileno()), isolation, *_search_path()),
+                ],
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._words,
+                start_new_session=True,
+            )
+        ours.setblocking(False)
+        self._control = control.over(ours)
+
+    def spawn(self, opening: SqlOpening) -> SqlProcess:
+        """Fork a process and wait until its walls stand; SandboxUnavailable, Unavailable."""
+        ours, theirs = _socket_pair()
+        with self._lock, theirs:
+            self._next_id += 1
+            id = self._next_id
+            try:
+                self._control.send(_encode(_tagged(1, id, opening)), [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise Unavailable(f"the SQL zygote has ended: {self._last_words()}") from error
+            spawned, fds = self._wait_for(id)
+        pid, message = spawned
+        if not pid:
+            ours.close()
+            raise Unavailable(f"no process could be started for this query: {message}")
+        made = SqlProcess(self, id, pid, fds[0] if fds else None, SqlFrames(ours))
+        made.wait_until_walled()
+        return made
+
+    def _wait_for(self, id: int) -> tuple[tuple[int, str], list[int]]:
+        until_s = time.monotonic() + START_S
+        while True:
+            for (tag, one, *rest), fds in self._reports(until_s):
+                if tag == 1 and one == id:
+                    return (int(rest[0]), str(rest[1])), fds
+
+    def _reports(self, until_s: float) -> list[tuple[list[Any], list[int]]]:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        if not poll.poll(max(0.0, until_s - time.monotonic()) * 1000):
+            raise Unavailable("the SQL zygote did not answer in time: the machine is overloaded")
+        messages = self._control.receive()
+        if messages is None:
+            raise Unavailable(f"the SQL zygote has ended: {self._last_words()}")
+        reports = [(msgspec.msgpack.decode(data), fds) for data, fds in messages]
+        self._ended.update({one[1]: one[2] for one, _ in reports if one[0] == 2})
+        while len(self._ended) > _ENDS_KEPT:
+            del self._ended[next(iter(self._ended))]
+        return reports
+
+    def status_of(self, id: int) -> int | None:
+        """How a process ended, as wait(2) says it; None where that is not known in time."""
+        until_s = time.monotonic() + _ENDED_S
+        with self._lock, contextlib.suppress(Unavailable):
+            while id not in self._ended:
+                self._reports(until_s)
+            return self._ended.pop(id)
+        return None
+
+    def kill(self, id: int) -> None:
+        """SIGKILL for a process of which there is no descriptor."""
+        with self._lock, contextlib.suppress(OSError):
+            self._control.send(_encode(_tagged(2, id)))
+
+    def _last_words(self) -> str:
+        self._words.seek(0)
+        return self._words.read().decode(errors="replace").strip()[-2000:] or "killed"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it can fork no more."""
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        """End it, with all that it forked."""
+        self._process.kill()
+        self._process.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Give its descriptors back: it has ended, or is another program's since a fork."""
+        self._control.close()
+        self._words.close()
+
+
+class SqlProcess:
+    """A process that answers one tenant's statements."""
+
+    def __init__(
+        self, zygote: SqlZygote, id: int, pid: int, pidfd: int | None, frames: SqlFrames
+    ) -> None:
+        self.pid = pid
+        self.frames = frames
+        self._zygote = zygote
+        self._id = id
+        self._pidfd = pidfd
+        self._closing = threading.Lock()
+        self._is_closed = False
+
+    def wait_until_walled(self) -> None:
+        """Return when it takes statements; SandboxUnavailable, Unavailable."""
+        try:
+            kind, data = self.frames.receive(until_s=time.monotonic() + START_S, small=True)
+        except (EOFError, OSError):
+            self.kill()
+            ended_by = self.how_ended()
+            self.close()
+            raise Unavailable(
+                f"a process for this query ended before it could begin (signal {ended_by})"
+            ) from None
+        if kind == DONE:
+            return
+        self.close()
+        if kind == FAILED:
+            raise SandboxUnavailable(_failure(data).message)
+        raise Unavailable("a process for this query does not say what it should")
+
+    def kill(self) -> None:
+        """SIGKILL; harmless when it has ended."""
+        with self._closing:
+            if self._is_closed:
+                return
+            if self._pidfd is not None:
+                kernel.kill(self._pidfd)
+            else:
+                self._zygote.kill(self._id)
+
+    def how_ended(self) -> int | None:
+        """The signal that ended it, or None."""
+        status = self._zygote.status_of(self._id)
+        return os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None
+
+    def close(self) -> None:
+        """End it, and give its descriptors back."""
+        self.kill()
+        with self._closing:
+            if not self._is_closed:
+                self._is_closed = True
+                self.frames.close()
+                if self._pidfd is not None:
+                    os.close(self._pidfd)
+
+
+_sharing = threading.Lock()
+_shared: dict[str, tuple[SqlZygote, int]] = {}
+
+
+def hold_zygote(isolation: str) -> SqlZygote:
+    """The zygote of this program, started where there is none; to be released once."""
+    with _sharing:
+        zygote, holders = _shared.get(isolation, (None, 0))
+        if zygote is not None and (zygote.has_ended or zygote.owner_pid != os.getpid()):
+            zygote.forget()
+            zygote = None
+        if zygote is None:
+            zygote, holders = SqlZygote(isolation), 0
+        _shared[isolation] = zygote, holders + 1
+        return zygote
+
+
+def release_zygote(zygote: SqlZygote) -> None:
+    """It is needed once less; ends it where nobody needs it."""
+    with _sharing:
+        held, holders = _shared.get(zygote.isolation, (None, 0))
+        if held is not zygote:
+            return  # it ended, and was replaced
+        if holders > 1:
+            _shared[zygote.isolation] = zygote, holders - 1
+            return
+        del _shared[zygote.isolation]
+    if zygote.owner_pid == os.getpid():
+        zygote.close()
+
+
+def _tagged(tag: int, *fields: Any) -> list[Any]:
+    """A message to the zygote, whose own structs are defined beside DuckDB."""
+    return [tag, *fields]
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def _environment() -> dict[str, str]:
+    # No credentials. Arrow's own allocators reserve more than a process may have.
+    clean = {"LC_ALL": "C.UTF-8", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+    for name in ("LD_LIBRARY_PATH", "PYTHONHOME"):
+        if name in os.environ:
+            clean[name] = os.environ[name]
+    return clean
