@@ -195,6 +195,12 @@ def measure_queries(root: Path, made: Made, *, threads: int, memory_mb: int) -> 
     report("history, platform's SQL", [one(history, *pick) for pick in picks])
     reader.close()
     one_tenant = Reader(root, tenant=picks[0][0])
+    first = one(lambda: one_tenant.query("select 1"))
+    print(f"a tenant's first, with the zygote  {first:8.2f} s")
+    others = [Reader(root, tenant=tenant) for tenant in {pick[0] for pick in picks[1:6]}]
+    report("other tenants' first", [one(other.query, "select 1") for other in others])
+    for other in others:
+        other.close()
     mine = [pick for pick in made.samples if pick[0] == picks[0][0]] * 10
 
     def own(_: str, instance: str) -> None:
@@ -202,10 +208,12 @@ def measure_queries(root: Path, made: Made, *, threads: int, memory_mb: int) -> 
         assert answer.num_rows == len(LIFE)
 
     report("history, tenant's SQL", [one(own, *pick) for pick in mine])
+    fresh = (f"select {number}, count(*) from instances" for number in range(20))
+    report("tenant's SQL, never seen before", [one(one_tenant.query, sql) for sql in fresh])
     one_tenant.close()
 
 
-def one(work: Callable[..., None], *args: str) -> float:
+def one(work: Callable[..., object], *args: str) -> float:
     begun = time.perf_counter()
     work(*args)
     return time.perf_counter() - begun

@@ -52,6 +52,25 @@ class SelectGuard:
             _check(node, scope)
         _keep(self._parsed, sql)
 
+    def check_read(self, connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+        """Raise QueryError unless the text is one statement that reads; for the platform's own."""
+        import duckdb
+
+        if sql in self._parsed:
+            return
+        kinds = [one.type for one in connection.extract_statements(sql)]
+        reading = duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN
+        # DuckDB makes several statements of one PIVOT; what they leave behind is rolled back.
+        is_pivot = kinds == [duckdb.StatementType.MULTI] and _PIVOT.match(sql)
+        if not kinds:
+            raise QueryError("there is no statement in this query")
+        if not is_pivot and (len(kinds) > 1 or kinds[0] not in reading):
+            raise QueryError(
+                "a query is one SELECT statement, and changes nothing: to work with more, open a "
+                "connection of your own with connect_duckdb(log)"
+            )
+        _keep(self._parsed, sql)
+
     def check_plan(self, connection: duckdb.DuckDBPyConnection, sql: str, params: Any) -> None:
         """Raise QueryError where the plan of a checked statement does more than read and compute.
 
@@ -69,23 +88,6 @@ class SelectGuard:
                 _check_operator(node)
                 stack.extend(node.get("children", ()))
         _keep(self._planned, sql)
-
-
-def check_one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise QueryError unless the text is one statement that reads; for the platform's own."""
-    import duckdb
-
-    kinds = [one.type for one in connection.extract_statements(sql)]
-    reading = duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN
-    # DuckDB makes several statements of one PIVOT; what they leave behind is rolled back.
-    is_pivot = kinds == [duckdb.StatementType.MULTI] and _PIVOT.match(sql)
-    if not kinds:
-        raise QueryError("there is no statement in this query")
-    if not is_pivot and (len(kinds) > 1 or kinds[0] not in reading):
-        raise QueryError(
-            "a query is one SELECT statement, and changes nothing: to work with more, open a "
-            "connection of your own with connect_duckdb(log)"
-        )
 
 
 def check_size(sql: str, bytes_max: int) -> None:

@@ -17,7 +17,7 @@ from . import damage
 from .errors import Corrupt, InvalidError, QueryError, WorkflowsError
 from .files import LogFiles, StreamState, Update
 from .folds import FOLDS
-from .guard import SelectGuard, check_one_select
+from .guard import SelectGuard
 from .manifest import SegmentInfo, tenant_stream
 from .plain_json import MACROS, NESTED
 from .query_limits import MIB, QueryLimits, answer_of, deadline
@@ -180,7 +180,7 @@ class LogViews:
 
     def _answer(self, sql: str, params: Params) -> pa.Table:
         if self._tenant is None:
-            check_one_select(self.connection, sql)
+            self._guard.check_read(self.connection, sql)
         else:
             self._check(sql, params)
         relation = self.connection.sql(sql, params=params)

@@ -25,14 +25,18 @@ _STRING = r'"(?:[^"\\]|\\.)*"'
 _INT = r'\{"\$int":"(-?0x[0-9a-f]+)"\}'
 _DICT = rf'\{{"\$dict":(\x01{_INNER}\x02)\}}'
 _SCALARS = (
-    (r'\{"\$(?:decimal|uuid|bytes|float|date|datetime|time)":("[^"\\]*")\}', r"\1"),
-    # With the zone's name, which is left out.
-    (rf'\{{"\$(?:datetime|time)":\[("[^"\\]*"),"[a-z]*",{_STRING},[01]\]\}}', r"\1"),
+    # A moment may stand in a list with its zone's name, which is left out.
+    (
+        r'\{"\$(?:decimal|uuid|bytes|float|date|datetime|time)":'
+        rf'\[?("[^"\\]*")(?:,"[a-z]*",{_STRING},[01]\])?\}}',
+        r"\1",
+    ),
     (
         r'\{"\$timedelta":\[(-?[0-9]+),([0-9]+),([0-9]+)\]\}',
         r'"\1 days \2 seconds \3 microseconds"',
     ),
 )
+_IS_NESTED = r"""regexp_matches(text, '\{"\$(?:tuple|set|frozenset|dict|int)":')"""
 
 
 def _each(text: str, pattern: str, shown: str) -> str:
@@ -95,9 +99,10 @@ NESTED = "a value in this log has tags around lists"
 
 
 def _tagged(nested: str) -> str:
-    """The text, with an expression for what is still tagged when scalars are not."""
+    """The text, with an expression for one in which more is tagged than scalars."""
+    # Every view repeats this, and DuckDB binds it anew for every statement: it has to be short.
     return f"""CASE WHEN contains(text, '"$') THEN
-        CASE WHEN contains(hot.scalars(text), '{{"$') THEN {nested} ELSE hot.scalars(text) END
+        CASE WHEN {_IS_NESTED} THEN {nested} ELSE hot.scalars(text) END
         ELSE text END"""
 
 
