@@ -18,7 +18,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
-from ..eventlog.errors import InstanceError, PlatformClosed, Unavailable, WorkflowsError
+from ..eventlog.errors import (
+    InstanceError,
+    PlatformClosed,
+    Unavailable,
+    WorkflowsError,
+    is_full,
+)
 from ..eventlog.marks import mark
 from .peers import Lost, Peer
 from .slot import LONG_OPS, Moved
@@ -37,14 +43,22 @@ _BACK_OFF_S = (0.01, 0.05, 0.1, 0.2, 0.5)
 _MOVED_BACK_OFF_S = (0.05, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
+RESULT_GRACE_S = 0.5
+"""How much longer than it was told a `result` waits: the tenant's own word comes first."""
+_ROOM_TIMES = 4
+"""A call waits so many times its limit while the loader looks for room for its tenant."""
+
+
 class _Call:
-    __slots__ = ("args", "future", "number", "op", "tries")
+    __slots__ = ("args", "future", "made", "number", "op", "since", "timer", "tries")
 
     def __init__(self, number: int, op: str, args: dict[str, Any]) -> None:
         self.number = number
         self.op = op
         self.args = args
         self.tries = 0
+        self.made = self.since = time.monotonic()
+        self.timer: asyncio.TimerHandle | None = None
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
@@ -76,12 +90,19 @@ class TenantClient:
         self._is_flushing = False
         self._is_polling = False
         self._connecting: asyncio.Task[None] | None = None
+        self._is_resolving = False
+        self._heard = 0.0
+        """When the tenant's actor last answered anything."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._closed: WorkflowsError = PlatformClosed("the platform was closed: connect again")
 
     async def call(self, op: str, args: dict[str, Any]) -> Any:
-        """Carry out one operation; raises WorkflowsError, TimeoutError."""
+        """Carry out one operation; raises WorkflowsError, TimeoutError.
+
+        It ends within its limit, whatever hangs: `result` and `events` within the time that they
+        were given, what cannot take long within `timeout_s` once the tenant has a place.
+        """
         if self._is_closed:
             raise self._closed
         number = next(self._numbers)
@@ -94,6 +115,9 @@ class TenantClient:
         if not self._is_flushing:
             self._is_flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
+        limit_s = self._limit_s(op, args)
+        if limit_s is not None:
+            self._look_after(call, limit_s, limit_s)
         try:
             return await call.future
         except InstanceError as error:
@@ -102,9 +126,71 @@ class TenantClient:
                 return None
             raise
         finally:
+            if call.timer is not None:
+                call.timer.cancel()
             if self._pending.pop(call.number, None) is not None:
                 self._forgotten.append(call.number)
                 self._handed.discard(call.number)
+
+    def _limit_s(self, op: str, args: dict[str, Any]) -> float | None:
+        """The seconds that a call has; None: as many as it takes while the tenant answers."""
+        if op not in LONG_OPS:
+            return self._timeout_s
+        if op == "result":
+            timeout_s = args.get("timeout_s")
+            return None if timeout_s is None else max(0.0, timeout_s) + RESULT_GRACE_S
+        if op == "events":
+            return float(args.get("wait_s") or 0.0) + self._timeout_s
+        return None
+
+    def _look_after(self, call: _Call, limit_s: float, after_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        call.timer = loop.call_later(after_s, self._overdue, call, limit_s)
+
+    def _overdue(self, call: _Call, limit_s: float) -> None:
+        """End a call that has had its time, and say what did not answer."""
+        if call.future.done():
+            return
+        now = time.monotonic()
+        if call.op not in LONG_OPS:
+            left_s = call.since + limit_s - now
+            if self._waits_for_room(call) and now - call.made < _ROOM_TIMES * limit_s:
+                left_s = limit_s / 4
+            if left_s > 0:
+                self._look_after(call, limit_s, left_s)
+                return
+        missing = self._missing(call)
+        if call.op == "result":
+            timeout_s = limit_s - RESULT_GRACE_S
+            call.future.set_exception(
+                TimeoutError(f"the time of {timeout_s:g} s is up, and {missing}")
+            )
+            return
+        call.future.set_exception(
+            Unavailable(
+                f"{call.op} of tenant {self._tenant_id!r} had no answer in {limit_s:g} s: {missing}"
+                ": look there, then call again"
+            )
+        )
+
+    def _waits_for_room(self, call: _Call) -> bool:
+        """Whether the loader, which lives, looks for a place; a search for an actor that has
+        fallen silent is none."""
+        return self._is_resolving and not call.tries and not self._failures
+
+    def _missing(self, call: _Call) -> str:
+        """What a call waits for, as far as it can be told from here."""
+        because = "" if self._problem is None else f" ({self._problem})"
+        if self._waits_for_room(call):
+            return f"the loader has found no place for the tenant{because}"
+        if self._peer is None:
+            return f"its actor does not answer{because}"
+        if self._heard >= call.since:
+            return (
+                f"its actor {self._peer.name} lives, but what that one needs does not answer: the "
+                "store of the log, the code's callback, or the timer actor"
+            )
+        return f"its actor {self._peer.name} does not answer"
 
     async def _was_done(self, op: str, args: dict[str, Any], error: InstanceError) -> bool:
         if op == "delete":
@@ -178,8 +264,13 @@ class TenantClient:
                 timeout_s=wait_s + self._timeout_s,
             )
         except (Lost, Unavailable) as error:
-            self._problem = error
+            self._note(error)
             self._failures += 1
+            if is_full(error) and session == self._session and self._peer is not None:
+                # It does not get better by itself, and whoever waits can do something about it.
+                self._gone, self._peer = self._peer.name, None
+                self._fail(error)
+                return
             self._disconnect(session)
             return
         except Moved:
@@ -194,9 +285,16 @@ class TenantClient:
             return
         self._down_since = None
         self._failures = 0
+        self._problem = None
+        self._heard = time.monotonic()
         if batch:
             self._moves = 0
         self._settle(answers)
+
+    def _note(self, error: Exception) -> None:
+        """Keep the reason that says most: that an actor is gone follows from what ended it."""
+        if not (isinstance(error, Lost) and isinstance(self._problem, Unavailable)):
+            self._problem = error
 
     def _settle(self, answers: Iterable[tuple[int, bool, Any]]) -> None:
         for number, has_succeeded, value in answers:
@@ -248,14 +346,20 @@ class TenantClient:
             return True
         try:
             mark("driver: asks for the slot")
+            self._is_resolving = True
             self._peer = await self._resolve(self._tenant_id, self._gone)
             mark("driver: knows the slot")
         except (Lost, Unavailable) as error:
-            self._problem = error
+            self._note(error)
+            if is_full(error):
+                self._fail(error)
+                return True
             return False
         except Exception as error:
             self._fail(error)
             return True
+        finally:
+            self._is_resolving = False
         # While the loader finds room for the tenant, the tenant is not silent.
         self._down_since += time.monotonic() - now
         self._gone = None
@@ -263,6 +367,10 @@ class TenantClient:
         self._forgotten = []
         self._handed.clear()
         self._queue = list(self._pending.values())
+        now = time.monotonic()
+        for call in self._queue:
+            if not call.tries:
+                call.since = now
         return True
 
     async def _rest(self, tries: int) -> None:

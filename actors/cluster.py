@@ -435,7 +435,9 @@ class RayLauncher:
 
     async def names(self) -> list[str]:
         """The slots of this platform."""
-        named: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
+        named: list[dict[str, str]] = await asyncio.to_thread(
+            ray.util.list_named_actors, all_namespaces=True
+        )
         return [
             actor["name"]
             for actor in named
@@ -445,7 +447,7 @@ class RayLauncher:
 
     async def find(self, name: str) -> Peer | None:
         """A slot by name."""
-        return find_actor(name, self._setup.namespace)
+        return await asyncio.to_thread(find_actor, name, self._setup.namespace)
 
     async def kill(self, name: str) -> None:
         """End a slot for good."""

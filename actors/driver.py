@@ -41,16 +41,20 @@ from .ray_session import RaySession
 from .remote import Persistent, RemoteCodes
 from .setup import Rule, Setup
 from .spares import Spares
+from .time_limits import within
 
 _log = logging.getLogger("dynamic_workflows.cluster")
 
 _CLOSE_S = 600.0
-"""How long the supervisors may take to end; each of hundreds of tenants seals its log first."""
+"""How long the supervisors may take to end."""
+_SILENT_S = 10.0
+"""How long they may be silent while they end."""
 _START_S = 120.0
 """How long the supervisors may take to start: a log to open, or a node to wait for."""
 _REPLACED_S = 60.0
 _GRACE_S = 30.0
 _LOOK_S = 0.2
+_END_S = 5.0
 _AGAIN_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -103,6 +107,8 @@ class Cluster:
         self._claims = Claims(self._store)
         self._session: RaySession | None = None
         self._setup = order.setup(order.config)
+        self._stage = f"the store of the log at {order.root}"
+        """What is waited for while the platform is entered."""
         self._is_closed = False
         self._broken: WorkflowsError | None = None
         self._entering: asyncio.Task[None] | None = None
@@ -133,6 +139,7 @@ class Cluster:
         config: PlatformConfig | None = None,
         take_over: bool = False,
         load_version: str | None = None,
+        timeout_s: float | None = None,
     ) -> Cluster:
         """Start or join Ray, and the platform's actors on it.
 
@@ -154,24 +161,37 @@ class Cluster:
             await asyncio.to_thread(log_access.share, root, config.log_group)
         order = Order(root, load, app, address, namespace, config, take_over, load_version)
         cluster = cls(order)
-        await cluster._enter(take_over=take_over)
+        limit = asyncio.timeout(timeout_s)
+        try:
+            async with limit:
+                await cluster._enter(take_over=take_over)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise Unavailable(
+                f"connect has had its {timeout_s:g} s: {cluster._stage} did not answer: look "
+                "there, then connect again, or give it more time by connect(timeout=...)"
+            ) from error
         return cluster
 
     # --- entering
 
     async def _enter(self, *, take_over: bool = False) -> None:
         order = self._order
+        store = self._stage = f"the store of the log at {order.root}"
+        limit_s = order.config.client_timeout_seconds
         if order.address is None:
             # The actors would wait for the disk to come back; whoever starts them wants to know.
-            await probe(self._store, SystemIds())
-        exposure = await asyncio.to_thread(log_access.exposure, order.root)
+            await within(limit_s, store, probe(self._store, SystemIds()))
+        looking = asyncio.to_thread(log_access.exposure, order.root)
+        exposure = await within(limit_s, store, looking)
         if exposure is not None:
             _log.warning("%s", exposure)
         session, claim = await self._begin(take_over=take_over)
         try:
             config = order.config
             if session.is_embedded or session.is_guest:
-                config = _fitting(config)
+                config = await door.in_thread(_fitting, config)
             callbacks = _packed(order.load, order.app, is_elsewhere=session.is_elsewhere)
             setup = self._setup = order.setup(config, callbacks, claim)
             self._session = session
@@ -188,7 +208,8 @@ class Cluster:
                 raise
         except BaseException:
             self._session = None
-            await session.end()
+            # What does not answer may not let go of it either.
+            await asyncio.wait({asyncio.ensure_future(session.end())}, timeout=_END_S)
             raise
         self._spares = Spares(self._loader)
         self._spares.watch()
@@ -205,8 +226,12 @@ class Cluster:
         if order.address is not None:
             return await self._begin_on_cluster(take_over=take_over)
         while True:
-            found = None if take_over else await self._claims.at_work()
+            found = None
+            if not take_over:
+                looking = self._claims.at_work()
+                found = await within(order.config.client_timeout_seconds, self._stage, looking)
             if found is not None:
+                self._stage = f"the platform of {found.claim}"
                 joined = await self._join(found)
                 if joined is not None:
                     return joined, found
@@ -228,6 +253,7 @@ class Cluster:
             ),
             over=take_over,
         )
+        self._stage = "the embedded Ray"
         try:
             session = await RaySession.begin(None, dashboard=order.config.dashboard)
             try:
@@ -280,6 +306,7 @@ class Cluster:
         self, *, take_over: bool
     ) -> tuple[RaySession, NumberedClaim | None]:
         order = self._order
+        self._stage = f"the Ray at {order.address}"
         session = await RaySession.begin(order.address)
         try:
             address = await door.in_thread(ray_connection.address)
@@ -322,6 +349,7 @@ class Cluster:
 
     async def _start_actors(self, setup: Setup) -> bool:
         """The supervisors, and this driver's `load` in place; whether it is that which rules."""
+        self._stage = "the control service of Ray, or the loader actor,"
         # Registering an actor asks Ray's control service and waits: not in the loop.
         loader = await door.in_thread(door.start_supervisors, setup)
         rule: Rule = await self._loader.call("rule", timeout_s=_START_S)
@@ -464,15 +492,21 @@ class Cluster:
 
     async def _end_actors(self) -> None:
         for role in ("loader", "timer-0"):
-            peer = await asyncio.to_thread(
-                door.find_actor, self._setup.name(role), self._setup.namespace
-            )
-            if peer is not None:
+            find = door.finder(self._setup, role)
+            actor = Persistent(f"the {role} actor", find, timeout_s=_SILENT_S)
+            try:
+                peer = await door.in_thread(
+                    door.find_actor, self._setup.name(role), self._setup.namespace
+                )
+                if peer is None:
+                    continue
                 try:
-                    await peer.call("close", timeout_s=_CLOSE_S)
-                except (Lost, WorkflowsError) as error:
-                    _log.warning("the %s did not close cleanly: %s", role, error)
-                await door.in_thread(door.kill_actor, peer)
+                    # As long as it lives: each of hundreds of tenants seals its log first.
+                    await within(_CLOSE_S, actor.name, actor.call("close"))
+                finally:
+                    await door.in_thread(door.kill_actor, peer)
+            except (Lost, WorkflowsError) as error:
+                _log.warning("%s did not close cleanly: %s", actor.name, error)
 
 
 def _fitting(config: PlatformConfig) -> PlatformConfig:

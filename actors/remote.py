@@ -21,6 +21,8 @@ from .peers import Lost, Peer
 
 _HANDED_WITHIN_S = 0.5
 _BACK_OFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+_PING_S = 5.0
+"""A peer that takes longer over a call is asked so often whether it lives, and has so long."""
 
 
 class Persistent:
@@ -36,14 +38,24 @@ class Persistent:
         self._peer: Peer | None = None
 
     async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
-        """As Peer.call; raises Unavailable instead of Lost. `timeout_s` bounds one try."""
+        """As Peer.call; raises Unavailable instead of Lost. `timeout_s` bounds one try.
+
+        Without it a call may take as long as the peer shows that it lives.
+        """
         silent_since = time.monotonic()
         tries = 0
         while True:
             try:
                 if self._peer is None:
                     self._peer = await self._find()
-                return await self._peer.call(op, *args, timeout_s=timeout_s)
+                call = self._peer.call(op, *args, timeout_s=timeout_s)
+                if timeout_s is not None:
+                    return await call
+                alive, answer = await self._while_alive(self._peer, asyncio.ensure_future(call))
+                silent_since = max(silent_since, alive)
+                if isinstance(answer, Lost):
+                    raise answer
+                return await answer
             except Lost as error:
                 self._peer = None
                 if time.monotonic() - silent_since >= self._timeout_s:
@@ -53,6 +65,27 @@ class Persistent:
                     ) from error
             await asyncio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
             tries += 1
+
+    async def _while_alive(
+        self, peer: Peer, call: asyncio.Future[Any]
+    ) -> tuple[float, asyncio.Future[Any] | Lost]:
+        """The call, done, or what was lost; and when a ping was last answered (0: never)."""
+        ping_s = min(_PING_S, self._timeout_s / 4)
+        alive = 0.0
+        try:
+            while not (await asyncio.wait({call}, timeout=ping_s))[0]:
+                try:
+                    await peer.call("stats", timeout_s=ping_s)
+                except Lost as error:
+                    if not call.done():
+                        return alive, Lost(f"{self.name} does not answer: {error}")
+                except Exception:
+                    pass  # whatever it says, it lives
+                alive = time.monotonic()
+            lost = None if call.cancelled() else call.exception()
+            return (alive, lost) if isinstance(lost, Lost) else (alive, call)
+        finally:
+            call.cancel()
 
 
 class RemoteCodes:

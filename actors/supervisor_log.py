@@ -11,7 +11,7 @@ import time
 
 from ..eventlog import log_access
 from ..eventlog.clock import US, Clock, TimerHandle
-from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
+from ..eventlog.errors import Fenced, Unavailable, WorkflowsError, is_full
 from ..eventlog.ids import Ids
 from ..eventlog.log import EventLog, LogConfig
 from ..eventlog.store import Store
@@ -64,11 +64,12 @@ class SupervisorLog:
                 )
                 return cls(log, clock)
             except (Fenced, Unavailable) as error:
-                if time.monotonic() + rest_s >= until_s:
+                if time.monotonic() + rest_s >= until_s or is_full(error):
                     raise Unavailable(
                         f"the log at {setup.log_root} cannot be opened on {socket.gethostname()}: "
                         f"{error.message}. Every machine of the cluster must be able to write "
-                        "there, as the user that runs Ray; it is tried again by itself"
+                        "there, as the user that runs Ray; it is tried again by itself",
+                        **error.details,
                     ) from error
                 await asyncio.sleep(rest_s)
         raise AssertionError("there is always one more try")

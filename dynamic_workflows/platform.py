@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +16,7 @@ from .eventlog.errors import InvalidError, PlatformClosed, WorkflowsError
 from .eventlog.ids import Ids, SystemIds
 from .eventlog.places import root_of
 from .loaders import http
-from .loaders.binding import WorkflowBinding
+from .loaders.binding import WorkflowBinding, seconds_of
 from .loaders.bundle import WorkerCode, bundle_of
 from .loaders.calls import Calls
 from .loaders.entrypoints import build
@@ -255,6 +256,7 @@ def connect(
     config: PlatformConfig | Mapping[str, Any] | None = None,
     take_over: bool = False,
     load_version: str | None = None,
+    timeout: float | timedelta | None = 120.0,
 ) -> Platform:
     """A platform on Ray, to be entered: `async with connect("./data", load=load) as platform`.
 
@@ -268,11 +270,14 @@ def connect(
     `take_over=True` takes it. Drivers of one platform share one `load`: the newest to connect
     rules, except that a lower `load_version` (text; numbers in it count as numbers) never replaces
     a higher one; who is replaced or left out gets a LoadReplacedWarning.
+
+    `timeout` (seconds, or a timedelta): after it, `platform.unavailable` names what did not answer.
     """
     settings = _settings(log, load, app, config)
     root = root_of(log)
     if load_version is not None and not isinstance(load_version, str):
         raise TypeError(f"load_version is text, not {type(load_version).__name__}")
+    timeout_s = seconds_of(timeout)
 
     async def start() -> Backend:
         from .actors.driver import Cluster
@@ -286,6 +291,7 @@ def connect(
             config=settings,
             take_over=take_over,
             load_version=load_version,
+            timeout_s=timeout_s,
         )
 
     return Platform(start, log=root, app=app, config=settings)

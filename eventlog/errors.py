@@ -6,6 +6,7 @@ happened, to what, and what to do next. Errors travel between processes as (clas
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from .plain import plain
@@ -115,6 +116,12 @@ class Unavailable(WorkflowsError):
     """Something that should answer does not: wait and try again."""
 
     default_code = "platform.unavailable"
+
+
+def is_full(error: object) -> bool:
+    """Whether there is no space left where the log lies: only people can mend that."""
+    details = error.details if isinstance(error, WorkflowsError) else {}
+    return details.get("errno") in (errno.ENOSPC, errno.EDQUOT)
 
 
 class PlatformClosed(WorkflowsError):

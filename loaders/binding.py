@@ -80,7 +80,7 @@ class WorkflowInstance:
         `timeout` is in seconds of the platform's clock, or a timedelta. Raises WorkflowFailedError,
         WorkflowTerminatedError, or TimeoutError when the time is up.
         """
-        data: StatusData = await self._call("result", timeout_s=_seconds(timeout))
+        data: StatusData = await self._call("result", timeout_s=seconds_of(timeout))
         if data.status == "complete":
             return None if data.output is None else codec.decode(data.output)
         if data.status == "terminated":
@@ -347,7 +347,8 @@ def _wanted(filter: Collection[str] | None) -> frozenset[str] | None:
     return wanted
 
 
-def _seconds(timeout: float | timedelta | None) -> float | None:
+def seconds_of(timeout: float | timedelta | None) -> float | None:
+    """A length of time as its caller gave it, in seconds; None: for ever."""
     if timeout is None:
         return None
     if isinstance(timeout, timedelta):
