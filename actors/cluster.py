@@ -28,6 +28,7 @@ from .peers import Lost, Peer, pack_call, serve, unpack_outcome
 from .setup import Setup
 
 if TYPE_CHECKING:
+    from .config import PlatformConfig
     from .house import TimerHouse
     from .resident import SlotHouse
 
@@ -36,12 +37,8 @@ T = TypeVar("T")
 _log = logging.getLogger("dynamic_workflows.cluster")
 
 MIB = 1024 * 1024
-TENANT_MEMORY = 100 * MIB
-"""What a tenant actor declares, so that Ray places it where there is room (bytes).
-
-Measured: 68 MiB of its own, and 4 MiB for its zygote and for each of its isolates.
-"""
 SUPERVISOR_MEMORY = 100 * MIB
+"""What the loader and the timer declare, each, so that Ray places them where there is room."""
 CALLS_AT_ONCE_MAX = 10_000
 _OPEN_AGAIN_S = 0.5
 _CONTROL_S = 30.0
@@ -428,7 +425,7 @@ class RayLauncher:
             self._setup.without_callbacks(),
             self._setup.name(name),
             is_spare,
-            memory=TENANT_MEMORY,
+            memory=tenant_memory(self._setup.config),
             scheduling_strategy="SPREAD",
             **({"resources": resources} if resources else {}),
         )
@@ -471,8 +468,15 @@ def _die_with_parent() -> None:
     asyncio.get_running_loop().add_reader(watched, os._exit, 1)
 
 
-def tenants_max() -> int | None:
+def tenant_memory(config: PlatformConfig) -> int:
+    """Bytes of memory that each tenant actor declares to Ray."""
+    return config.tenant_memory_mb * MIB
+
+
+def tenants_max(config: PlatformConfig) -> int | None:
     """How many tenant actors Ray places at once with what it has now; None where it is unknown."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     memory = resources.get("memory", 0.0)
-    return max(1, int((memory - 2 * SUPERVISOR_MEMORY) // TENANT_MEMORY)) if memory else None
+    if not memory:
+        return None
+    return max(1, int((memory - 2 * SUPERVISOR_MEMORY) // tenant_memory(config)))

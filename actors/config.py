@@ -88,7 +88,7 @@ class PlatformConfig(BaseModel):
     """
     value_bytes_max: int = Field(default=64 * MIB, ge=1, le=64 * MIB)
     """Bytes of one encoded value: params, payload, result, output."""
-    instances_max: int = Field(default=250_000, ge=1)
+    instances_max: int = Field(default=150_000, ge=1)
     """Instances of any status, ended ones that are kept by `retention` among them; above it
     `create` raises `limit.exceeded`. Each takes a kilobyte of the tenant actor's memory."""
     schedules_max: int = Field(default=1_000, ge=0)
@@ -139,6 +139,10 @@ class PlatformConfig(BaseModel):
     """Seconds that a call goes on through restarts of actors before `platform.unavailable`."""
     dashboard: bool = False
     """Whether an embedded Ray starts its dashboard, its agents and its metrics, on 127.0.0.1."""
+    tenant_memory_mb: int = Field(default=1024, ge=100)
+    """MiB that each tenant actor declares to Ray: what it takes with one tenant at all the default
+    limits at once, isolates left out. Lower limits allow for less. An embedded Ray has room for as
+    many tenants as usually fit, whatever this says."""
     resources: dict[str, float] = {}
     """Extra Ray resources that each tenant actor asks for, by name."""
 

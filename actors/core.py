@@ -366,6 +366,7 @@ class TenantCore(Schedules):
         """Count the slots anew, and give every open instance that `audit` complains about a wake
         source."""
         self._busy = self._slots_taken()
+        self.loaded_bytes = sum(summary.weight for summary in self._directory)
         for summary in self._directory:
             if summary.lifetime is None and _problem(summary):
                 self._rest(summary, now_us)

@@ -84,7 +84,7 @@ class CoreConfig:
     steps_max: int = 10_000
     waits_max: int = 100_000
     value_bytes_max: int = 64 * 1024 * 1024
-    instances_max: int = 250_000
+    instances_max: int = 150_000
     schedules_max: int = 1_000
     state_bytes_max: int = 120 * 1024 * 1024
     events_kept_max: int = 10_000

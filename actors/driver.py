@@ -31,7 +31,7 @@ from ..eventlog.ids import SystemIds
 from ..eventlog.places import root_of
 from ..eventlog.store import open_store, probe
 from . import cluster as door
-from . import load_rules, pickles, ray_connection
+from . import embedded_memory, load_rules, pickles, ray_connection
 from .claims import Claims, NumberedClaim, busy, new_claim
 from .client import TenantClient
 from .config import PlatformConfig
@@ -255,7 +255,15 @@ class Cluster:
         )
         self._stage = "the embedded Ray"
         try:
-            session = await RaySession.begin(None, dashboard=order.config.dashboard)
+            session = await RaySession.begin(
+                None,
+                dashboard=order.config.dashboard,
+                memory=embedded_memory.offered(
+                    door.tenant_memory(order.config),
+                    supervisors=2 * door.SUPERVISOR_MEMORY,
+                    object_store=ray_connection.OBJECT_STORE,
+                ),
+            )
             try:
                 # Others wait for the address; it is there before the platform is.
                 claim = await self._claims.update(
@@ -511,7 +519,7 @@ class Cluster:
 
 def _fitting(config: PlatformConfig) -> PlatformConfig:
     """With as many resident tenants as an embedded Ray has room for: it does not grow."""
-    limit = door.tenants_max()
+    limit = door.tenants_max(config)
     if limit is None:
         return config
     # Slots of the pool need room too, and one that ends has not left yet when the next begins.

@@ -16,11 +16,20 @@ from .decisions import Key
 from .pump import is_secret
 from .restart import present_run
 
-PAGE_BYTES_MAX = 256 * 1024
+PAGE_BYTES_MAX = 1024 * 1024
 """Bytes of rows in one answer to a subscription; the row that fills it is the last."""
+PAGES_BYTES_MAX = 32 * 1024 * 1024
+"""Bytes of such answers to all subscriptions together; each then gets its part."""
+_PAGE_BYTES_MIN = 16 * 1024
 HISTORY_BYTES_MAX = 128 * 1024 * 1024
 """Bytes of rows in the answer to `history()`; a history that is larger is refused."""
 _READINGS_AT_ONCE = 2
+
+
+def page_bytes(subscriptions: int) -> int:
+    """Bytes of rows in one answer, where so many subscriptions are to be answered."""
+    share = PAGES_BYTES_MAX // max(subscriptions, 1)
+    return min(PAGE_BYTES_MAX, max(_PAGE_BYTES_MIN, share))
 
 
 class HistoryReader:
@@ -48,28 +57,30 @@ class HistoryReader:
                 raise _too_large(key)
             return whole
 
-    async def after(self, key: Key, cursor: int, *, upto: int) -> list[Row]:
+    async def after(self, key: Key, cursor: int, *, upto: int, bytes_max: int) -> list[Row]:
         """Some rows after the cursor, and up to `upto`: the next ones, at least one if there is
         one. At 0, those of the present run, in which a restart's kept steps come first."""
         created = self._core.created_seq(key)
         if cursor <= 0 and self._core.run(key) > 1:
             async with self._large:
                 rows = await self._log.history(*key)
-                return _first(present_run([row for row in rows if row.seq <= upto]))
+                return _first(present_run([row for row in rows if row.seq <= upto]), bytes_max)
         async with self._readings:
             rows, _ = await history_page(
-                self._log, *key, after=max(cursor, created - 1), bytes_max=PAGE_BYTES_MAX
+                self._log, *key, after=max(cursor, created - 1), bytes_max=bytes_max
             )
             return [row for row in rows if row.seq <= upto]
 
-    async def whole_page(self, rows: Sequence[Row], cursor: int) -> tuple[list[Row], bool]:
+    async def whole_page(
+        self, rows: Sequence[Row], cursor: int, bytes_max: int
+    ) -> tuple[list[Row], bool]:
         """The first of the rows, as many as an answer holds, with what lies in blobs; and whether
         that left some out. What `after` answered at 0 of earlier runs stays whole."""
         if all(row.blob is None for row in rows):
             return list(rows), False
         first_run = rows[-1].run if cursor <= 0 else 0
         async with self._readings:
-            return await self._whole(rows, PAGE_BYTES_MAX, first_run)
+            return await self._whole(rows, bytes_max, first_run)
 
     async def _whole(
         self, rows: Sequence[Row], bytes_max: int, first_run: int = 0
@@ -88,10 +99,10 @@ class HistoryReader:
         return found, False
 
 
-def _first(rows: list[Row]) -> list[Row]:
+def _first(rows: list[Row], bytes_max: int) -> list[Row]:
     """A page of the rows. Those of earlier runs are never cut: a cursor says nothing of them."""
     newest = rows[-1].run if rows else 0
-    left = PAGE_BYTES_MAX
+    left = bytes_max
     for place, row in enumerate(rows):
         left -= row_bytes(row)
         if left < 0 and row.run == newest:

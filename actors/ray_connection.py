@@ -64,8 +64,9 @@ def _is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def start(folder: str, *, has_dashboard: bool) -> None:
-    """Start a Ray that keeps its files in the folder. Blocks for some seconds.
+def start(folder: str, *, has_dashboard: bool, memory: int | None = None) -> None:
+    """Start a Ray that keeps its files in the folder, and offers so many bytes of `memory` (None:
+    what it finds) to what declares it. Blocks for some seconds.
 
     The variables that name its token are set already; see `RayToken`.
     """
@@ -76,6 +77,7 @@ def start(folder: str, *, has_dashboard: bool) -> None:
             address="local",
             include_dashboard=has_dashboard,
             object_store_memory=OBJECT_STORE,
+            _memory=memory,
             _temp_dir=folder,
             _system_config=_system_config(has_dashboard=has_dashboard),
             log_to_driver=False,

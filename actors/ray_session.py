@@ -65,18 +65,24 @@ class RaySession:
 
     @classmethod
     async def begin(
-        cls, address: str | None, *, dashboard: bool = False, host: NumberedClaim | None = None
+        cls,
+        address: str | None,
+        *,
+        dashboard: bool = False,
+        memory: int | None = None,
+        host: NumberedClaim | None = None,
     ) -> RaySession:
         """The connection that this process has, or a new one; raises Unavailable.
 
-        `host`: the claim of another process's embedded Ray, to be joined.
+        `memory`: bytes that an embedded Ray is to offer; None: what it finds. `host`: the claim of
+        another process's embedded Ray, to be joined.
         """
         # Two platforms that are entered together share what the first of them starts.
         while cls._connecting is not None:
             await asyncio.wait({cls._connecting})
         session = cls.living()
         if session is None:
-            connecting = asyncio.ensure_future(cls._connect(address, dashboard, host))
+            connecting = asyncio.ensure_future(cls._connect(address, dashboard, memory, host))
             cls._connecting = connecting
             try:
                 session = cls._current = await connecting
@@ -87,7 +93,11 @@ class RaySession:
 
     @classmethod
     async def _connect(
-        cls, address: str | None, dashboard: bool, host: NumberedClaim | None
+        cls,
+        address: str | None,
+        dashboard: bool,
+        memory: int | None,
+        host: NumberedClaim | None,
     ) -> RaySession:
         if ray_connection.is_connected():
             return cls(is_elsewhere=True, is_embedded=address is None and host is None)
@@ -99,7 +109,7 @@ class RaySession:
         )
         if claim is None:
             session._ray = RayThread(
-                partial(_enter, address, dashboard),
+                partial(_enter, address, dashboard, memory),
                 ray_connection.disconnect,
                 has_folder=address is None,
             )
@@ -165,12 +175,12 @@ class RaySession:
             await self._ray.stop()
 
 
-def _enter(address: str | None, dashboard: bool, folder: str | None) -> None:
+def _enter(address: str | None, dashboard: bool, memory: int | None, folder: str | None) -> None:
     if address is not None:
         ray_connection.join(address)
     else:
         assert folder is not None
-        ray_connection.start(folder, has_dashboard=dashboard)
+        ray_connection.start(folder, has_dashboard=dashboard, memory=memory)
 
 
 class Guest:

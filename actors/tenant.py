@@ -16,6 +16,8 @@ from ..eventlog import marks
 from ..eventlog.clock import Clock, TimerHandle
 from ..eventlog.errors import WorkflowsError
 from ..eventlog.events import span
+from ..eventlog.heap import give_back
+from ..eventlog.history_pages import row_bytes
 from ..eventlog.ids import Ids
 from ..eventlog.log import EventLog
 from ..eventlog.marks import mark
@@ -39,6 +41,8 @@ from .tenant_guests import TenantGuests
 from .upkeep import Upkeep
 from .waiting_calls import WaitingCalls
 
+_GIVE_BACK_BYTES = 8 * 1024 * 1024
+"""An opening that read rows of more bytes than this gives back what it has used."""
 _LOADS_AT_ONCE_MAX = 16
 _EVICT_EVERY = 32
 """Batches between two looks at what rests."""
@@ -155,13 +159,17 @@ class Tenant(TenantGuests):
             hear()
 
     async def _replay(self) -> None:
+        size = 0
         async for rows in self._log.rows():
             for row in rows:
+                size += row_bytes(row)
                 self.core.apply(row)
                 if not row.instance_id:
                     self._codes.apply(row)
                 elif row.type == "workflow_queued":
                     self._workflows[row.workflow] = None
+        if size > _GIVE_BACK_BYTES:
+            give_back()
         self._landed_seq = self.core.last_seq
         self._is_open = True
         self._pump.take(self.core.recover(self._clock.now_us()))

@@ -24,7 +24,7 @@ from . import names, operations
 from .code_cache import envelope
 from .config import PlatformConfig
 from .decisions import Decision, Key
-from .history_reader import HistoryReader
+from .history_reader import HistoryReader, page_bytes
 from .host import Host
 from .streams import Feeds, Waiters, page
 from .tenant_code import TenantCode
@@ -291,7 +291,7 @@ class TenantCalls(TenantCode):
                     if not taken:
                         return EventPage(rows=[], cursor=after, ended=True)
                 if taken:
-                    taken, is_cut = await self._histories.whole_page(taken, asked)
+                    taken, is_cut = await self._histories.whole_page(taken, asked, self._page_bytes)
                     after = taken[-1].seq
                     return EventPage(rows=taken, cursor=after, ended=ended and not is_cut)
                 # Everything up to here is known to hold nothing more for this cursor.
@@ -309,7 +309,13 @@ class TenantCalls(TenantCode):
         await self._pump.caught_up()
         if not self.core.exists(key):
             raise not_found(self.tenant_id, key[1])
-        return await self._histories.after(key, cursor, upto=self._landed_seq)
+        return await self._histories.after(
+            key, cursor, upto=self._landed_seq, bytes_max=self._page_bytes
+        )
+
+    @property
+    def _page_bytes(self) -> int:
+        return page_bytes(self._waiting_calls.number("events"))
 
     async def _why(self, args: dict[str, Any]) -> dict[str, str]:
         key = await self._key(args)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from ..eventlog.clock import US, Clock, TimerHandle
 from ..eventlog.errors import WorkflowsError
+from ..eventlog.heap import give_back
 from ..eventlog.log import EventLog
 from .core import TenantCore
 
@@ -113,7 +114,10 @@ class Upkeep:
 
     async def _maintain(self) -> None:
         try:
+            version = self._log.manifest.version
             await self._log.maintain()
+            if self._log.manifest.version != version:
+                await asyncio.to_thread(give_back)
         except WorkflowsError as error:
             _logger.warning("tenant %r: maintenance failed: %s", self._tenant_id, error)
             if self._log.failed is not None:

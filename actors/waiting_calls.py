@@ -18,6 +18,10 @@ class WaitingCalls:
         self._most = most
         self._now = dict.fromkeys(most, 0)
 
+    def number(self, op: str) -> int:
+        """How many calls of this operation wait now."""
+        return self._now[op]
+
     @contextmanager
     def one(self, op: str) -> Iterator[None]:
         """One call of this operation waits in this block. Raises LimitExceededError."""

@@ -24,6 +24,7 @@ from .clock import Clock
 from .compaction_config import CompactionConfig
 from .errors import Corrupt, Fenced, InvalidError, Unavailable, WorkflowsError
 from .events import Row, span
+from .heap import give_back
 from .histories import Histories
 from .ids import Ids
 from .manifest import (
@@ -321,6 +322,7 @@ class EventLog:
     async def _seal_in_background(self) -> None:
         try:
             await self.seal()
+            await asyncio.to_thread(give_back)
         except WorkflowsError as error:
             # A publication that failed has poisoned the log; anything else is tried again.
             _logger.warning("%s could not be sealed: %s", self.stream, error)

@@ -339,12 +339,18 @@ def _statuses(status: Any) -> list[str] | None:
 def _wanted(filter: Collection[str] | None) -> frozenset[str] | None:
     if filter is None:
         return None
-    wanted = frozenset([filter] if isinstance(filter, str) else filter)
-    unknown = wanted - INSTANCE_TYPES
-    if unknown:
-        names = ", ".join(sorted(map(str, unknown)))
-        raise InvalidError(f"no event has the type {names}: see docs/events.md")
-    return wanted
+    if isinstance(filter, str):
+        filter = (filter,)
+    if isinstance(filter, bytes | bytearray) or not isinstance(filter, Collection):
+        raise TypeError(f"filter is a collection of event types, not {type(filter).__name__}")
+    wanted: set[str] = set()
+    for one in filter:
+        if not isinstance(one, str):
+            raise TypeError(f"an event type is text, not {type(one).__name__}")
+        if one not in INSTANCE_TYPES:
+            raise InvalidError(f"no event has the type {one[:100]!r}: see docs/events.md")
+        wanted.add(one)
+    return frozenset(wanted)
 
 
 def seconds_of(timeout: float | timedelta | None) -> float | None:

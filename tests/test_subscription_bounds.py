@@ -72,6 +72,7 @@ async def test_pages_of_any_size_give_every_event_once(
     tmp_path: Path, page: int, sealed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(history_reader, "PAGE_BYTES_MAX", page)
+    monkeypatch.setattr(history_reader, "_PAGE_BYTES_MIN", 0)
     monkeypatch.setattr(streams, "FEED_BYTES_MAX", min(page, 2_000))
     store = open_store(tmp_path)
     platform = LocalPlatform(load=load, store=store)
