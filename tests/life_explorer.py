@@ -39,7 +39,9 @@ CLOSING_S = 2.5
 NAP_S = 2.2
 LATE_S = 6.0
 """How much later than others a message may come: nobody waits for its answer by then."""
-END_S = 60.0
+BACK_S = 30
+"""By how much the clock is set back; forward it is an hour."""
+END_S = 45.0
 """By then a tenant has done everything, whatever went wrong at first."""
 
 
@@ -224,6 +226,8 @@ class LifeWorld:
         self.pool_size = pool_size
         self.log = TenantLog(naps, START_US)
         self.jump_us = 0
+        self.back_s = 0
+        """Seconds by which the clock was set back: what is due is due so much later."""
         self.gates: list[Gate] = []
         self.processes: dict[str, Process] = {}
         self.timer_rows: list[Row] = []
@@ -558,7 +562,7 @@ async def _run(
         story.wrong += world.wrong
         if story.wrong:
             return
-        if loop.now > last_fault_s + END_S:
+        if loop.now > last_fault_s + END_S + world.back_s:
             story.wrong.append(f"{world.log.naps} naps are left at {loop.now:.0f} s")
             return
     story.rest_s = loop.now - last_fault_s
@@ -602,12 +606,16 @@ def _do(world: LifeWorld, choice: str) -> None:
     elif kind == "forward":
         world.jump_us += 3_600 * US
     else:
-        world.jump_us -= 30 * US
+        world.jump_us -= BACK_S * US
+        world.back_s += BACK_S
 
 
-def explore(depth: int, **scenario: Any) -> Iterator[tuple[tuple[Exception_, ...], Story]]:
+def explore(
+    depth: int, *, window: int = 1_000, **scenario: Any
+) -> Iterator[tuple[tuple[Exception_, ...], Story]]:
     """Every schedule of at most `depth` exceptions, each with how it went.
 
+    `window`: an exception follows the one before it within so many steps.
     Where a schedule comes to a state from which one with as many exceptions left has gone on
     before, it is not followed again.
     """
@@ -621,7 +629,8 @@ def explore(depth: int, **scenario: Any) -> Iterator[tuple[tuple[Exception_, ...
         if not left:
             continue
         first = exceptions[-1][0] + 1 if exceptions else 0
-        for step in range(first, len(story.options)):
+        last = first + window if exceptions else len(story.options)
+        for step in range(first, min(last, len(story.options))):
             if story.states:
                 if seen.get(story.states[step], 0) >= left:
                     break
