@@ -87,7 +87,7 @@ async def test_an_actor_that_was_stopped_costs_no_more_than_the_limit_though_it_
     with pytest.raises(Unavailable, match="its actor (slot-7 )?does not answer"):
         await client.call("status", {})
     assert len(asked) <= 2
-    with soon(), pytest.raises(Unavailable, match="its actor does not answer"):
+    with soon(), pytest.raises(Unavailable, match="slot-7 did not answer exchange"):
         await client.call("status", {})
     client.close()
 
