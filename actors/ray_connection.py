@@ -147,12 +147,27 @@ def _embedded(*, has_dashboard: bool) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(_replaced(ray_constants, "ENABLE_RAY_CLUSTER", False))
+        # What it starts looks for it on the loopback address, too: an agent that runs jobs.
+        stack.enter_context(_in_environment("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"))
         stack.enter_context(_replaced(parameter, "RayParams", few))
         if not has_dashboard:
             # Its agents then open no port, as where the dashboard is not installed.
             off = ImportError("the dashboard is off")
             stack.enter_context(_replaced(ray_utils, "get_dashboard_dependency_error", lambda: off))
         yield
+
+
+@contextmanager
+def _in_environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextmanager
