@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -224,9 +224,9 @@ class Codes:
     peer = calls
 
     @property
-    def is_asking(self) -> bool:
-        """Whether a callback of the platform is at work."""
-        return bool(self._under_way)
+    def under_way(self) -> Mapping[tuple[Any, ...], asyncio.Task[Any]]:
+        """The callbacks of the platform that are at work, by what they are asked."""
+        return self._under_way
 
     async def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What is held, or what is under way, or a new answer; failures are not held."""

@@ -39,8 +39,8 @@ class GuestCalls:
     def __init__(self, desk: Desk, codes: CodeSource) -> None:
         self._desk = desk
         self._codes = codes
-        self.services_out = 0
-        """Calls of services that have no answer yet."""
+        self.services_out: dict[object, object] = {}
+        """Calls of services that have no answer yet, each with what it calls."""
 
     async def answer(self, host: Host, life: int, call: wire.Call) -> None:
         """Carry out the call and send the outcome, whatever it is."""
@@ -71,22 +71,23 @@ class GuestCalls:
         if not call.target:
             if call.method != "fetch":
                 raise InvalidError(f"the gateway has no method {call.method!r}")
-            return await self._served(host.services.fetch(call.args, call.kwargs))
+            return await self._served(call, host.services.fetch(call.args, call.kwargs))
         granted = host.bundle.granted(call.target)
         if granted is None or granted.kind == "value":
             raise InvalidError(f"env has nothing to call under the name {call.target!r}")
         if granted.kind == "service":
             return await self._served(
-                host.services.call(call.target, call.method, call.args, call.kwargs)
+                call, host.services.call(call.target, call.method, call.args, call.kwargs)
             )
         return await self._workflows(granted, call)
 
-    async def _served(self, answer: Awaitable[bytes]) -> bytes:
-        self.services_out += 1
+    async def _served(self, call: wire.Call, answer: Awaitable[bytes]) -> bytes:
+        this = object()
+        self.services_out[this] = (call.target, call.method)
         try:
             return await answer
         finally:
-            self.services_out -= 1
+            del self.services_out[this]
 
     async def _workflows(self, granted: Granted, call: wire.Call) -> bytes:
         if call.method not in TENANT_OPS:

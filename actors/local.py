@@ -8,35 +8,34 @@ code that does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from datetime import datetime
 from typing import Any
 
-from ..eventlog.clock import US, VirtualClock, from_datetime, to_datetime
-from ..eventlog.errors import Fenced, PlatformClosed, Unavailable
+from ..eventlog.clock import US, SystemClock, VirtualClock, from_datetime, to_datetime
+from ..eventlog.errors import Fenced, InvalidError, PlatformClosed, Unavailable
 from ..eventlog.ids import SeededIds
 from ..eventlog.store import Store
 from ..eventlog.store_memory import MemoryStore
 from ..loaders import durations
 from ..loaders.calls import Calls
 from ..loaders.inline import InlineIsolates
-from ..loaders.pulse import CURRENT
 from ..loaders.service import App
+from ..loaders.stand_ins import stand_ins
+from .allowance import Allowance
 from .codes import Codes
 from .config import PlatformConfig
 from .core import TenantCore
+from .naps import Naps
 from .opening import open_tenant
+from .quiet import Quiet
 from .tenant import Tenant
 
 _FOREVER_US = 2**62
 _BLINK_S = 0.0002
 _GRACE_US = US
-"""Tenant code that wakes within this much real time is waited for when time has arrived."""
-_PATIENCE_S = 5.0
-"""How long the platform's own code may wait in real time before time moves on without it.
-
-It may itself wait for an instance, and so for time to move on; that cannot be told apart.
-"""
+"""Tenant code that wakes within this much real time is waited for when time has arrived; what rests
+for longer rests in virtual time."""
 
 
 class LocalPlatform:
@@ -55,7 +54,7 @@ class LocalPlatform:
     ) -> None:
         self.config = config or PlatformConfig()
         self.store: Store = store or MemoryStore()
-        self.virtual = clock or VirtualClock()
+        self.virtual = clock or VirtualClock(SystemClock().now_us())
         self.ids = SeededIds(0)
         self.clock = TestClock(self)
         self.codes = Codes(
@@ -67,16 +66,19 @@ class LocalPlatform:
             app=app,
             peer=self.calls,
         )
-        self._isolates = InlineIsolates()
+        self._isolates = InlineIsolates(stand_ins=stand_ins(self.virtual.now_us))
+        self._naps = Naps(self.virtual, self._isolates)
+        self._allowance = Allowance()
         self._auto_advance = auto_advance
         self._crash_at_every_step = crash_at_every_step
         self._tenants: dict[str, asyncio.Future[Tenant]] = {}
         self._waiting = 0
         self._pilot: asyncio.Task[None] | None = None
-        self._settling = asyncio.Lock()
         self.sessions: set[tuple[str, ...]] = set()
         """What is under introspection."""
         self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The loop that all of it lives in, once it was used."""
 
     @property
     def is_closed(self) -> bool:
@@ -91,6 +93,14 @@ class LocalPlatform:
         """The tenant, opened if need be, or again if it stopped."""
         if self._is_closed:
             raise PlatformClosed("the platform was closed: connect again")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise InvalidError(
+                "this platform lives in another event loop: give the fixture that opened it and "
+                "the test the same loop (with pytest-asyncio: the same loop_scope)"
+            )
         opening = self._tenants.get(tenant_id)
         if opening is None or (opening.done() and _has_stopped(opening)):
             opening = self._tenants[tenant_id] = asyncio.ensure_future(self._open(tenant_id))
@@ -167,40 +177,29 @@ class LocalPlatform:
         Tenant code that sleeps in real time (asyncio.sleep in a callback) is waited for, unless
         something else is due before it would wake: the attempt's own timeout, say.
         """
-        # One at a time: two of these would keep each other's loop turn awake for ever.
-        async with self._settling:
-            await self._settle(until_us)
-
-    async def _settle(self, until_us: int) -> None:
         loop: Any = asyncio.get_running_loop()
-        patient_until_s = loop.time() + _PATIENCE_S
-        while True:
-            await asyncio.sleep(0)
-            if loop._ready:
-                continue
-            if _is_executor_busy(loop) or self._is_code_awake_before(until_us, loop):
-                await asyncio.sleep(_BLINK_S)
-            elif self._is_platform_busy() and loop.time() < patient_until_s:
-                await asyncio.sleep(_BLINK_S)
-            else:
-                return
+        await Quiet.here().until(lambda: self._is_settled(until_us, loop))
 
-    def _is_platform_busy(self) -> bool:
-        """Whether the platform's own code (`load`, services) waits for something in real time."""
-        return self.codes.is_asking or any(tenant.services_out for tenant in self.opened())
+    def _is_settled(self, until_us: int, loop: Any) -> bool:
+        """Whether nothing happens any more in real time, in a moment when the loop is quiet."""
+        if _is_executor_busy(loop) or self._is_code_awake_before(until_us, loop):
+            return False
+        return not self._allowance.is_left(self._calls_out(), loop.time())
+
+    def _calls_out(self) -> Iterator[tuple[Hashable, Hashable]]:
+        """The calls of the platform's own code (`load`, services) that have no answer yet."""
+        for key, task in self.codes.under_way.items():
+            yield task, key
+        for tenant in self.opened():
+            for call, target in tenant.services_out.items():
+                yield call, (tenant.tenant_id, target)
 
     def _is_code_awake_before(self, until_us: int, loop: Any) -> bool:
         """Whether tenant code that waits in real time wakes before anything else may happen."""
-        if not loop._scheduled:
+        wakes_s = self._naps.next_s(loop, longest_s=_GRACE_US / US)
+        if wakes_s is None:
             return False
-        wakes_s = [
-            handle.when()
-            for handle in loop._scheduled
-            if not handle.cancelled() and handle._context.get(CURRENT) is not None
-        ]
-        if not wakes_s:
-            return False
-        rest_us: float = (min(wakes_s) - loop.time()) * US
+        rest_us: float = (wakes_s - loop.time()) * US
         now_us, due_us = self.virtual.now_us(), self.virtual.next_due_us()
         if due_us is not None and due_us <= until_us:
             return rest_us < due_us - now_us

@@ -31,9 +31,10 @@ class Waiters:
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def add(self, key: Key) -> asyncio.Future[None]:
-        """A future for the next `wake`."""
-        future = asyncio.get_running_loop().create_future()
+    def add(self, key: Key, future: asyncio.Future[None] | None = None) -> asyncio.Future[None]:
+        """A future for the next `wake`: a new one, or this."""
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
         self._by_key.setdefault(key, {})[future] = None
         return future
 

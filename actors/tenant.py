@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..eventlog import marks
@@ -241,8 +241,8 @@ class Tenant(TenantGuests):
             pass  # whoever creates will be told
 
     @property
-    def services_out(self) -> int:
-        """Calls of services that have no answer yet."""
+    def services_out(self) -> Mapping[object, object]:
+        """Calls of services that have no answer yet, each with what it calls."""
         return self._guest_calls.services_out
 
     @property

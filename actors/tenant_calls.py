@@ -6,7 +6,8 @@ An answer never shows what is not yet safe: reads wait for what was decided befo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..eventlog.clock import US
@@ -157,16 +158,18 @@ class TenantCalls(TenantCode):
             if timer is not None:
                 timer.cancel()
 
-    async def wait_for_change(self, key: Key) -> None:
-        """Until the status of the instance changes, or it ends; for the testing kit."""
-        await self._wait(self._changes, key, None)
-
-    async def wait_for_row(self, key: Key) -> None:
-        """Until something more is recorded of the instance; for the testing kit."""
+    @contextmanager
+    def watch(self, key: Key) -> Iterator[asyncio.Future[None]]:
+        """A future that is done when something happens to the instance from now on: its status
+        changes, or something is recorded of it; for the testing kit. Look after it was made."""
         feed = self._feeds.open(key, last_seq=self.core.last_seq, now_us=self._clock.now_us())
+        future = self._changes.add(key)
+        self._feeds.waiters.add(key, future)
         try:
-            await self._wait(self._feeds.waiters, key, None)
+            yield future
         finally:
+            self._changes.remove(key, future)
+            self._feeds.waiters.remove(key, future)
             self._feeds.release(feed)
 
     async def mock_event(self, key: Key, event_type: str, payload: bytes) -> None:

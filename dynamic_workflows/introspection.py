@@ -6,7 +6,9 @@ Leaving the block ends the session and its mocks, and leaves the instances as th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -151,15 +153,29 @@ class InstanceIntrospector(_Session):
             raise InvalidError(f"{status!r} is no status", code="status.invalid")
         with self._calls.platform.waits():
             while True:
-                now = await self._status_text()
-                if now == status or status == "queued":
-                    return
-                if now in _ENDED:
-                    raise InstanceError(
-                        f"instance {self.id!r} is {now} and will not be {status} any more",
-                        code="instance.finished",
-                    )
-                await (await self._tenant()).wait_for_change(self._key)
+                async with self._watching() as changed:
+                    now = await self._status_text()
+                    if now == status or status == "queued":
+                        return
+                    if now in _ENDED:
+                        raise InstanceError(
+                            f"instance {self.id!r} is {now} and will not be {status} any more",
+                            code="instance.finished",
+                        )
+                    await changed
+
+    @asynccontextmanager
+    async def _watching(self) -> AsyncIterator[asyncio.Future[None]]:
+        """What is done when something happens from now on, so that nothing is missed while we look.
+
+        A tenant that dies wakes those who watch it.
+        """
+        tenant = await self._tenant()
+        while tenant.is_over:
+            await asyncio.sleep(0)
+            tenant = await self._tenant()
+        with tenant.watch(self._key) as changed:
+            yield changed
 
     async def _status_text(self) -> str | None:
         try:
@@ -175,17 +191,20 @@ class InstanceIntrospector(_Session):
         name, count = _named(step)
         with self._calls.platform.waits():
             while True:
-                outcome = await self._outcome(name, count)
-                if outcome is not None:
-                    if outcome.type == "step_completed":
-                        return outcome.payload["output"]
-                    raise _error_of(outcome.payload["error"])
-                if await self._status_text() in _ENDED:
-                    raise InstanceError(
-                        f"instance {self.id!r} ended without step {name!r} ({count})",
-                        code="instance.finished",
-                    )
-                await (await self._tenant()).wait_for_row(self._key)
+                async with self._watching() as changed:
+                    # The status first: what ended before we read the history is all in it.
+                    now = await self._status_text()
+                    outcome = await self._outcome(name, count)
+                    if outcome is not None:
+                        if outcome.type == "step_completed":
+                            return outcome.payload["output"]
+                        raise _error_of(outcome.payload["error"])
+                    if now in _ENDED:
+                        raise InstanceError(
+                            f"instance {self.id!r} ended without step {name!r} ({count})",
+                            code="instance.finished",
+                        )
+                    await changed
 
     async def _outcome(self, name: str, count: int) -> Any:
         try:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from .introspection import introspect_instance, introspect_workflow
@@ -51,16 +52,21 @@ def connect(
     config: PlatformConfig | Mapping[str, Any] | None = None,
     auto_advance: bool = False,
     crash_at_every_step: bool = False,
+    start: datetime | None = None,
 ) -> TestPlatform:
-    """A platform in this process, to be entered: `async with connect(load=load) as platform`."""
+    """A platform in this process, to be entered: `async with connect(load=load) as platform`.
+
+    `start`: what time it is at first (an aware datetime); None: what time it is now.
+    """
     from .actors.local import LocalPlatform
+    from .eventlog.clock import SystemClock, VirtualClock, from_datetime
     from .eventlog.ids import SeededIds
     from .eventlog.store_memory import MemoryStore
 
     settings = _settings("memory", load, app, config)
     store = MemoryStore()
 
-    async def start() -> LocalPlatform:
+    async def make() -> LocalPlatform:
         return LocalPlatform(
             load=load,
             app=app,
@@ -68,6 +74,7 @@ def connect(
             auto_advance=auto_advance,
             crash_at_every_step=crash_at_every_step,
             store=store,
+            clock=VirtualClock(SystemClock().now_us() if start is None else from_datetime(start)),
         )
 
-    return TestPlatform(start, log=store, app=app, config=settings, ids=SeededIds(1))
+    return TestPlatform(make, log=store, app=app, config=settings, ids=SeededIds(1))

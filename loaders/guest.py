@@ -10,7 +10,7 @@ import asyncio
 import functools
 import gc
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from threading import get_ident
 from types import CodeType, FrameType, ModuleType
@@ -64,11 +64,13 @@ class Guest:
         prefix: str = "tenant",
         idle_grace_s: float = IDLE_GRACE_S,
         builtins: dict[str, Any] | None = None,
+        stand_ins: Mapping[str, ModuleType] | None = None,
     ) -> None:
         """`send` takes the messages of a burst. `on_resume` hears which lifetime runs next.
 
         `is_alone`: the process is this guest's, so it takes over stdout, stderr and logging.
         `builtins`: what is built in for its bundle, to be changed, if it is not alone.
+        `stand_ins`: as of Modules.
         """
         self.loop = loop
         self.on_resume = on_resume
@@ -84,6 +86,9 @@ class Guest:
         self._is_alone = is_alone
         self._prefix = prefix
         self._builtins = OF_PROCESS if is_alone else builtins
+        self._stand_ins = {**(stand_ins or {})}
+        if not is_alone:
+            self._stand_ins["logging"] = self.logs.module()
         self._out: list[Frame] = []
         self._large_bytes = 0
         self._lives: dict[int, Lifetime] = {}
@@ -249,6 +254,7 @@ class Guest:
             print=self.logs.print,
             is_alone=self._is_alone,
             builtins=self._builtins,
+            stand_ins=self._stand_ins,
         )
         self._class_names = ClassNames(self._modules)
         self.revivers = Revivers(self._class_names)

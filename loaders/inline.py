@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import Context, copy_context
+from types import ModuleType
 
 from .guest import Guest
 from .isolate import Exit, Isolate, Limits, OnExit, OnFrames
@@ -26,7 +27,13 @@ class InlineIsolate:
     pid: int | None = None
     is_busy = False
 
-    def __init__(self, on_frames: OnFrames, on_exit: OnExit) -> None:
+    def __init__(
+        self,
+        on_frames: OnFrames,
+        on_exit: OnExit,
+        *,
+        stand_ins: Mapping[str, ModuleType] | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._context = _clean_context()
         self._on_frames = on_frames
@@ -34,12 +41,13 @@ class InlineIsolate:
         self._is_alive = True
         self._to_guest: list[Frame] = []
         self._from_guest: list[Frame] = []
-        self._guest = Guest(
+        self.guest = Guest(
             self._take,
             loop=self._loop,
             is_alone=False,
             prefix=f"tenant_{next(_numbers)}",
             idle_grace_s=0.0,
+            stand_ins=stand_ins,
         )
 
     def send(self, frames: list[Frame]) -> None:
@@ -53,7 +61,7 @@ class InlineIsolate:
         frames, self._to_guest = self._to_guest, []
         if self._is_alive:
             try:
-                self._guest.receive(frames)
+                self.guest.receive(frames)
             except ProtocolViolation as violation:
                 self.kill(Exit(str(violation), is_tenants_own=False, kind="protocol"))
 
@@ -72,7 +80,7 @@ class InlineIsolate:
         """End it; `on_exit` follows in the next turn of the loop."""
         if self._is_alive:
             self._is_alive = False
-            self._guest.close()
+            self.guest.close()
             self._loop.call_soon(self._on_exit, exit, context=self._context)
 
 
@@ -85,8 +93,11 @@ def _clean_context() -> Context:
 class InlineIsolates:
     """Where inline isolates come from; limits are not enforced."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stand_ins: Mapping[str, ModuleType] | None = None) -> None:
+        """`stand_ins`: what bundles import in the place of modules of the standard library."""
+        self._stand_ins = stand_ins
         self._isolates: list[InlineIsolate] = []
+        self._guests: set[Guest] = set()
 
     async def start(
         self,
@@ -97,11 +108,17 @@ class InlineIsolates:
         first: Sequence[Frame] = (),
     ) -> Isolate:
         """A fresh isolate; Load is the first message it takes."""
-        isolate = InlineIsolate(on_frames, on_exit)
+        isolate = InlineIsolate(on_frames, on_exit, stand_ins=self._stand_ins)
         self._isolates.append(isolate)
+        self._guests.add(isolate.guest)
         if first:
             isolate.send(list(first))
         return isolate
+
+    def runs(self, context: Context) -> bool:
+        """Whether code of one of these isolates is what this context is for."""
+        scope = context.get(CURRENT)
+        return scope is not None and scope.guest in self._guests
 
     async def close(self) -> None:
         """End every isolate."""

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from time import monotonic
+from types import ModuleType
 from typing import Any
 
 from .wire import Log
@@ -114,6 +115,33 @@ class Logs:
         builtins.print(*values, sep=sep, end=end, file=text)
         written = text.getvalue()
         self.write("error" if file is sys.stderr else "info", written.removesuffix("\n"))
+
+    def module(self) -> ModuleType:
+        """A `logging` for a bundle that shares its process: what it logs goes here, and nothing
+        else does."""
+        root = logging.RootLogger(logging.INFO)
+        manager = logging.Manager(root)
+        root.manager = manager
+        root.addHandler(_Handler(self))
+        module = ModuleType("logging")
+        module.__dict__.update(vars(logging))
+
+        def get_logger(name: str | None = None) -> logging.Logger:
+            return manager.getLogger(name) if name and name != root.name else root
+
+        def basic_config(**options: Any) -> None:
+            """As where a handler is there already: nothing."""
+
+        names = ("debug", "info", "warning", "warn", "error", "exception", "critical", "log")
+        functions: dict[str, Any] = {name: getattr(root, name) for name in names}
+        module.__dict__.update(
+            functions,
+            root=root,
+            getLogger=get_logger,
+            basicConfig=basic_config,
+            fatal=root.critical,
+        )
+        return module
 
     def capture(self) -> None:
         """Take over stdout, stderr and the root logger of this process."""

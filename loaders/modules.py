@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import CodeType, FrameType, ModuleType
@@ -54,9 +54,11 @@ class Modules:
         print: Callable[..., None] | None = None,
         is_alone: bool = True,
         builtins: dict[str, Any] | None = None,
+        stand_ins: Mapping[str, ModuleType] | None = None,
     ) -> None:
         """`is_alone`: no other bundle in this process, so all code may find plain names.
-        `builtins`: what to build in, to be changed; None: a copy.
+        `builtins`: what to build in, to be changed; None: a copy. `stand_ins`: modules that the
+        bundle's imports give in the place of those of the standard library.
         """
         self.prefix = prefix
         self._dot = f"{prefix}."
@@ -69,6 +71,7 @@ class Modules:
         }
         self._tops = {name.partition(".")[0] for name in self._by_name}
         self._codes: dict[str, CodeType] = {}
+        self._stand_ins = stand_ins or {}
         self._builtins = dict(OF_PROCESS) if builtins is None else builtins
         self._builtins["__import__"] = self._import
         if print is not None:
@@ -260,6 +263,9 @@ class Modules:
                 " that the platform grants",
                 name=name,
             )
+        stand_in = self._stand_ins.get(name)
+        if stand_in is not None:
+            return stand_in
         return __import__(name, globals, locals, fromlist or (), 0)
 
 

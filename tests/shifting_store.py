@@ -79,7 +79,7 @@ class Recording(SimDisk):
 
     def unlink(self, path: str) -> None:
         super().unlink(path)
-        self.changes.append(Change(names=lambda files: files.pop(path) and None))
+        self.changes.append(Change(names=lambda files: files.__delitem__(path)))
 
 
 @dataclass

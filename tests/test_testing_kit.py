@@ -14,6 +14,8 @@ import dynamic_workflows as dw
 from dynamic_workflows import testing
 from dynamic_workflows.testing import introspect_instance, introspect_workflow
 
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+
 
 async def test_time_stands_still_until_it_is_moved() -> None:
     async with testing.connect(load=load) as platform:
@@ -62,7 +64,7 @@ async def test_a_month_with_a_crash_at_every_step_takes_no_time() -> None:
 async def test_two_runs_of_the_same_test_give_the_same_log() -> None:
     logs = []
     for _ in range(2):
-        async with testing.connect(load=load, auto_advance=True) as platform:
+        async with testing.connect(load=load, auto_advance=True, start=NEW_YEAR) as platform:
             workflows = platform.tenant("month").workflows
             for instance in [await workflows.create() for _ in range(3)]:
                 await instance.result()
@@ -247,7 +249,7 @@ async def test_introspection_needs_the_testing_platform() -> None:
 
 @pytest.mark.behaviour(274)
 async def test_schedules_fire_on_the_virtual_clock() -> None:
-    async with testing.connect(load=load) as platform:
+    async with testing.connect(start=NEW_YEAR, load=load) as platform:
         tenant = platform.tenant("order")
         await tenant.schedule("0 6 * * *")
         await platform.clock.advance("3 days")
@@ -278,7 +280,7 @@ def scheduled(*crons: str) -> dw.WorkerCode:
 
 @pytest.mark.behaviour(11, 274)
 async def test_run_sees_its_schedule_by_attribute_and_by_key() -> None:
-    async with testing.connect() as platform:
+    async with testing.connect(start=NEW_YEAR) as platform:
         tenant = platform.tenant("cron")
         await tenant.deploy(scheduled("0 * * * *"))
         await platform.clock.advance("1 hour")
@@ -289,7 +291,7 @@ async def test_run_sees_its_schedule_by_attribute_and_by_key() -> None:
 
 
 async def test_schedules_that_new_code_no_longer_declares_stop_and_those_of_calls_go_on() -> None:
-    async with testing.connect() as platform:
+    async with testing.connect(start=NEW_YEAR) as platform:
         tenant = platform.tenant("cron")
 
         async def fired() -> set[str]:
@@ -315,7 +317,7 @@ async def test_schedules_that_new_code_no_longer_declares_stop_and_those_of_call
 async def test_a_declared_schedule_that_was_removed_by_hand_does_not_come_back_with_its_code() -> (
     None
 ):
-    async with testing.connect() as platform:
+    async with testing.connect(start=NEW_YEAR) as platform:
         tenant = platform.tenant("cron")
 
         async def firings() -> int:
