@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import ipaddress
 import re
 import socket
 import ssl
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from . import addresses
 from . import http as messages
 from .deadline import Deadline, DeadlineSocket
 from .entrypoints import EgressDeniedError
@@ -69,7 +69,8 @@ class AllowList(Service):
     A host is `api.example.com`, `*.example.com` (every host below it, and not itself), or either
     with a scheme and a port: `http://localhost:8080`. Without a scheme only https will do. What is
     said for a host goes before what is said for a `*`, and a longer `*` before a shorter one. Hosts
-    that only a `*` covers must not resolve to private addresses.
+    that only a `*` covers must not resolve to private addresses, and no host to the address where a
+    cloud tells a machine's secrets, unless that address, or the cloud's name for it, is named.
     """
 
     def __init__(
@@ -146,6 +147,8 @@ class AllowList(Service):
         if pattern is None:
             allowed = ", ".join(map(str, self._added)) or "nothing"
             raise EgressDeniedError(f"{place} is not among what this code may reach: {allowed}")
+        if pattern.is_wild and place.host in addresses.METADATA_NAMES:
+            raise EgressDeniedError(f"{place} tells a cloud's metadata, which has to be named")
         if request.method not in self.props["methods"]:
             raise EgressDeniedError(
                 f"{request.method} is not among the methods that this code may use: "
@@ -200,6 +203,7 @@ class _Connection(http.client.HTTPConnection):
         self.default_port = _PORTS[place.scheme]
         self._place = place
         self._is_public = is_public
+        self._may_ask_metadata = not is_public and _is_of_metadata(place.host)
 
     def connect(self) -> None:
         """Connect, by TLS unless the platform said http."""
@@ -217,34 +221,38 @@ class _Connection(http.client.HTTPConnection):
         place = self._place
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
         failure: OSError = ConnectionError("the name has no address")
-        for *_, address in found:
-            if self._is_public and not _is_public(str(address[0])):
-                raise EgressDeniedError(f"{place} has a private address, which has to be named")
+        for family, kind, protocol, _, address in found:
+            self._check(str(address[0]))
             try:
                 # To this very address: a second look at the name could find another.
-                wait_s = self._deadline.wait_s()
-                return socket.create_connection((str(address[0]), place.port), wait_s)
+                sock = socket.socket(family, kind, protocol)
+                try:
+                    sock.settimeout(self._deadline.wait_s())
+                    sock.connect(address)
+                except BaseException:
+                    sock.close()
+                    raise
+                return sock
             except OSError as error:
                 failure = error
         raise failure
 
-
-def _is_public(text: str) -> bool:
-    """Whether an address is of the internet at large, by whatever way it is written."""
-    address: Any = ipaddress.ip_address(text)
-    if address.version == 6:
-        if any(address in network for network in _CARRIERS):
-            address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        elif address.sixtofour is not None:
-            address = address.sixtofour
-        elif address in _TRANSLATED or address.teredo is not None or address.is_site_local:
-            return False
-    return bool(address.is_global and not address.is_multicast)
+    def _check(self, address: str) -> None:
+        """Raises EgressDeniedError where the address is none that the request may go to."""
+        if self._is_public and not addresses.is_public(address):
+            raise EgressDeniedError(f"{self._place} has a private address, which has to be named")
+        if not self._may_ask_metadata and addresses.is_metadata(address):
+            raise EgressDeniedError(
+                f"{self._place} has the address of a cloud's metadata, which has to be named itself"
+            )
 
 
-# An address of IPv4 as the end of one of IPv6: compatible, mapped, translated (NAT64).
-_CARRIERS = [ipaddress.IPv6Network(text) for text in ("::/96", "::ffff:0:0/96", "64:ff9b::/96")]
-_TRANSLATED = ipaddress.IPv6Network("64:ff9b:1::/48")
+def _is_of_metadata(host: str) -> bool:
+    """Whether whoever named this host meant a cloud's metadata."""
+    try:
+        return addresses.is_metadata(host)
+    except ValueError:
+        return host in addresses.METADATA_NAMES
 
 
 def _headers(host: str, added: Mapping[str, str]) -> dict[str, str]:
