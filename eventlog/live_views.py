@@ -6,9 +6,7 @@ tenant's instance is locked: what it may read is listed, and its settings stay a
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -21,6 +19,7 @@ from .guard import SelectGuard
 from .manifest import SegmentInfo, tenant_stream
 from .plain_json import MACROS, NESTED
 from .query_limits import MIB, QueryLimits, answer_of, deadline
+from .spill import spill_folder
 from .store import NotFound, Store
 from .views import DEAD, SEALED, STORED, TABLES, TAIL, events_sql, files_relation, quoted
 
@@ -460,7 +459,7 @@ def _connect(memory_mb: int, threads: int, tenant: str | None) -> duckdb.DuckDBP
     import duckdb
 
     # Spilling is for the platform's queries; a tenant's must not fill the disk.
-    spill = "" if tenant is not None else f"{tempfile.gettempdir()}/dynamic-workflows-{os.getpid()}"
+    spill = "" if tenant is not None else spill_folder()
     connection = duckdb.connect(
         ":memory:",
         config={
