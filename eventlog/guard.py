@@ -31,6 +31,9 @@ _SCHEMAS = frozenset({"", "main"})
 _NO_NAME = re.compile(
     r"^(duckdb_|pg_|pragma_|sqlite_|information_schema)|[./\\:*?\[\]]|^sealed_rows$"
 )
+_TOLD_BY_NAME = frozenset(
+    "current_catalog current_role current_schema current_user session_user user".split()
+)
 _PIVOT = re.compile(r"\s*(?:with\b.*)?(?:pivot|pivot_wider)\b", re.IGNORECASE | re.DOTALL)
 _TABLES = frozenset({f"memory.{TAIL}", f"memory.{DEAD}"})
 
@@ -48,8 +51,16 @@ class SelectGuard:
         if sql in self._parsed:
             return
         check_size(sql, self._sql_bytes_max)
+        named: set[str] = set()
+        told: set[str] = set()
         for node, scope in _nodes(_parsed(connection, sql), frozenset()):
             _check(node, scope)
+            named.add(str(node.get("alias", "")).lower())
+            if node.get("class") == "COLUMN_REF":
+                told.update(_columns(node) & _TOLD_BY_NAME)
+        # Where nothing has such a name, DuckDB takes it for the function that tells of itself.
+        for name in sorted(told - named):
+            raise _refused(name)
         _keep(self._parsed, sql)
 
     def check_read(self, connection: duckdb.DuckDBPyConnection, sql: str) -> None:
@@ -193,6 +204,12 @@ def _check_expression(node: dict[str, Any]) -> None:
         _check_function(node)
     elif node["class"] == "TYPE" and not _is_named(node, "type_name", sql_grammar.TYPES):
         raise _refused(f"the type {node.get('type_name')}")
+
+
+def _columns(node: dict[str, Any]) -> set[str]:
+    """The name of a column that is named without its table."""
+    names = node.get("column_names", ())
+    return {str(names[0]).lower()} if len(names) == 1 else set()
 
 
 def _refused(what: str) -> QueryError:

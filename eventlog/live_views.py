@@ -17,7 +17,7 @@ from .files import LogFiles, StreamState, Update
 from .folds import FOLDS
 from .guard import SelectGuard
 from .manifest import SegmentInfo, tenant_stream
-from .plain_json import MACROS, NESTED
+from .plain_json import MACROS, NESTED, NESTED_MACROS
 from .query_limits import MIB, QueryLimits, answer_of, deadline
 from .spill import spill_folder
 from .store import NotFound, Store
@@ -70,6 +70,7 @@ class LogViews:
         self._segments: dict[str, int] = {}
         self._unread: str | None = None
         self._shown: tuple[object, ...] = ()
+        self._has_nested_macros = False
         self._with_tail: set[str] = set()
         self._with_dead: set[str] = set()
         self._is_locked = False
@@ -197,6 +198,8 @@ class LogViews:
         self._guard.check(self.connection, sql)
         try:
             self._guard.check_plan(self.connection, sql, params)
+        except duckdb.ParserException:
+            raise QueryError("a tenant's query is one SELECT statement") from None
         except (duckdb.BinderException, duckdb.CatalogException):
             # Planned by itself it fails alike, and says so of the text as it was written.
             self.connection.execute(END)
@@ -405,6 +408,10 @@ class LogViews:
     def _define(self, segments: dict[str, int], *, first: bool = False) -> None:
         has_dead = bool(self._writer.execute(f"SELECT 1 FROM {DEAD} LIMIT 1").fetchall())
         shown = (segments, has_dead, self._is_nested)
+        if self._is_nested and not self._has_nested_macros:
+            self._has_nested_macros = True
+            for macro in NESTED_MACROS:
+                self._writer.execute(macro)
         if first or shown != self._shown:
             self._writer.execute(
                 events_sql(self._sealed(segments), has_dead=has_dead, is_nested=self._is_nested)

@@ -107,13 +107,17 @@ def _tagged(nested: str) -> str:
 
 
 MACROS = (
+    f"CREATE MACRO hot.scalars(text) AS {_replaced('text', *_SCALARS)};",
+    f"CREATE MACRO hot.simple(text) AS {_tagged(f'error({NESTED!r})')};",
+)
+"""`hot.simple(text)`, for views that fail at the first text with other tags than scalars have."""
+
+NESTED_MACROS = (
     f"CREATE MACRO hot.spelt(text) AS {_SPELT};",
     f"CREATE MACRO hot.unmarked(text) AS translate(text, {_MARKS}, '[]{{}}');",
     f"CREATE MACRO hot.marked(text) AS translate(hot.spelt(text), '[]{{}}', {_MARKS});",
     f"CREATE MACRO hot.texts(text) AS {_each('text', _INT, _WHOLE)};",
     f"CREATE MACRO hot.dicts(text) AS {_DICTS};",
-    f"CREATE MACRO hot.scalars(text) AS {_replaced('text', *_SCALARS)};",
     f"CREATE MACRO hot.plain(text) AS {_tagged(f'hot.unmarked({_LEVELS})')};",
-    f"CREATE MACRO hot.simple(text) AS {_tagged(f'error({NESTED!r})')};",
 )
-"""`hot.plain(text)`, and what it is made of; `hot.simple(text)`, which costs a query less."""
+"""`hot.plain(text)`, and what it is made of: for when it is needed, since DuckDB takes its time."""

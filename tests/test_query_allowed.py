@@ -127,6 +127,9 @@ select levenshtein(type, 'x'), md5(type), hash(type), format('{} {}', type, seq)
 select time_bucket(interval 1 hour, ts), strftime(ts, '%Y'), age(ts), epoch_ms(ts), dayname(ts) from events
 select count(*) from range(10) a(x) positional join range(10) b(y)
 values (1, 'a'), (2, 'b')
+select type as user, count(*) from events group by user order by user
+select 1 as x -- with a comment
+/* a comment */ select 1;
 describe events
 summarize instances
 from events limit 10%

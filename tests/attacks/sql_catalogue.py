@@ -82,6 +82,9 @@ a name defined elsewhere opens a segment | select b.* from (with "{other}" as (s
 a name defined later | with a as (from b), b as (select 1) from a
 a name that calls itself | with sealed_rows as (from sealed_rows) from sealed_rows
 the environment | from read_text('/proc/self/environ')
+the unsealed rows in a type | select enum_range(null::hot.tail)
+the unsealed rows by the other views' time | select * from events at (version => 1)
+the unsealed rows beside a view | select * from events, lateral (from hot.tail)
 the shape of a file | from sniff_csv('/etc/passwd')
 a listing | from glob('{root}/**')
 the unsealed rows | from hot.tail
@@ -135,6 +138,9 @@ the temporary files | from duckdb_temporary_files()
 the functions | from duckdb_functions()
 the macros that show outputs | select hot.plain('x')
 the database's name | select current_database()
+the database's name without brackets | select current_catalog
+the schema's name without brackets | select Current_Schema
+the user's name without brackets | select user
 the statement | select current_query()
 the schemas | select current_schemas(true)
 a variable | select getvariable('x')

@@ -17,11 +17,11 @@ from dynamic_workflows.eventlog.errors import QueryError
 from dynamic_workflows.eventlog.query import Reader
 from dynamic_workflows.eventlog.store import Store, open_store
 
-from .sql_catalogue import ATTACKS, EXHAUSTING, READING, TELLING, WRITING, SqlAttack
+from .sql_catalogue import ATTACKS, EXHAUSTING, READING, TELLING, WRITING
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "isolation.md"
-TIMEOUT_S, MEMORY_MB = 3.0, 128
-LATE_S = 30.0
+TIMEOUT_S, MEMORY_MB = 1.0, 128
+LATE_S = 20.0
 """A machine that does ten other things takes longer to end a process; without limits these take
 minutes or gigabytes."""
 
@@ -102,20 +102,21 @@ async def test_nothing_is_written_read_or_learnt(log: Log) -> None:
         ).replace(log.fill("{root}"), ""), one
 
 
-@pytest.mark.parametrize("attack", EXHAUSTING, ids=lambda attack: attack.name)
-async def test_a_statement_takes_no_more_than_it_may(log: Log, attack: SqlAttack) -> None:
+async def test_no_statement_takes_more_than_it_may(log: Log) -> None:
     reader = Reader(log.store, tenant="evil", timeout_s=TIMEOUT_S, memory_mb=MEMORY_MB)
-    try:
-        reader.query("select 1")
-        before = own_bytes()
-        begun_s = time.monotonic()
+    reader.query("select 1")
+    took: dict[str, tuple[float, int]] = {}
+    for attack in EXHAUSTING:
+        sql, before, begun_s = log.fill(attack.sql), own_bytes(), time.monotonic()
         with contextlib.suppress(QueryError):  # some answer within their limits
-            reader.query(log.fill(attack.sql))
-        assert time.monotonic() - begun_s < TIMEOUT_S + LATE_S
-        assert own_bytes() - before < 4 * MEMORY_MB << 20
-        assert reader.query("select count(*) > 0 as ok from events").to_pylist() == [{"ok": True}]
-    finally:
-        reader.close()
+            reader.query(sql)
+        took[attack.name] = time.monotonic() - begun_s, own_bytes() - before
+        ok = reader.query("select count(*) > 0 as ok from events").to_pylist()
+        assert ok == [{"ok": True}], attack.name
+    reader.close()
+    late = {name for name, (seconds, _) in took.items() if seconds > TIMEOUT_S + LATE_S}
+    large = {name for name, (_, size) in took.items() if size > 2 * MEMORY_MB << 20}
+    assert (late, large) == (set(), set())
 
 
 def own_bytes() -> int:
