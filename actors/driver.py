@@ -467,15 +467,17 @@ class Cluster:
     async def _find_loader(self) -> Peer:
         if self._broken is not None:
             raise self._broken
+        while self._entering is not None and self._session is None:
+            # A platform that is being started anew is not silent.
+            await asyncio.wait({self._entering})
+        if self._broken is not None:
+            raise self._broken
         if self._session is None:
-            raise Lost("the platform is being started anew")
+            raise Lost("the platform is not connected")
         peer: Peer = await self._find()
         return peer
 
     async def _resolve(self, tenant_id: str, gone: str | None) -> Peer:
-        while self._entering is not None and self._session is None:
-            # A platform that is being started is not silent.
-            await asyncio.wait({self._entering})
         try:
             peer: Peer = await self._loader.call("resolve", tenant_id, gone)
         except PlatformClosed as error:

@@ -47,7 +47,10 @@ class Persistent:
         while True:
             try:
                 if self._peer is None:
+                    looked = time.monotonic()
                     self._peer = await self._find()
+                    # Who finds it at last has not been silent while it was looked for.
+                    silent_since += time.monotonic() - looked
                 call = self._peer.call(op, *args, timeout_s=timeout_s)
                 if timeout_s is not None:
                     return await call

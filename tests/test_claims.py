@@ -162,3 +162,17 @@ def test_a_process_is_known_by_its_start_and_a_zombie_is_none() -> None:
     assert started(other.pid) is None
     other.communicate()
     assert machine() == machine()
+
+
+def test_a_forked_child_of_a_connected_process_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from dynamic_workflows.actors.ray_session import RaySession
+
+    session = RaySession(is_elsewhere=False, is_embedded=True)
+    session.pid = os.getppid()  # as the child finds what its parent has begun
+    monkeypatch.setattr(RaySession, "_current", session)
+    with pytest.raises(
+        dw.PlatformBusy, match=f"forked from process {os.getppid()}.*after the fork"
+    ):
+        RaySession.living()
