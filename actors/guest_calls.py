@@ -9,13 +9,15 @@ import msgspec
 
 from ..eventlog import codec
 from ..eventlog.errors import CodeError, InvalidError, LimitExceededError, WorkflowsError
-from ..loaders import faults, wire
+from ..loaders import wire
 from ..loaders.bundle import Granted
 from ..loaders.calls import TENANT_OPS, StatusData, pack_answer, unpack_args
+from ..loaders.plain import plain
 from .codes import CodeSource
 from .core import TenantCore
 from .host import Host
 from .names import check_tenant_id
+from .service_errors import ServiceErrors, says_so
 
 
 class Desk(Protocol):
@@ -39,6 +41,7 @@ class GuestCalls:
     def __init__(self, desk: Desk, codes: CodeSource) -> None:
         self._desk = desk
         self._codes = codes
+        self._errors = ServiceErrors(desk.tenant_id)
         self.services_out: dict[object, object] = {}
         """Calls of services that have no answer yet, each with what it calls."""
 
@@ -63,7 +66,20 @@ class GuestCalls:
                 )
             return wire.Reply(call.call, value=await self._value(host, call))
         except Exception as error:  # of a service too: it reaches the tenant as data
-            return wire.Reply(call.call, error=faults.to_wire(error))
+            return wire.Reply(call.call, error=self._told(host, call, error))
+
+    def _told(self, host: Host, call: wire.Call, error: Exception) -> wire.Error:
+        assert host.bundle is not None
+        assert host.services is not None
+        where = plain(f"{call.target}.{call.method}" if call.target else "the gateway", 256)
+        granted = host.bundle.granted(call.target)
+        if granted is None or granted.kind == "service":
+            public = host.services.public_errors(call.target)
+        else:
+            # Our own words for whoever calls, as long as they name no places of the platform's;
+            # of code that cannot be loaded, `_workflows` has left what tenants may know.
+            public = (TimeoutError, CodeError, *([type(error)] if says_so(error) else []))
+        return self._errors.told(error, where, public)
 
     async def _value(self, host: Host, call: wire.Call) -> bytes:
         assert host.bundle is not None, "it has sent a frame"

@@ -29,6 +29,10 @@ class Revived:
     def __init__(self) -> None:
         self._held: OrderedDict[tuple[str, str], Service] = OrderedDict()
 
+    def held(self, place: str, granted: Granted) -> Service | None:
+        """The object of that place, if there is one."""
+        return self._held.get((place, granted.identity or ""))
+
     def at(self, place: str, granted: Granted) -> Service:
         """The object of that place; made when it is first asked for."""
         key = place, granted.identity or ""
@@ -58,6 +62,18 @@ class Services:
         live = self._live.get(place)
         return self._revived.at(place, granted) if live is None else live
 
+    def public_errors(self, target: str) -> tuple[type[BaseException], ...]:
+        """What the service of that name, or the gateway (""), lets tenants read of its errors."""
+        place = f"env:{target}" if target else "outbound"
+        granted = self._granted.get(place)
+        service = self._live.get(place)
+        if service is None and granted is not None:
+            service = self._revived.held(place, granted)
+        public: Any = () if service is None else service.public_errors
+        if not isinstance(public, tuple | list | set | frozenset):
+            public = (public,)
+        return tuple(kind for kind in public if isinstance(kind, type))
+
     async def call(self, name: str, method: str, args: bytes, kwargs: bytes) -> bytes:
         """Call a method of `env.<name>`; codec text in and out. Raises what the method raises."""
         service = self._at(f"env:{name}")
@@ -65,6 +81,7 @@ class Services:
             raise InvalidError(f"env has no service {name!r}")
         function = public_method(service, method)
         positional, named = _arguments(args, kwargs)
+        _check_arguments(function, positional, named)
         answer = await answer_of(lambda: function(*positional, **named))
         return codec.encode(http.to_plain(answer))
 
@@ -118,6 +135,26 @@ def _own_method(service: Service, method: str) -> Any:
     if not callable(function):
         raise InvalidError(f"{type(service).__name__} has no method {method!r}")
     return function
+
+
+class _ArgumentsError(TypeError):
+    """The caller's mistake, in words about the method's parameters."""
+
+    public_message = True
+
+
+def _check_arguments(function: Any, positional: list[Any], named: dict[str, Any]) -> None:
+    """Raises a TypeError that tenants may read where the method does not take these."""
+    if hasattr(function, "__wrapped__"):
+        return  # a decorator may take others than the method
+    try:
+        parameters = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        parameters.bind(*positional, **named)
+    except TypeError as error:
+        raise _ArgumentsError(f"{function.__name__}(): {error}") from None
 
 
 def _arguments(args: bytes, kwargs: bytes) -> tuple[list[Any], dict[str, Any]]:

@@ -16,6 +16,8 @@ class WorkflowsError(Exception):
     """The root of every error that this library raises on purpose."""
 
     default_code = "internal"
+    public_message = True
+    """Whether tenants may be told the message of what was raised on the platform's side."""
 
     def __init__(self, message: str, *, code: str | None = None, **details: Any) -> None:
         super().__init__(message)
@@ -98,6 +100,7 @@ class QueryError(WorkflowsError):
     """SQL that DuckDB refuses; the message is DuckDB's."""
 
     default_code = "query.invalid"
+    public_message = False
 
 
 class LimitExceededError(WorkflowsError):
@@ -110,12 +113,14 @@ class Fenced(WorkflowsError):
     """A newer owner holds the log: stop, and do not retry from here."""
 
     default_code = "log.fenced"
+    public_message = False
 
 
 class Unavailable(WorkflowsError):
     """Something that should answer does not: wait and try again."""
 
     default_code = "platform.unavailable"
+    public_message = False
 
 
 def is_full(error: object) -> bool:
@@ -128,12 +133,14 @@ class PlatformClosed(WorkflowsError):
     """The platform was closed: connect again."""
 
     default_code = "platform.closed"
+    public_message = False
 
 
 class PlatformBusy(WorkflowsError):
     """Another platform is at work on the log: share it, end it, or take the log from it."""
 
     default_code = "platform.busy"
+    public_message = False
 
 
 class LoadReplacedWarning(UserWarning):
@@ -144,9 +151,11 @@ class Corrupt(WorkflowsError):
     """Stored bytes are not what was written; see `.path` and `.offset`. Repair, then reopen."""
 
     default_code = "log.corrupt"
+    public_message = False
 
 
 class SandboxUnavailable(WorkflowsError):
     """This host cannot build the walls that the configuration requires."""
 
     default_code = "isolation.unavailable"
+    public_message = False

@@ -65,13 +65,19 @@ def public_methods(kind: type[Any]) -> list[str]:
 class NonRetryableError(Exception):
     """Raised in a step: the step fails at once, whatever retries are left."""
 
+    public_message = True
+
 
 class WorkflowTimeoutError(Exception):
     """An attempt or a wait for an event took longer than its timeout."""
 
+    public_message = True
+
 
 class WorkflowFatalError(Exception):
     """The API was misused: a bad name, config or callback, or a limit on steps was reached."""
+
+    public_message = True
 
 
 class WorkflowInternalError(Exception):
@@ -84,6 +90,8 @@ class NonRetryableDelayError(WorkflowFatalError):
 
 class EgressDeniedError(Exception):
     """The request may not leave: the code has no network, or the gateway refused."""
+
+    public_message = True
 
 
 class StepError(Exception):

@@ -180,11 +180,13 @@ class AllowList(Service):
         except TimeoutError:
             if deadline.is_over:
                 limit_s = self.props["request_seconds"]
-                raise TimeoutError(f"the request to {place} took more than {limit_s:g} s") from None
+                raise _TooLateError(
+                    f"the request to {place} took more than {limit_s:g} s"
+                ) from None
             limit_s = self.props["timeout_seconds"]
-            raise TimeoutError(f"{place} did not answer in {limit_s:g} s") from None
+            raise _TooLateError(f"{place} did not answer in {limit_s:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise ConnectionError(f"{place} cannot be asked: {error}") from None
+            raise _UnansweredError(f"{place} cannot be asked: {error}") from None
         finally:
             connection.close()
 
@@ -192,6 +194,18 @@ class AllowList(Service):
         limit = self.props["body_bytes_max"]
         if size > limit:
             raise EgressDeniedError(f"{what} has more than {limit:,} bytes")
+
+
+class _TooLateError(TimeoutError):
+    """Said for tenants."""
+
+    public_message = True
+
+
+class _UnansweredError(ConnectionError):
+    """Said for tenants."""
+
+    public_message = True
 
 
 class _Connection(http.client.HTTPConnection):

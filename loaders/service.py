@@ -25,6 +25,10 @@ class Service:
 
     props: Any = None
 
+    public_errors: tuple[type[BaseException], ...] = ()
+    """Classes of exceptions whose message tenants may be told, beside those that say so themselves
+    (`public_message = True`). Of all others tenants learn the class and a reference."""
+
     def __init__(self, *, props: Any = None) -> None:
         self.props = props
 

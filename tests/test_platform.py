@@ -301,6 +301,7 @@ class Ledger(dw.Service):
     """Keeps sums by the props that the tenant cannot see."""
 
     sums: dict[str, int]
+    public_errors = (PermissionError,)
 
     def __init__(self, *, props: Any = None) -> None:
         super().__init__(props=props)
