@@ -162,6 +162,9 @@ class PlatformConfig(BaseModel):
     drop_grace_seconds: float = Field(default=5.0, gt=0)
     """Seconds that code may go on after it was told to end: its instance was paused, terminated or
     put to rest, its attempt timed out, its call was cancelled. Then its isolate is ended."""
+    tail_replays: bool = False
+    """Whether tails get what `run` prints in a replay as well, and printed before; such records
+    are marked `replayed`."""
     call_timeout_seconds: float = Field(default=60.0, gt=0)
     """Seconds that a call of an entrypoint may take, what it starts included, and the loading of
     code in an isolate; then the call fails with `limit.exceeded` and is cancelled."""

@@ -30,6 +30,8 @@ from .summary import NOT_QUEUED, WOKEN, Summary
 
 _DUE_MAX = 2_000
 """Timers fired by one `due`; the shell comes back at once for the rest."""
+AWAITS = "run.awaits"
+"""`why` says so of a run that awaits something that is no step."""
 _SLEEPERS_LOADED_MAX = 20_000
 """Rests that a replay keeps in full; of later ones it keeps the wake time."""
 
@@ -435,6 +437,12 @@ def _explain(summary: Summary, shown: str, now_us: int) -> tuple[str, str]:
         return PAUSING, "it pauses when the callbacks in flight have ended"
     if summary.instance is None:
         return shown, "it rests; its steps are in its history"
+    life = summary.lifetime
+    if not summary.instance.open and life is not None and life.awaits is not None:
+        return AWAITS, (
+            f"run awaits something that is no step, at {life.awaits}; the platform knows of nothing"
+            " that will wake it"
+        )
     return _explain_steps(summary.instance, shown, now_us)
 
 

@@ -75,7 +75,15 @@ class Attempts(Rests):
             return False
         return True
 
-    def _complete(self, d: Decision, life: Lifetime, step: Step, value: bytes, now_us: int) -> None:
+    def _complete(
+        self,
+        d: Decision,
+        life: Lifetime,
+        step: Step,
+        value: bytes,
+        now_us: int,
+        before: int = 0,
+    ) -> None:
         summary = life.summary
         error = self._state_error(summary, len(value))
         if error is not None:
@@ -87,11 +95,11 @@ class Attempts(Rests):
             return
         life.running -= 1
         self._disarm(step)
-        body = Completed(msgspec.Raw(value))
+        body = Completed(msgspec.Raw(value), before=before)
         shown: Body | None = None
         if step.sensitive:
             body.sensitive = True
-            shown = Completed(msgspec.Raw(REDACTED), True)
+            shown = Completed(msgspec.Raw(REDACTED), True, before)
         self._emit(
             d,
             summary,

@@ -15,7 +15,7 @@ from ..eventlog.errors import InstanceError, LimitExceededError, WorkflowsError
 from ..loaders.wire import Error, ProtocolViolation
 from .core_rollback import Rollbacks, eligible
 from .decisions import CreateItem, Decision, Finished, ForgetBlobs, Key
-from .instance import Instance
+from .instance import Instance, first_wait
 from .lifetime import Lifetime
 from .machine import ENDED, PAUSED, PAUSING, QUEUED, RUNNING, WAITING
 from .names import check_batch, check_event_type, check_id, check_new_id, check_workflow_name
@@ -181,7 +181,7 @@ class Commands(Rollbacks):
         for step in late:
             self._step_due(d, summary, step, now_us)
         for step in list(instance.open.values()):
-            if step.kind == WAIT and summary.lifetime is life:
+            if step.kind == WAIT and step.token is not None and summary.lifetime is life:
                 self._deliver(d, summary, step, now_us)
         for message in held.values():
             if summary.lifetime is not life:
@@ -226,8 +226,9 @@ class Commands(Rollbacks):
         row = self._emit(d, summary, "event_received", body, now_us=now_us)
         self._kept.hold(row.seq, payload)
         if summary.may_wake and not summary.rolling_back:
-            wait = _first_wait(instance, event_type)
-            if wait is not None:
+            wait = first_wait(instance, event_type)
+            # A replay that has not asked for its wait again takes the event when it does.
+            if wait is not None and (summary.lifetime is None or wait.token is not None):
                 self._hand_over(d, summary, wait, now_us)
         self._kept.trim((row.seq,))
         return d
@@ -266,7 +267,7 @@ class Commands(Rollbacks):
     ) -> None:
         for step in list(instance.open.values()):
             kept = instance.events.get(step.event_type or "")
-            if not kept:
+            if not kept or (summary.lifetime is not None and step.token is None):
                 continue
             if self._kept.holds(kept[0].seq):
                 self._hand_over(d, summary, step, now_us)
@@ -287,7 +288,7 @@ class Commands(Rollbacks):
         summary = self._directory.get(key)
         if summary is None or summary.instance is None or not summary.may_wake:
             return d
-        wait = _first_wait(summary.instance, event_type)
+        wait = first_wait(summary.instance, event_type)
         if wait is not None and wait.token is not None:
             self._hand_over(d, summary, wait, now_us)
         return d
@@ -513,13 +514,6 @@ def _is_again(summary: Summary, token: str | None) -> bool:
 
 def _backoff_us(deaths: int) -> int:
     return min(100_000 << deaths, 30_000_000)
-
-
-def _first_wait(instance: Instance, event_type: str) -> Step | None:
-    for step in instance.open.values():
-        if step.kind == WAIT and step.event_type == event_type:
-            return step
-    return None
 
 
 def _already_exists(key: Key) -> InstanceError:

@@ -41,7 +41,16 @@ class Rests(CoreBase):
         if step.token is None:
             return
         self._disarm(step)
+        life.answered.append(step)
+        instance = life.summary.instance
+        assert instance is not None
+        instance.told = max(instance.told, step.ended)
         self._send(d, life, Answer(step.token, step.value, step.error))
+
+    def _refuse(self, d: Decision, life: Lifetime, token: int, error: Error) -> None:
+        """Answer a step that is not recorded."""
+        life.answered.append(None)
+        self._send(d, life, Answer(token, None, error))
 
     def _active(self, d: Decision, life: Lifetime, now_us: int, *, may_drop: bool = False) -> bool:
         """The lifetime has something to do again: it takes a slot, or (False) waits for one."""

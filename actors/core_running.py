@@ -9,9 +9,11 @@ import msgspec
 
 from ..loaders.plain import plain
 from ..loaders.wire import (
-    Answer,
+    Awaits,
     Cancel,
+    Cancelled,
     Done,
+    Elapsed,
     End,
     Failed,
     Idle,
@@ -26,19 +28,24 @@ from ..loaders.wire import Step as Ask
 from .core_base import SUSPEND
 from .core_waits import Waits
 from .decisions import Decision, Key
-from .instance import Instance
+from .instance import Instance, event_taken, first_wait
 from .lifetime import Lifetime
 from .machine import PAUSING, QUEUED, RUNNING, WAITING
 from .names import EVENT_TYPE
+from .payloads import Elapsed as ElapsedBody
 from .payloads import (
     StepStarted,
+    WaitCancelled,
     own_error,
     raw,
 )
 from .steps import (
+    CANCELLED,
     DO,
     OPEN,
     SLEEP,
+    TIMER,
+    VALUE,
     WAIT,
     YEAR_MS,
     Step,
@@ -73,6 +80,7 @@ class Running(Waits):
             return d
         assert summary.instance is not None, f"{key} has to be loaded before it starts"
         self._load_failures.pop(key, None)
+        is_first = not summary.started_us
         self._settle(d, summary, now_us)
         if summary.status == QUEUED and not summary.started_us:
             kind = "workflow_started"
@@ -83,7 +91,8 @@ class Running(Waits):
         if kind:
             self._emit(d, summary, kind, now_us=now_us, code_hash=self._news_of_code(summary))
         life = self._begin_life(summary, "rollback" if summary.rolling_back else "run")
-        self._send(d, life, self._run_message(summary, summary.instance, life, now_us))
+        told = -1 if is_first and not summary.instance.steps else summary.instance.told
+        self._send(d, life, self._run_message(summary, summary.instance, life, now_us, told))
         d.answer = life.number
         return d
 
@@ -93,7 +102,7 @@ class Running(Waits):
         return summary.code_hash if summary.get("pin") == "latest" else None
 
     def _run_message(
-        self, summary: Summary, instance: Instance, life: Lifetime, now_us: int
+        self, summary: Summary, instance: Instance, life: Lifetime, now_us: int, told: int
     ) -> Run:
         workflow, instance_id = summary.key
         history: list[Known] = [step.known() for step in instance.steps.values()]
@@ -110,6 +119,7 @@ class Running(Waits):
             summary.get("workflow_name"),
             now_us,
             self.config.waits_max,
+            told,
         )
 
     def _settle(self, d: Decision, summary: Summary, now_us: int) -> None:
@@ -155,15 +165,16 @@ class Running(Waits):
         summary = life.summary
         if life.ended or life.mode == "rollback":
             error = own_error("WorkflowFatalError", "no step can start in a rollback", fatal=True)
-            self._send(d, life, Answer(message.token, None, error))
+            self._refuse(d, life, message.token, error)
         elif summary.status == PAUSING:
             if message.token in life.held or len(life.held) >= _HELD_MAX:
                 raise ProtocolViolation(f"token {message.token} is known, or one too many")
             life.held[message.token] = message
             self._try_pause(d, life, now_us)
         elif step is None and (refusal := self._state_error(summary, 0)) is not None:
-            self._send(d, life, Answer(message.token, None, refusal))
+            self._refuse(d, life, message.token, refusal)
         else:
+            life.awaits = None
             self._active(d, life, now_us)
             if step is not None:
                 self._bind(life, step, message.token)
@@ -245,13 +256,81 @@ class Running(Waits):
         if step is None:
             raise ProtocolViolation(f"Done for the unknown token {message.token}")
         _hear(step, message.attempt)
+        if step.outcome == CANCELLED:
+            return  # Its code went on while the guest told of the end: nobody hears of it.
         if not step.in_flight or step.attempt != message.attempt:
             # The guest has handed on a value that history does not hold.
             self._interrupt(d, life.summary, "a result came after its attempt was over", now_us)
         elif step.kind == "undo":
             self._undone(d, life, step, now_us)
         else:
-            self._complete(d, life, step, message.value, now_us)
+            before = self._overtaken(life, message.heard)
+            self._complete(d, life, step, message.value, now_us, before)
+            instance = life.summary.instance
+            assert instance is not None
+            instance.told = max(instance.told, step.ended)
+
+    def _overtaken(self, life: Lifetime, heard: int) -> int:
+        if heard > len(life.answered):
+            raise ProtocolViolation(f"{heard} answers are heard, {len(life.answered)} were given")
+        return life.overtaken(heard)
+
+    def _on_elapsed(self, d: Decision, life: Lifetime, message: Elapsed, now_us: int) -> None:
+        summary = life.summary
+        instance = summary.instance
+        assert instance is not None
+        if life.ended or life.mode == "rollback":
+            return
+        is_known = (TIMER, "", message.number) in instance.steps
+        if is_known or not 1 <= message.number <= self.config.waits_max:
+            raise ProtocolViolation(f"timer {message.number} is out of range, or elapsed before")
+        if message.at is not None and len(message.at) > _AT_MAX:
+            raise ProtocolViolation("a timer's place is too long")
+        self._active(d, life, now_us)
+        body = ElapsedBody(message.at, self._overtaken(life, message.heard))
+        probe = Step(TIMER, "", message.number, 0)
+        self._emit(d, summary, "timer_elapsed", body, now_us=now_us, step=probe)
+        instance.told = max(instance.told, instance.steps[probe.key].ended)
+
+    def _on_cancelled(self, d: Decision, life: Lifetime, message: Cancelled, now_us: int) -> None:
+        """The code was cancelled while it awaited a step: the step is over. What was over already
+        stays so, but an event that nobody was told of is kept for another wait."""
+        summary = life.summary
+        instance = summary.instance
+        assert instance is not None
+        life.held.pop(message.token, None)
+        step = instance.steps.get((message.kind, message.name, message.count))
+        if step is None or life.ended or life.mode == "rollback" or step.kind == TIMER:
+            return
+        if step.outcome == OPEN:
+            self._cancel(d, life, step, now_us)
+        elif step.kind == WAIT and step.outcome == VALUE and step.event_seq:
+            assert step.event_type is not None
+            assert step.value is not None
+            payload, received_us = event_taken(step.value)
+            self._kept.hold_if_small(step.event_seq, payload)
+            body = WaitCancelled(step.event_type, step.event_seq, received_us, len(payload))
+            self._emit(d, summary, "wait_cancelled", body, now_us=now_us, step=step)
+            wait = first_wait(instance, step.event_type)
+            if wait is not None and wait.token is not None:
+                self._deliver(d, summary, wait, now_us)
+        if summary.lifetime is life and summary.status == PAUSING:
+            self._try_pause(d, life, now_us)
+
+    def _cancel(self, d: Decision, life: Lifetime, step: Step, now_us: int) -> None:
+        attempt = step.attempt if step.in_flight else 0
+        kind = _CANCELLED[step.kind]
+        self._emit(d, life.summary, kind, now_us=now_us, step=step, attempt=attempt)
+        self._disarm(step)
+        if step in life.late:
+            life.late.remove(step)
+        if attempt:
+            life.running -= 1
+            assert step.token is not None, "attempts in flight are of this lifetime"
+            self._send(d, life, Cancel(step.token, attempt))
+
+    def _on_awaits(self, d: Decision, life: Lifetime, message: Awaits, now_us: int) -> None:
+        life.awaits = plain(message.at or "?", _AT_MAX)
 
     def _on_failed(self, d: Decision, life: Lifetime, message: Failed, now_us: int) -> None:
         step = life.tokens.get(message.token)
@@ -342,7 +421,10 @@ class Running(Waits):
             self._suspend(d, summary, now_us)
 
     def _on_mismatch(self, d: Decision, life: Lifetime, message: Mismatch, now_us: int) -> None:
-        if message.recorded_kind not in _NAMES or message.asked_kind not in (None, *_NAMES):
+        if message.recorded_kind not in (*_NAMES, TIMER) or message.asked_kind not in (
+            None,
+            *_NAMES,
+        ):
             raise ProtocolViolation("a mismatch of steps of no known kind")
         recorded = _place(
             message.recorded_kind,
@@ -357,11 +439,25 @@ class Running(Waits):
                 message.asked_kind, message.asked_name, message.asked_count, message.asked_at
             )
         )
+        if message.recorded_kind == TIMER:
+            did_not = "which the code did not set"
+        elif message.is_awaited:
+            did_not = "which the code cancelled then, and awaits now"
+        else:
+            did_not = "which the code did not ask for"
         text = (
-            f"the code has changed under its history: history holds {recorded}, which the code did "
-            f"not ask for; the code asks for {asked}. Put the code right, then resume; or restart."
+            f"{self._why_mismatched(life.summary)}: history holds {recorded}, {did_not}; "
+            f"the code asks for {asked}. Put the code right, then resume; or restart."
         )
         self._park(d, life.summary, "replay.mismatch", text, now_us)
+
+    def _why_mismatched(self, summary: Summary) -> str:
+        if (summary.get("pin") or "hash") == "hash":
+            return (
+                "the same code went another way than its history: run depends on something that"
+                " no step holds, such as time, chance or the order of a set"
+            )
+        return "the code has changed under its history, or depends on something that no step holds"
 
     def _on_end(self, d: Decision, life: Lifetime, message: Any, now_us: int) -> None:
         raise NotImplementedError
@@ -370,6 +466,8 @@ class Running(Waits):
 def _place(kind: str, name: str | None, count: int, at: str | None) -> str:
     # A guest may say anything here: none of it may steer a terminal.
     where = f" at {ascii(at[:300])[1:-1]}" if at else ""
+    if kind == TIMER:
+        return f"timer {count} of asyncio{where}"
     return f"{kind} {(name or '')[:256]!r} ({count}){where}"
 
 
@@ -397,6 +495,7 @@ def _check_wait(message: Wait) -> None:
 
 _KINDS: dict[type, str] = {Ask: DO, Sleep: SLEEP, Wait: WAIT}
 _NAMES = (DO, SLEEP, WAIT)
+_CANCELLED = {DO: "step_cancelled", SLEEP: "sleep_cancelled", WAIT: "wait_cancelled"}
 
 # By name, so that the parts above may supply them.
 _HANDLERS: dict[type, str] = {
@@ -408,4 +507,7 @@ _HANDLERS: dict[type, str] = {
     End: "_on_end",
     Idle: "_on_idle",
     Mismatch: "_on_mismatch",
+    Cancelled: "_on_cancelled",
+    Elapsed: "_on_elapsed",
+    Awaits: "_on_awaits",
 }

@@ -7,7 +7,6 @@ from collections import deque
 import msgspec
 
 from ..loaders.wire import (
-    Answer,
     Error,
     Sleep,
     Wait,
@@ -47,9 +46,9 @@ class Waits(Attempts):
         self, d: Decision, life: Lifetime, step: Step | None, message: Sleep, now_us: int
     ) -> None:
         if step is None:
-            error = _misplaced(message, now_us)
+            error = _misplaced(message, life.summary.created_us, now_us)
             if error is not None:
-                self._send(d, life, Answer(message.token, None, error))
+                self._refuse(d, life, message.token, error)
                 return
             step = self._begin_sleep(d, life, message, now_us)
         self._await(d, life, step, now_us)
@@ -58,7 +57,7 @@ class Waits(Attempts):
         until_us = message.until_us
         if until_us is None:
             until_us = now_us + (message.duration_ms or 0) * 1_000
-        duration_ms = (until_us - now_us) // 1_000
+        duration_ms = max(until_us - now_us, 0) // 1_000
         step = Step(SLEEP, message.name, message.count, 0)
         mocks = self.mocks.get(life.summary.key) if self.mocks else None
         if mocks is not None and mocks.skips_sleep(step):
@@ -179,11 +178,12 @@ class Waits(Attempts):
             self._after_outcome(d, life, now_us)
 
 
-def _misplaced(message: Sleep, now_us: int) -> Error | None:
-    """What `sleep_until` raises for a moment that no sleep can begin towards."""
+def _misplaced(message: Sleep, created_us: int, now_us: int) -> Error | None:
+    """What `sleep_until` raises for a moment that no sleep can begin towards. One that the run has
+    overtaken is none of these: its sleep is over at once."""
     if message.until_us is None:
         return None
-    if message.until_us < now_us:
+    if message.until_us < min(created_us, now_us):
         return Error("ValueError", f"the end of sleep {message.name!r} lies in the past")
     if message.until_us > now_us + YEAR_MS * 1_000:
         text = f"the end of sleep {message.name!r} lies more than 365 days ahead"

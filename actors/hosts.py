@@ -203,6 +203,7 @@ class Hosts:
                 "tmp_mb": limits.tmp_mb,
             },
             "drop_grace_s": self._config.drop_grace_seconds,
+            "replays": self._config.tail_replays,
         }
         return pack(bundle.load_message(packages=self._config.packages, options=options))
 

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
+import msgspec
+
 from ..eventlog.events import Row
 from ..loaders.wire import Error
 from .kept_events import NOTHING_KEPT, KeptEvent
@@ -19,6 +21,7 @@ from .payloads import (
     Body,
     Command,
     Completed,
+    Elapsed,
     ErrorBody,
     Errored,
     EventReceived,
@@ -32,13 +35,25 @@ from .payloads import (
     SleepStarted,
     StepStarted,
     Terminated,
+    WaitCancelled,
     WaitCompleted,
     WaitStarted,
     event_size,
     text,
     wire_error,
 )
-from .steps import DO, ERROR, SLEEP, VALUE, WAIT, Step, StepKey, parse_config
+from .steps import (
+    CANCELLED,
+    DO,
+    ERROR,
+    SLEEP,
+    TIMER,
+    VALUE,
+    WAIT,
+    Step,
+    StepKey,
+    parse_config,
+)
 from .summary import Summary
 
 _REASON_CHARACTERS_MAX = 1_000
@@ -70,6 +85,7 @@ class Instance:
         "steps",
         "terminating",
         "tokens",
+        "told",
         "undone",
         "weight",
     )
@@ -97,6 +113,9 @@ class Instance:
         self.rollback_error: Error | None = None
         self.tokens: dict[str, None] = {}
         """Of the newest commands, in order, over all runs: one that comes again is known by it."""
+        self.told = 0
+        """The last end that `run` is known to have been told: by lifetimes of this process, or
+        because it started a step after it."""
         self.is_partial = False
         """A value lies in a blob that was not resolved: it has to be loaded before it can run."""
         self.weight = _INSTANCE_BYTES
@@ -116,6 +135,7 @@ class Instance:
     def begin(self, kind: str, row: Row) -> Step:
         """The step that this row starts."""
         assert row.step is not None
+        self.told = max(self.told, self.started)
         self.started += 1
         step = Step(kind, row.step, row.count, self.started)
         key = (kind, row.step, row.count)
@@ -125,16 +145,27 @@ class Instance:
         self.open[key] = step
         return step
 
-    def finish(self, kind: str, row: Row) -> Step:
-        """The step that this row ends."""
+    def finish(self, kind: str, row: Row, before: int = 0) -> Step:
+        """The step that this row ends; `before`: ahead of the end of that number and later ones."""
         assert row.step is not None
         step = self.open.pop((kind, row.step, row.count), None)
         assert step is not None, f"{row.type} of a step that is not open: {row.step!r}"
         step.until_us = None
         step.in_flight = False
+        self.number_end(step, before)
+        return step
+
+    def number_end(self, step: Step, before: int = 0) -> None:
+        """Number the end of a step; `before`: ahead of that one and later ones, which move up."""
         self.started += 1
         step.ended = self.started
-        return step
+        if not before:
+            return
+        later = [one for one in self.steps.values() if one.ended >= before and one is not step]
+        later.sort(key=lambda one: one.ended)
+        numbers = [*(one.ended for one in later), step.ended]
+        for one, number in zip((step, *later), numbers, strict=True):
+            one.ended = number
 
     def has_event_for(self, step: Step) -> bool:
         """Whether the step is a wait for which an event is kept."""
@@ -160,6 +191,8 @@ def fold(summary: Summary, row: Row, body: Body | None) -> None:
             summary.kept = summary.kept.plus(event_size(body))
         elif isinstance(body, WaitCompleted) and body.event_seq:
             summary.kept = summary.kept.minus(event_size(body))
+        elif isinstance(body, WaitCancelled):
+            summary.kept = summary.kept.plus(body.size)
         if isinstance(body, Command) and body.token is not None:
             _note_token(summary, body.token)
         return
@@ -265,6 +298,7 @@ def _restarted(summary: Summary, _: Row, body: Body | None) -> None:
         return
     fresh = Instance()
     fresh.started = instance.started
+    fresh.told = instance.told
     for key in body.kept or ():
         step = instance.steps[key]
         step.undo = None
@@ -272,6 +306,12 @@ def _restarted(summary: Summary, _: Row, body: Body | None) -> None:
         fresh.weight += step_weight(step)
         if key in instance.open:
             fresh.open[key] = step
+    if body.kept and body.from_ is not None:
+        target = instance.steps[body.from_.type, body.from_.name, body.from_.count]
+        for key, step in instance.steps.items():
+            if step.kind == TIMER and step.index < target.index:
+                fresh.steps[key] = step
+                fresh.weight += step_weight(step)
     fresh.is_partial = instance.is_partial
     fresh.tokens = instance.tokens
     fresh.weight += _TOKEN_BYTES * len(fresh.tokens)
@@ -376,7 +416,7 @@ def _end_attempt(step: Step, body: AttemptErrored) -> None:
 
 def _step_completed(instance: Instance, row: Row, body: Body | None) -> None:
     assert isinstance(body, Completed)
-    step = instance.finish(DO, row)
+    step = instance.finish(DO, row, body.before)
     step.outcome = VALUE
     step.value = bytes(body.output)
     instance.weight += len(step.value)
@@ -423,6 +463,7 @@ def _wait_completed(instance: Instance, row: Row, body: Body | None) -> None:
     step = instance.finish(WAIT, row)
     step.outcome = VALUE
     step.value = event_value(body)
+    step.event_seq = body.event_seq
     instance.weight += len(step.value)
     kept = instance.events.get(body.event_type)
     if body.event_seq and kept:
@@ -435,6 +476,43 @@ def _wait_completed(instance: Instance, row: Row, body: Body | None) -> None:
 
 def _wait_timed_out(instance: Instance, row: Row, body: Body | None) -> None:
     _fail(instance, instance.finish(WAIT, row), row, body)
+
+
+def _attempt_cancelled(instance: Instance, row: Row, _: Body | None) -> None:
+    instance.step(row).in_flight = False
+
+
+def _step_cancelled(instance: Instance, row: Row, _: Body | None) -> None:
+    instance.finish(DO, row).outcome = CANCELLED
+
+
+def _sleep_cancelled(instance: Instance, row: Row, _: Body | None) -> None:
+    instance.finish(SLEEP, row).outcome = CANCELLED
+
+
+def _wait_cancelled(instance: Instance, row: Row, body: Body | None) -> None:
+    assert row.step is not None
+    if body is None:
+        instance.finish(WAIT, row).outcome = CANCELLED
+        return
+    # `run` was never told of its end: the event is somebody else's, ahead of all later ones.
+    assert isinstance(body, WaitCancelled)
+    step = instance.steps[WAIT, row.step, row.count]
+    instance.weight += _EVENT_BYTES - len(step.value or b"")
+    kept = instance.events.setdefault(body.event_type, deque())
+    at = sum(event.seq < body.event_seq for event in kept)
+    kept.insert(at, KeptEvent(body.event_seq, body.size, body.received_us))
+    step.outcome, step.value, step.event_seq = CANCELLED, None, 0
+    instance.number_end(step)
+
+
+def _timer_elapsed(instance: Instance, row: Row, body: Body | None) -> None:
+    assert isinstance(body, Elapsed)
+    step = Step(TIMER, "", row.count, instance.started + 1, outcome=VALUE, at=body.at)
+    assert step.key not in instance.steps, f"timer {row.count} elapses twice"
+    instance.steps[step.key] = step
+    instance.weight += step_weight(step)
+    instance.number_end(step, body.before)
 
 
 def _event_received(instance: Instance, row: Row, body: Body | None) -> None:
@@ -506,6 +584,11 @@ _STEP_FOLDS: dict[str, _Fold] = {
     "wait_started": _wait_started,
     "wait_completed": _wait_completed,
     "wait_timed_out": _wait_timed_out,
+    "attempt_cancelled": _attempt_cancelled,
+    "step_cancelled": _step_cancelled,
+    "sleep_cancelled": _sleep_cancelled,
+    "wait_cancelled": _wait_cancelled,
+    "timer_elapsed": _timer_elapsed,
     "event_received": _event_received,
     "rollback_step_started": _undo_started,
     "rollback_attempt_started": _undo_attempt_started,
@@ -533,6 +616,20 @@ def _optional(body: ErrorBody | None) -> Error | None:
     return None if body is None else wire_error(body)
 
 
+class _Taken(msgspec.Struct):
+    payload: msgspec.Raw
+    timestamp_us: int
+
+
+_TAKEN = msgspec.json.Decoder(_Taken)
+
+
+def event_taken(value: bytes) -> tuple[bytes, int]:
+    """The payload of the event that a wait took, and when it was received, from its value."""
+    taken = _TAKEN.decode(value)
+    return bytes(taken.payload), taken.timestamp_us
+
+
 def event_value(body: WaitCompleted) -> bytes:
     """What the guest is answered: {"payload", "timestamp_us", "type"} as JSON text."""
     return b'{"payload":%b,"timestamp_us":%d,"type":"%b"}' % (
@@ -540,3 +637,11 @@ def event_value(body: WaitCompleted) -> bytes:
         body.received_us,
         body.event_type.encode(),
     )
+
+
+def first_wait(instance: Instance, event_type: str) -> Step | None:
+    """The open wait of this type that began first."""
+    for step in instance.open.values():
+        if step.kind == WAIT and step.event_type == event_type:
+            return step
+    return None

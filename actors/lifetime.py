@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from .steps import ERROR, VALUE
+
 if TYPE_CHECKING:
     from .steps import Step
     from .summary import Summary
+
+_TOLD = (VALUE, ERROR)
 
 
 class Lifetime:
     """What the core knows of a lifetime while it lasts."""
 
     __slots__ = (
+        "answered",
+        "awaits",
         "ended",
         "held",
         "idle",
@@ -36,6 +42,10 @@ class Lifetime:
         self.mode = mode
         """"run", or "rollback": only handlers are registered."""
         self.tokens: dict[int, Step] = {}
+        self.answered: list[Step | None] = []
+        """Whose ends it was sent, in order (None: an answer that is no end in the log)."""
+        self.awaits: str | None = None
+        """The line of code that awaits something that is no step."""
         self.running = 0
         """Callbacks in flight."""
         self.sent = 0
@@ -52,3 +62,11 @@ class Lifetime:
         """Requests that came while a pause is pending, by token."""
         self.late: list[Step] = []
         """Steps whose timer fired while a pause is pending."""
+
+    def overtaken(self, heard: int) -> int:
+        """The number of the first end that its code is told after one that came when it had
+        `heard` so many answers; 0: there is none."""
+        if heard < 0 or heard == len(self.answered):
+            return 0
+        late = [step.ended for step in self.answered[heard:] if step and step.outcome in _TOLD]
+        return min(late, default=0)

@@ -92,6 +92,14 @@ class Completed(Body):
 
     output: Raw
     sensitive: bool = False
+    before: int = 0
+
+
+class Elapsed(Body):
+    """timer_elapsed."""
+
+    at: str | None = None
+    before: int = 0
 
 
 class Errored(Body):
@@ -165,6 +173,15 @@ class WaitCompleted(Body):
     size: int = 0
 
 
+class WaitCancelled(Body):
+    """wait_cancelled, where the wait had taken an event: that is kept for another one."""
+
+    event_type: str
+    event_seq: int
+    received_us: int
+    size: int
+
+
 class EventReceived(Command):
     """event_received. `size`: bytes of the payload, where it may lie in a blob."""
 
@@ -228,6 +245,8 @@ BODIES: dict[str, type[Body]] = {
     "wait_started": WaitStarted,
     "wait_completed": WaitCompleted,
     "wait_timed_out": Errored,
+    "wait_cancelled": WaitCancelled,
+    "timer_elapsed": Elapsed,
     "event_received": EventReceived,
     "rollback_started": RollbackStarted,
     "rollback_step_started": StepStarted,

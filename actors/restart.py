@@ -9,7 +9,7 @@ from ..eventlog.errors import InstanceError
 from ..eventlog.events import Row
 from .instance import Instance
 from .payloads import FromBody, Restarted, decode
-from .steps import DO, SLEEP, WAIT, StepKey
+from .steps import DO, SLEEP, TIMER, WAIT, StepKey
 
 _TYPES = {"do": DO, "sleep": SLEEP, "wait_for_event": WAIT, "waitForEvent": WAIT}
 
@@ -39,7 +39,11 @@ def kept(instance: Instance, target: FromBody) -> list[StepKey]:
             "nothing was changed; choose a step of history() or restart from the top",
             code="instance.cannot_restart",
         )
-    return [one.key for one in instance.steps.values() if one.index < step.index]
+    return [
+        one.key
+        for one in instance.steps.values()
+        if one.index < step.index and one.kind != TIMER  # of those the fold takes care
+    ]
 
 
 _KINDS = {"step": DO, "attempt": DO, "sleep": SLEEP, "wait": WAIT}

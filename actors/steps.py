@@ -18,7 +18,9 @@ StepKey: TypeAlias = tuple[str, str, int]
 """(kind, name, count)"""
 
 DO, SLEEP, WAIT = "do", "sleep", "wait_for_event"
-OPEN, VALUE, ERROR = 0, 1, 2
+TIMER = "timer"
+"""A timer of asyncio that `run` set: it has no name, and is known from the moment it came due."""
+OPEN, VALUE, ERROR, CANCELLED = 0, 1, 2, 3
 
 
 YEAR_MS = 365 * 86_400 * 1_000
@@ -99,6 +101,8 @@ class Step(msgspec.Struct, eq=False):
     has_rollback: bool = False
     rollback_config: bytes | None = None
     event_type: str | None = None
+    event_seq: int = 0
+    """Of the event that a wait took."""
     timeout_ms: int = 0
     """Of a wait; an attempt's is in the config."""
     undo: Step | None = None
@@ -148,7 +152,8 @@ class Step(msgspec.Struct, eq=False):
             *self.key, self.index, self.ended, self.outcome, self.value, self.error, self.at,
             self.config_text,
             self.attempt, self.in_flight, self.failures, self.lost_in_a_row, self.sensitive,
-            self.has_rollback, self.rollback_config, self.event_type, self.timeout_ms,
+            self.has_rollback, self.rollback_config, self.event_type, self.event_seq,
+            self.timeout_ms,
             self.until_us, self.undo and self.undo.facts(),
         )  # fmt: skip
 

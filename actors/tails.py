@@ -3,7 +3,8 @@
 A record is a dict: `kind` ("log", "exit" for the end of an isolate, "dropped" where no line came
 that could tell of lost ones), `tenant_id`, `workflow`, `instance_id` (both None outside instances),
 `step`, `attempt`, `code_hash`, `level`, `text`, `ts`, `dropped` (lines that were lost before this
-one). Nothing in it can steer a terminal.
+one), `replayed` (`run` has most likely said it before: such records come only where
+`tail_replays` asks for them). Nothing in it can steer a terminal.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Tails:
         level = log.level if log.level in _LEVELS else "info"
         step = None if log.step is None else plain(log.step, _NAME_CHARACTERS_MAX)
         attempt = log.attempt if step is not None else 0
-        self._pass(host, key, "log", level, plain(log.text), step, attempt, dropped)
+        self._pass(host, key, "log", level, plain(log.text), step, attempt, dropped, log.is_replay)
 
     def _drop(self, host: Host, lines: int) -> None:
         self._dropped += lines
@@ -128,6 +129,7 @@ class Tails:
         step: str | None,
         attempt: int,
         dropped: int,
+        is_replay: bool = False,
     ) -> None:
         workflow, instance_id = key or (None, None)
         line = None if kind == DROPPED else text
@@ -146,6 +148,7 @@ class Tails:
             "text": text,
             "ts": to_datetime(self._clock.now_us()),
             "dropped": dropped,
+            "replayed": is_replay,
         }
         queue = self._queues.get(host)
         if queue is None:

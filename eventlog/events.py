@@ -10,6 +10,7 @@ numbers. A folded row is one of FOLDED with `attempt > 0`:
     step_started    attempt=1   unfolds to   step_started,      attempt_started   (attempt 1)
     step_completed  attempt=k   unfolds to   attempt_completed, step_completed
     step_errored    attempt=k   unfolds to   attempt_errored,   step_errored
+    step_cancelled  attempt=k   unfolds to   attempt_cancelled, step_cancelled
 
 and the same for `rollback_step_*` with `rollback_attempt_*`. The first of the two has the row's own
 `seq`, the second `seq + 1`. After unfolding `step_*` rows have attempt 0. Parquet segments and
@@ -43,14 +44,21 @@ Payloads (JSON objects; a key may be absent where it says ?). `error` is {"name"
     attempt_errored      error, retry_delay_ms?, retry_at_us?, lost? (true: cut off by the platform,
                          no retry used), exempt? (true: may happen any number of
                          times, since another instance's code or a test did it)
-    step_completed       output, sensitive? (true: output is "[REDACTED]" and lies in the blob)
+    attempt_cancelled    -
+    step_completed       output, sensitive? (true: output is "[REDACTED]" and lies in the blob),
+                         before? (the number of an end that `run` was told after this one)
     step_errored         error
+    step_cancelled       -    (the code cancelled the step while it awaited it)
     sleep_started        until_us, duration_ms, at?
     sleep_completed      -
+    sleep_cancelled      -
     wait_started         event_type, until_us, timeout_ms, at?
     wait_completed       event_type, event_seq (0: a mock), payload, received_us, size? (bytes of
                          the payload, where it may lie in a blob)
     wait_timed_out       error
+    wait_cancelled       event_type?, event_seq?, received_us?, size? (of an event that it had taken
+                         while it was being cancelled: it is kept for another wait)
+    timer_elapsed        at?, before?    (a timer of asyncio that `run` set; count: its number)
     event_received       event_type, payload, token?, size? (as in wait_completed)
     rollback_started     error, total, terminate? (true: asked for by terminate), token?
     rollback_step_*, rollback_attempt_*     as step_*, attempt_*; step and count of the forward step
@@ -79,6 +87,7 @@ FOLDED = {
     "step_started": ("step_started", "attempt_started"),
     "step_completed": ("attempt_completed", "step_completed"),
     "step_errored": ("attempt_errored", "step_errored"),
+    "step_cancelled": ("attempt_cancelled", "step_cancelled"),
     "rollback_step_started": ("rollback_step_started", "rollback_attempt_started"),
     "rollback_step_completed": ("rollback_attempt_completed", "rollback_step_completed"),
     "rollback_step_errored": ("rollback_attempt_errored", "rollback_step_errored"),
@@ -105,6 +114,7 @@ INSTANCE_TYPES = frozenset(
         for end in ("started", "completed", "errored")
     }
     | {"sleep_started", "sleep_completed", "wait_started", "wait_completed", "wait_timed_out"}
+    | {"step_cancelled", "attempt_cancelled", "sleep_cancelled", "wait_cancelled", "timer_elapsed"}
     | {"event_received", "rollback_started", "rollback_completed", "rollback_errored"}
 )
 

@@ -49,7 +49,12 @@ _CODES = (
     "wait_started",
     "wait_completed",
     "wait_timed_out",
+    "step_cancelled",
+    "attempt_cancelled",
+    "sleep_cancelled",
+    "wait_cancelled",
 )
+_CANCELLED = ("step_cancelled", "sleep_cancelled", "wait_cancelled")
 _CODE = f"enum_code(CAST(type AS ENUM({_types(*_CODES)})))"
 _LAST = f"max(seq * 64 + {_CODE})"
 
@@ -181,7 +186,12 @@ FROM folds AS f;
 _DONE = (
     "type IN ("
     + _types(
-        "step_completed", "step_errored", "sleep_completed", "wait_completed", "wait_timed_out"
+        "step_completed",
+        "step_errored",
+        "sleep_completed",
+        "wait_completed",
+        "wait_timed_out",
+        *_CANCELLED,
     )
     + ")"
 )
@@ -200,6 +210,7 @@ WITH {_RUNS}, {
         "wait_started",
         "wait_completed",
         "wait_timed_out",
+        *_CANCELLED,
     )
 },
     folds AS (
@@ -215,6 +226,7 @@ SELECT f.tenant_id, f.workflow, f.instance_id, f.newest AS run, kind, step, "cou
     CASE
         WHEN {_is_last("step_completed", "sleep_completed", "wait_completed")} THEN 'complete'
         WHEN {_is_last("step_errored", "wait_timed_out")} THEN 'errored'
+        WHEN {_is_last(*_CANCELLED)} THEN 'cancelled'
         WHEN ended.ts IS NOT NULL THEN 'cancelled'
         WHEN {_is_last("attempt_errored", "sleep_started", "wait_started")} THEN 'waiting'
         ELSE 'running'
@@ -230,7 +242,9 @@ FROM folds AS f LEFT JOIN ended USING ({_KEY}, newest);
 
 _ATTEMPTS = f"""
 CREATE OR REPLACE VIEW attempts AS
-WITH {_RUNS}, {_step_rows("attempt_started", "attempt_completed", "attempt_errored")},
+WITH {_RUNS}, {
+    _step_rows("attempt_started", "attempt_completed", "attempt_errored", "attempt_cancelled")
+},
     folds AS (
         SELECT {_KEY}, newest, step, "count", attempt,
             {_LAST} AS last,
@@ -243,6 +257,7 @@ SELECT f.tenant_id, f.workflow, f.instance_id, f.newest AS run, step, "count", a
     CASE
         WHEN {_is_last("attempt_completed")} THEN 'complete'
         WHEN {_is_last("attempt_errored")} THEN 'errored'
+        WHEN {_is_last("attempt_cancelled")} THEN 'cancelled'
         WHEN ended.ts IS NOT NULL THEN 'cancelled'
         ELSE 'running'
     END AS status,
@@ -267,6 +282,7 @@ WITH {_RUNS}, {
         "wait_started",
         "wait_completed",
         "wait_timed_out",
+        *_CANCELLED,
     )
 },
     parts AS (
@@ -277,7 +293,11 @@ WITH {_RUNS}, {
             TRY_CAST(CASE kind WHEN 'do' THEN payload ->> '$.retry_at_us'
                 ELSE payload ->> '$.until_us' END AS BIGINT) AS until_us
         FROM rows
-        WHERE kind <> 'do' OR attempt > 0
+        WHERE (kind <> 'do' OR attempt > 0) AND type NOT IN ({_types(*_CANCELLED)})
+    ),
+    cancelled AS (
+        SELECT DISTINCT {_KEY}, newest, kind, step, "count" FROM rows
+        WHERE type IN ({_types(*_CANCELLED)})
     ),
     starts AS (
         SELECT * FROM parts WHERE is_start AND until_us IS NOT NULL
@@ -315,6 +335,7 @@ SELECT s.tenant_id, s.workflow, s.instance_id, s.newest AS run,
     s.ts AS since,
     {_instant("(s.until_us + coalesce(shifts.shift_us, 0))")} AS until,
     CASE
+        WHEN c.step IS NOT NULL AND (s.end_type IS NULL OR s.kind <> 'do') THEN 'cancelled'
         WHEN s.end_type = 'wait_timed_out' THEN 'timed_out'
         WHEN s.end_type IS NOT NULL THEN 'complete'
         WHEN ended.ts IS NOT NULL THEN 'cancelled'
@@ -323,6 +344,9 @@ SELECT s.tenant_id, s.workflow, s.instance_id, s.newest AS run,
 FROM spans AS s
     LEFT JOIN shifts ON s.tenant_id = shifts.tenant_id AND s.workflow = shifts.workflow
         AND s.instance_id = shifts.instance_id AND s.seq = shifts.seq
+    LEFT JOIN cancelled AS c ON s.tenant_id = c.tenant_id AND s.workflow = c.workflow
+        AND s.instance_id = c.instance_id AND s.newest = c.newest
+        AND s.kind = c.kind AND s.step = c.step AND s."count" = c."count"
     LEFT JOIN ended ON s.tenant_id = ended.tenant_id AND s.workflow = ended.workflow
         AND s.instance_id = ended.instance_id AND s.newest = ended.newest;
 """

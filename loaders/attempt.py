@@ -1,7 +1,7 @@
 """Attempt: one call of a step's callback, or of its rollback handler, and what becomes of it.
 
-An attempt belongs to its step and not to whoever awaits the step: cancelling the awaiting task
-leaves it running, and its outcome is recorded. Timed out, it is cancelled and heard no more.
+When the code is cancelled while it awaits a step, the step is over, and with it its attempt: as one
+that timed out, it is cancelled and heard no more. It may call services while it tidies up.
 """
 
 from __future__ import annotations
@@ -205,8 +205,6 @@ class Work:
         self.finish(attempt)
         if life.is_mismatched:
             return
-        if faults.is_final(error) or delay_error or attempt.number > self.settled.limit:
-            self.will_end()
         life.guest.logs.error(error)
         life.send(
             wire.Failed(
@@ -217,9 +215,6 @@ class Work:
                 delay_error,
             )
         )
-
-    def will_end(self) -> None:
-        """The supervisor will say that this failure was the last, in all likelihood."""
 
     def finish(self, attempt: Attempt) -> None:
         """The attempt runs no more."""
@@ -263,7 +258,7 @@ class Performing(Work):
     """A step that history did not answer: live, or retried."""
 
     __slots__ = (
-        "at", "callback", "future", "is_coroutine", "is_finished", "is_resumed",
+        "at", "callback", "future", "is_coroutine", "is_finished", "is_nested", "is_resumed",
         "is_unanswered", "keywords", "kind", "reviver", "takes_ctx",
     )  # fmt: skip
 
@@ -284,7 +279,10 @@ class Performing(Work):
         self.is_coroutine = False
         self.is_resumed = False
         """History knows it as unfinished."""
+        self.is_nested = ATTEMPT.get() is not None
+        """Asked for by a callback, not by `run`."""
         self.is_finished = False
+        """It has an outcome, though `run` may not have been told of it."""
         self.is_unanswered = False
         self.keywords: dict[str, Any] | None = None
         self.reviver: Reviver | None = None
@@ -305,7 +303,6 @@ class Performing(Work):
     def go(self, message: wire.Go) -> None:
         """An attempt is recorded: run it."""
         self.heard()
-        self.life.outcomes.give_up_place(self)
         if self.attempt is not None or self.callback is None:
             return
         if message.config is not None:
@@ -322,22 +319,33 @@ class Performing(Work):
         self.finish(attempt)
         if len(text) > _LARGE:
             life.guest.on_resume(life.number)
-        life.send(wire.Done(self.token, attempt.number, text))
+        life.send(wire.Done(self.token, attempt.number, text, life.heard))
         if len(text) > _LARGE:
             life.guest.on_resume(life.number)
         life.performing.pop(self.token, None)
-        life.outcomes.add(self, (text, None))
+        self._finished((text, None))
 
     def answer(self, value: bytes | None, error: wire.Error | None) -> None:
         """The supervisor has decided the outcome."""
         self.heard()
         if self.attempt is not None:
             self.cancel(self.attempt.number)
-        self.life.outcomes.add(self, (value, error))
+        self._finished((value, error))
 
-    def will_end(self) -> None:
-        """The supervisor will say that this failure was the last, in all likelihood."""
-        self.life.outcomes.keep_place(self)
+    def _finished(self, outcome: tuple[bytes | None, wire.Error | None]) -> None:
+        self.is_finished = True
+        if self.is_nested:
+            self.wake(outcome)  # A replay answers it at once as well.
+        else:
+            self.life.outcomes.add(self, outcome)
+
+    def stop(self) -> Leaving | None:
+        """Nobody waits for it any more: cancel what runs."""
+        self.heard()
+        leaving = None if self.attempt is None else self.cancel(self.attempt.number)
+        if leaving is not None:
+            leaving.is_expected = False
+        return leaving
 
     def heard(self) -> None:
         """The first word about it has come."""
@@ -345,11 +353,12 @@ class Performing(Work):
             self.is_unanswered = False
             self.life.unanswered -= 1
 
-    def wake(self, outcome: tuple[bytes | None, wire.Error | None]) -> None:
-        """Hand the outcome to whoever awaits the step."""
-        self.is_finished = True
-        if self.future is not None and not self.future.done():
-            self.future.set_result(outcome)
+    def wake(self, outcome: tuple[bytes | None, wire.Error | None]) -> bool:
+        """Hand the outcome to whoever awaits the step; False when nobody does."""
+        if self.future is None or self.future.done():
+            return False
+        self.future.set_result(outcome)
+        return True
 
 
 class Undoing(Work):

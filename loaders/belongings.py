@@ -17,6 +17,7 @@ from typing import Any
 
 from .attempt import ATTEMPT
 from .pulse import CURRENT
+from .run_asyncio import RunFuture, RunTask, of_run
 
 _MARK = "_dynamic_workflows_tasks"
 
@@ -37,18 +38,26 @@ def adopt_work(loop: Any) -> None:
         scope = CURRENT.get()
         if context is not None:
             scope = _owner(scope, context)
+        attempt = ATTEMPT.get() if context is None else context.get(ATTEMPT)
+        if scope is not None and scope.timers is not None and attempt is None:
+            number = scope.next_number()
+            run_task = RunTask(work, number=number, loop=loop, context=context, **options)
+            scope.adopt(run_task)
+            scope.note_task(run_task)
+            return run_task
         build_task: Any = asyncio.Task if previous is None else functools.partial(previous, loop)
         if previous is None:
             options["loop"] = loop
         task: asyncio.Task[Any] = build_task(work, context=context, **options)
         if scope is not None:
-            scope.adopt(task, ATTEMPT.get() if context is None else context.get(ATTEMPT))
+            scope.adopt(task, attempt)
         return task
 
     setattr(make, _MARK, True)
     loop.set_task_factory(make)
     _adopt_threads(loop)
     _adopt_generators(loop)
+    _adopt_timers(loop)
 
 
 def _owner(scope: Any, context: Context) -> Any:
@@ -59,6 +68,38 @@ def _owner(scope: Any, context: Context) -> Any:
         context.run(ATTEMPT.set, ATTEMPT.get())
         return scope
     return given
+
+
+# --- timers and futures --------------------------------------------------------------------------
+
+
+def _adopt_timers(loop: Any) -> None:
+    """Let the timers and futures that `run` makes be its lifetime's."""
+    call_at, create_future = loop.call_at, loop.create_future
+
+    def adopted_call_at(
+        when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        scope = CURRENT.get() if context is None else context.get(CURRENT)
+        if scope is not None and scope.timers is not None:
+            attempt = ATTEMPT.get() if context is None else context.get(ATTEMPT)
+            if attempt is None:
+                timer: asyncio.TimerHandle = scope.timers.arm(
+                    call_at, when, callback, args, context or copy_context()
+                )
+                return timer
+        plain: asyncio.TimerHandle = call_at(when, callback, *args, context=context)
+        return plain
+
+    def adopted_create_future() -> asyncio.Future[Any]:
+        life = of_run()
+        if life is None:
+            plain: asyncio.Future[Any] = create_future()
+            return plain
+        return RunFuture(number=life.next_number(), loop=loop)
+
+    loop.call_at = adopted_call_at
+    loop.create_future = adopted_create_future
 
 
 # --- threads -------------------------------------------------------------------------------------

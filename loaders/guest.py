@@ -18,7 +18,7 @@ from typing import Any
 
 from ..eventlog import codec
 from ..eventlog.errors import InvalidError
-from . import faults, http, wire
+from . import faults, http, run_asyncio, wire
 from .annotations import Revivers
 from .attempt import ATTEMPT
 from .belongings import adopt_work
@@ -32,9 +32,9 @@ from .entrypoints import (
 )
 from .exact import ClassNames
 from .exhausted import explained
-from .leaving import GRACE_S, Leavers, Leaving
+from .leaving import GRACE_S, Leavers, Leaving, frames_of
 from .lifetime import Lifetime, Scope, Suspended
-from .logs import Logs
+from .logs import Logs, Place
 from .modules import OF_PROCESS, BadModule, Modules
 from .pulse import CURRENT, MESSAGES_MAX, Pulse
 from .views import View
@@ -89,6 +89,7 @@ class Guest:
         self._stand_ins = {**(stand_ins or {})}
         if not is_alone:
             self._stand_ins["logging"] = self.logs.module()
+            self._stand_ins["asyncio"] = run_asyncio.module()
         self._out: list[Frame] = []
         self._large_bytes = 0
         self._lives: dict[int, Lifetime] = {}
@@ -107,6 +108,7 @@ class Guest:
         self.leavers = Leavers(loop, on_gone=self._on_gone, on_stubborn=self._on_stubborn)
         if is_alone:
             self.logs.capture()
+            run_asyncio.install()
         adopt_work(loop)
 
     # --- messages --------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ class Guest:
             self.send(wire.Gone(), number, None)
             self._collect()
         elif number in self._lives:
-            self.send(wire.AttemptGone(token, leaving.attempt), number, None)
+            self.send(wire.AttemptGone(token, leaving.attempt), number, self._lives[number])
 
     def _collect(self) -> None:
         """What lifetimes leave are cycles, which Python collects by their number. A few with large
@@ -221,9 +223,16 @@ class Guest:
     def _on_stubborn(self, leaving: Leaving) -> None:
         if leaving.token is not None and leaving.number not in self._lives:
             return  # Its lifetime was told to end as well, and answers for it.
-        places = (self.place(frame) for frame in leaving.frames())
-        at = next((place for place in places if place is not None), None)
+        at = self._innermost(leaving.frames())
         self.send(wire.Stubborn(leaving.token, leaving.attempt, at), leaving.number, None)
+
+    def _innermost(self, frames: list[Any]) -> str | None:
+        places = (self.place(frame) for frame in frames)
+        return next((place for place in places if place is not None), None)
+
+    def place_of(self, task: asyncio.Task[Any]) -> str | None:
+        """The innermost place in the bundle that a task waits at."""
+        return self._innermost(frames_of(task))
 
     def close(self) -> None:
         """End everything, and leave nothing of the bundle in this process."""
@@ -245,6 +254,7 @@ class Guest:
         self.value_bytes_max = int(options.get("value_bytes_max", codec.VALUE_BYTES_MAX))
         self.has_threads = bool(options.get("threads", False))
         self.has_network = bool(options.get("network", False))
+        self.logs.tells_replays = bool(options.get("replays", False))
         self.leavers.grace_s = float(options.get("drop_grace_s", GRACE_S))
         self._env_entries = {entry.name: entry for entry in message.env}
         self._modules = Modules(
@@ -305,7 +315,8 @@ class Guest:
         if scope.is_dropped:
             raise Suspended("this lifetime is over")
         attempt = ATTEMPT.get()
-        if attempt is not None and attempt.leaving is not None:
+        leaving = None if attempt is None else attempt.leaving
+        if leaving is not None and not self.leavers.may_tidy(leaving):
             raise Suspended("this attempt is over")
         if not scope.number:
             raise WorkflowFatalError(
@@ -314,14 +325,18 @@ class Guest:
             )
         self._last_call += 1
         number = self._last_call
-        future = self._calls[number] = self.loop.create_future()
+        future = self._calls[number] = asyncio.Future(loop=self.loop)
         scope.leave()
         life = scope if isinstance(scope, Lifetime) else None
         self.send(wire.Call(number, target, method, args, kwargs), scope.number, life)
+        if leaving is not None:
+            leaving.calls += 1
         try:
             reply = await future
         finally:
             del self._calls[number]
+            if leaving is not None:
+                leaving.calls -= 1
             scope.come_back()
         self.on_resume(scope.number)
         if reply.error is not None:
@@ -408,7 +423,9 @@ def _exports(main: ModuleType) -> list[wire.Export]:
     return exports
 
 
-def _where() -> tuple[int, str | None, int]:
+def _where() -> Place:
     scope, attempt = CURRENT.get(), ATTEMPT.get()
     number = scope.number if scope is not None else 0
-    return (number, None, 0) if attempt is None else (number, attempt.name, attempt.number)
+    if attempt is not None:
+        return number, attempt.name, attempt.number, False
+    return number, None, 0, isinstance(scope, Lifetime) and scope.is_replaying

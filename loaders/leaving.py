@@ -42,7 +42,8 @@ class Leaving:
     """The work of a lifetime or call (`token` None), or of one attempt, until none is left."""
 
     __slots__ = (
-        "_on_gone", "_work", "attempt", "due_s", "gone_s", "is_gone", "number", "strikes", "token",
+        "_on_gone", "_work", "attempt", "calls", "due_s", "gone_s", "is_expected", "is_gone",
+        "is_spared", "number", "strikes", "told_s", "token",
     )  # fmt: skip
 
     def __init__(
@@ -56,7 +57,14 @@ class Leaving:
         self.token = token
         self.attempt = attempt
         self.is_gone = False
+        self.is_expected = True
+        """Whether the supervisor is to be told of its end; if not, it has to say so first."""
         self.strikes = 0
+        self.calls = 0
+        """Calls of services that it waits for while it tidies up."""
+        self.is_spared = False
+        self.told_s = 0.0
+        """When it was told to end."""
         self.due_s = 0.0
         self.gone_s = 0.0
         self._on_gone = on_gone
@@ -96,7 +104,7 @@ class Leaving:
         found: list[Any] = []
         for work in self._work:
             if isinstance(work, asyncio.Task):
-                found += _frames(work)
+                found += frames_of(work)
         return found
 
 
@@ -121,12 +129,23 @@ class Leavers:
 
     def leaving(self, number: int, token: int | None = None, attempt: int = 0) -> Leaving:
         """To count the work of something in."""
-        return Leaving(number, self._gone, token, attempt)
+        leaving = Leaving(number, self._gone, token, attempt)
+        leaving.told_s = self._loop.time()
+        return leaving
+
+    def may_tidy(self, leaving: Leaving) -> bool:
+        """Whether what was told to end may still call services."""
+        return not leaving.is_gone and self._loop.time() < leaving.told_s + self.grace_s
 
     def watch(self, leaving: Leaving) -> None:
         """It was told to end: cancel what is left of it, and again after half of the grace."""
-        leaving.cancel()
-        leaving.settle()
+        if leaving.is_expected:
+            leaving.cancel()
+            leaving.settle()
+        else:  # It was told before, and may be tidying up.
+            leaving.is_expected = True
+            if leaving.is_gone:
+                self._on_gone(leaving)
         if not leaving.is_gone:
             self._wait_for(leaving)
 
@@ -152,7 +171,8 @@ class Leavers:
         self._watched.pop(leaving, None)
         if not self._is_closed:
             self.note_gone(leaving)
-            self._on_gone(leaving)
+            if leaving.is_expected:
+                self._on_gone(leaving)
 
     def note_gone(self, leaving: Leaving) -> None:
         """Nothing of it is left but, perhaps, timers and callbacks."""
@@ -163,6 +183,11 @@ class Leavers:
         now_s = self._loop.time()
         for leaving in [one for one in self._watched if one.due_s <= now_s]:
             del self._watched[leaving]
+            if leaving.calls and not leaving.is_spared:
+                # It tidies up: it has all of the grace for that before it is cancelled again.
+                leaving.is_spared = True
+                self._wait_for(leaving)
+                continue
             leaving.strikes += 1
             if leaving.strikes == 1:
                 leaving.cancel()
@@ -197,7 +222,7 @@ class Leavers:
             self._sweep_at(later_s + self.grace_s)
 
 
-def _frames(task: asyncio.Task[Any]) -> list[Any]:
+def frames_of(task: asyncio.Task[Any]) -> list[Any]:
     """The frames of a task that waits, the innermost first. What it awaits may be the tenant's."""
     found: list[Any] = []
     awaited: Any = task.get_coro()

@@ -20,9 +20,10 @@ from .annotations import Reviver
 from .attempt import ATTEMPT, Attempt, Handler, Performing, Undoing
 from .entrypoints import WorkflowFatalError, build
 from .leaving import Leaving, Work
-from .outcomes import Outcomes
+from .outcomes import Awaited, Outcome, Outcomes
 from .pulse import CURRENT
-from .replay import DO, Replay
+from .replay import DO, WAIT, Replay
+from .run_timers import RunTimers
 from .step import Step
 from .views import Event, Schedule, View
 
@@ -36,6 +37,9 @@ class Suspended(asyncio.CancelledError):
 
 class Scope:
     """Something on whose behalf tenant code runs: a lifetime, a call from outside, the loading."""
+
+    timers: RunTimers | None = None
+    """A lifetime has its own, for what `run` sets."""
 
     def __init__(self, guest: Guest, number: int = 0) -> None:
         self.guest = guest
@@ -81,6 +85,13 @@ class Scope:
     def touch(self) -> None:
         """Something happened for it."""
 
+    def note_task(self, task: asyncio.Task[Any]) -> None:
+        """`run` has started this task."""
+
+    def next_number(self) -> int:
+        """A number for the next task or future that `run` makes."""
+        raise NotImplementedError
+
     def leave(self) -> None:
         """Something outside begins to work for it, which keeps it from being idle."""
         self.calls_out += 1
@@ -117,9 +128,26 @@ class Lifetime(Scope):
         super().__init__(guest, number)
         self.run = run
         self.is_rollback = run.mode == "rollback"
-        self.replay = Replay(run.history)
+        self.timers: RunTimers = RunTimers(self)
+        self.is_replaying = run.told >= 0
+        """What `run` prints now was printed before."""
+        self.replay = Replay(self, run.history, run.told)
         run.history = []
-        self.outcomes = Outcomes(guest.loop)
+        self.outcomes = Outcomes(self)
+        self.heard = 0
+        """Answers that have come."""
+        self.is_plain = True
+        """`run` has made no task, future or timer of its own so far."""
+        self.task: asyncio.Task[Any] | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+        """Those that `run` has started; ended ones are taken off now and then."""
+        self._tasks_max = 64
+        self._numbers = 0
+        self._recalled: list[Leaving] = []
+        """Attempts that were told to end, and may be tidying up."""
+        self.given_up: dict[int, Leaving] = {}
+        """What is left of attempts whose steps the code cancelled, by token."""
+        self._awaited_at: str | None = ""
         self.step = Step(self)
         self.seen = 0
         """Messages received for it; an Idle tells how many it knows of."""
@@ -143,7 +171,8 @@ class Lifetime(Scope):
 
     def start(self) -> None:
         """Call `run` from its first line."""
-        self.spawn(self._run(), self.context())
+        self.task = self.spawn(self._run(), self.context())
+        self.task.set_name("Task-0")  # the others are numbered from 1, in each lifetime alike
         self.touch()
 
     async def _run(self) -> None:
@@ -161,8 +190,8 @@ class Lifetime(Scope):
             end = wire.End(error=self.guest.to_wire(error))
         if self.is_rollback:
             end = wire.End()
-        if self.replay.is_incomplete and not self.is_rollback:
-            # Steps that nobody awaits may still ask; if none does, the code has changed.
+        if (self.replay.is_incomplete and not self.is_rollback) or self._is_tidying():
+            # Steps that nobody awaits may still ask; if none does, the code went another way.
             self._end_when_settled = end
             self.touch()
         elif not self.is_ended:
@@ -210,6 +239,11 @@ class Lifetime(Scope):
         self._token += 1
         return self._token
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of `run` is to be recorded any more."""
+        return self.is_dropped or self.is_ended or self.is_mismatched
+
     def send(self, message: Any) -> None:
         """Say something to the supervisor, unless nobody listens any more."""
         if not self.is_dropped and not self.is_mismatched:
@@ -236,15 +270,87 @@ class Lifetime(Scope):
         if self.is_ended:
             raise WorkflowFatalError("the run has ended: no step can start in a rollback")
 
+    # --- what the code is told -------------------------------------------------------------------
+
+    def is_alone(self) -> bool:
+        """Whether the code can do nothing but go on with what it is told next: it has one task
+        that has not ended, no timer is pending, and nothing of it is about to run."""
+        ready = self.guest.loop._ready  # type: ignore[attr-defined]
+        if self.is_plain:
+            # What this very turn has scheduled by hand stands at the end, before the pulse.
+            last = (ready[-1], ready[-2]) if len(ready) > 1 else ready
+            return not any(handle._context.get(CURRENT) is self for handle in last)
+        tasks = self._tasks
+        while tasks and tasks[-1].done():
+            tasks.pop()
+        if tasks or self.timers.pending:
+            return False
+        return not any(handle._context.get(CURRENT) is self for handle in ready)
+
+    def may_tell(self) -> bool:
+        """Whether the replay is over."""
+        return not self.replay.is_incomplete
+
+    def tell(self, step: Awaited, outcome: Outcome) -> bool:
+        """Hand over what is new to every lifetime."""
+        self.is_replaying = False
+        return step.wake(outcome)
+
+    def note_task(self, task: asyncio.Task[Any]) -> None:
+        """`run` has started this task."""
+        self._tasks.append(task)
+        if len(self._tasks) >= self._tasks_max:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            self._tasks_max = 2 * len(self._tasks) + 64
+
+    def next_number(self) -> int:
+        """A number for the next task or future that `run` makes."""
+        self.is_plain = False
+        self._numbers += 1
+        return self._numbers
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """The tasks of `run` that have not ended, oldest first."""
+        assert self.task is not None, "it has started"
+        return [task for task in (self.task, *self._tasks) if not task.done()]
+
+    def give_up(self, work: Performing) -> None:
+        """The code was cancelled while it awaited a step: the step is over."""
+        if self.is_over or self.is_rollback:
+            return
+        if self.replay.withdraw(work):
+            self.performing.pop(work.token, None)
+        elif not work.is_finished or work.kind == WAIT:
+            self.performing.pop(work.token, None)
+            leaving = work.stop()
+            if leaving is not None:
+                self.given_up[work.token] = leaving
+            self.send(wire.Cancelled(work.token, work.kind, work.name, work.count))
+
     def on_still(self) -> bool:
         """Nothing is ready to run for it: it may be told of the next outcome."""
         if self.is_dropped:
             return False
-        return self.replay.answer_next() or self.outcomes.on_still()
+        if self.replay.is_incomplete and self.replay.answer_next():
+            return True
+        return not self.replay.is_incomplete and self.outcomes.on_still()
+
+    def _is_tidying(self) -> bool:
+        if self._recalled:
+            self._recalled = [leaving for leaving in self._recalled if not leaving.is_gone]
+        return bool(self._recalled)
+
+    def recall(self, attempt: Attempt, token: int) -> Leaving:
+        """Tell an attempt to end; counts what is left of it."""
+        leaving = super().recall(attempt, token)
+        self._recalled.append(leaving)
+        return leaving
 
     def on_quiet(self) -> None:
         """Nothing is ready to run for it, and no timer of its own is pending."""
         if self.is_dropped or self.is_mismatched or self.running or self.calls_out:
+            return
+        if self._is_tidying():
             return
         if self.is_rollback and not self.is_ended:
             # What the code waits for will not come in this mode: all handlers are registered.
@@ -255,13 +361,22 @@ class Lifetime(Scope):
             return
         elif self._end_when_settled is not None:
             self._end(self._end_when_settled)
-        elif not self.performing or self.outcomes:
-            # It waits for something of its own that cannot be seen, and may go on at any time.
+        elif self.outcomes:
             return
+        elif not self.performing:
+            # It waits for something of its own that cannot be seen, and may go on at any time.
+            self._tell_where()
         elif self.unanswered and self.guest.idle_grace_s:
             self.guest.idle_later(self)
         else:
             self.send_idle()
+
+    def _tell_where(self) -> None:
+        """Say what line of the code waits, when it is another one than was said."""
+        at = None if self.task is None else self.guest.place_of(self.task)
+        if at != self._awaited_at:
+            self._awaited_at = at
+            self.guest.send(wire.Awaits(at), self.number, None)
 
     def _settle(self) -> bool:
         """Whether the replay can go no further: it does not fit, or it has just gone on."""
@@ -285,14 +400,18 @@ class Lifetime(Scope):
 
     def on_answer(self, message: wire.Answer) -> None:
         """A step has its final outcome."""
+        self.heard += 1
         performing = self.performing.pop(message.token, None)
         if performing is not None:
             performing.answer(message.value, message.error)
 
     def on_cancel(self, message: wire.Cancel) -> None:
-        """An attempt took too long."""
+        """An attempt took too long, or its step was cancelled."""
         work = self.undoing.get(message.token) or self.performing.get(message.token)
-        leaving = None if work is None else work.cancel(message.attempt)
+        if work is None:
+            leaving = self.given_up.pop(message.token, None)
+        else:
+            leaving = work.cancel(message.attempt)
         leavers = self.guest.leavers
         leavers.watch(leaving or leavers.leaving(self.number, message.token, message.attempt))
 
@@ -311,6 +430,7 @@ class Lifetime(Scope):
         self.undoing.clear()
         self.outcomes.close()
         super().drop()
+        self.timers.drop()
 
 
 def _placed(error: WorkflowsError, place: str) -> WorkflowsError:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from time import monotonic
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from .wire import Log
 
@@ -24,8 +24,11 @@ TOLD_S = 0.25
 _FRAMES_MAX = 20
 _OUR_FOLDER = os.path.dirname(__file__) + os.sep
 
-Where = Callable[[], "tuple[int, str | None, int]"]
-"""(life, step, attempt) of the code that runs now."""
+Place: TypeAlias = tuple[int, "str | None", int, bool]
+"""(life, step, attempt, whether it is a replay)"""
+
+Where = Callable[[], Place]
+"""The place of the code that runs now."""
 
 Later = Callable[[float, Callable[[], None]], None]
 """Calls back after some seconds."""
@@ -57,6 +60,8 @@ class Logs:
         self._send = send
         self.where = where
         self.later = later
+        self.tells_replays = False
+        """Whether anybody wants what was said before."""
         self._rate = Rate(LINES_PER_S)
         self._dropped = 0
         self._dropped_in = 0
@@ -77,17 +82,17 @@ class Logs:
         if dropped:
             self._send(Log(DROPPED, "", dropped=dropped), self._dropped_in)
 
-    def write(
-        self, level: str, text: str, where: tuple[int, str | None, int] | None = None
-    ) -> None:
+    def write(self, level: str, text: str, where: Place | None = None) -> None:
         """Send some lines, as far as the rate allows; `where` they come from if not from here."""
+        life, step, attempt, is_replay = where or self.where()
+        if is_replay and not self.tells_replays:
+            return
         for line in text.splitlines() or [""]:
             if not self._rate.allows():
                 self._drop()
                 continue
-            life, step, attempt = where or self.where()
             dropped, self._dropped = self._dropped, 0
-            self._send(Log(level, _clip(line), step, attempt, dropped), life)
+            self._send(Log(level, _clip(line), step, attempt, dropped, is_replay), life)
 
     def error(self, error: BaseException) -> None:
         """Send an uncaught error with its trace through tenant code, as one message."""
@@ -95,7 +100,7 @@ class Logs:
             self._drop()
             return
         text = _trace(error)
-        life, step, attempt = self.where()
+        life, step, attempt, _ = self.where()
         dropped, self._dropped = self._dropped, 0
         self._send(Log("error", _clip(text.rstrip("\n")), step, attempt, dropped), life)
 
@@ -159,7 +164,7 @@ class _Stream(io.TextIOBase):
         self._logs = logs
         self._level = level
         self._begun = ""
-        self._begun_at: tuple[int, str | None, int] | None = None
+        self._begun_at: Place | None = None
         self._is_waiting = False
 
     def writable(self) -> bool:

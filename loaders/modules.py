@@ -263,7 +263,9 @@ class Modules:
                 " that the platform grants",
                 name=name,
             )
-        stand_in = self._stand_ins.get(name)
+        # What hangs on asyncio hangs on its stand-in as well.
+        is_below = top == "asyncio" and not fromlist
+        stand_in = self._stand_ins.get(top if is_below else name)
         if stand_in is not None:
             return stand_in
         return __import__(name, globals, locals, fromlist or (), 0)

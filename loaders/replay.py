@@ -1,12 +1,13 @@
 """Replay: what history holds of a run, asked for again by kind, name and occurrence.
 
-Nothing new starts before every finished step of history was asked for, or the lifetime has settled:
-it waits for nothing but what is held back here. If finished steps are left by then, the code has
-changed under the instance, and it is parked instead of going on silently.
+`run` is told what it was told live, in the same order: the ends of steps and the timers of asyncio
+that came due, one at a time, each when the code has gone as far as it can with the one before. So a
+race has the same winner again, and a time-out that fired fires again at the same point, whatever
+the clock says. Where the code is alone (it has one task, and no timer) it goes on at once.
 
-Steps that were in flight together are answered in the order in which they ended, each when the
-code has gone as far as it can with the one before: so a race has the same winner again. A step
-that nothing overlapped is answered at once.
+Nothing new starts before all of it was told. If the code stands still without having asked for what
+comes next, it takes another way than it took, and the instance is parked instead of going on
+silently. A step that the code cancelled is never told: the code has to cancel it again.
 
 A step that ran inside another step's callback need not be asked for again: the outer step answers
 from history without its callback. Its occurrence stays taken, so that those which are asked for
@@ -16,13 +17,11 @@ keep theirs; a callback that runs again finds the nested steps that it left.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import zlib
-from collections.abc import Callable
-from operator import itemgetter
-from typing import Any, Protocol, TypeAlias, TypeVar
+from operator import attrgetter
+from typing import Any, Protocol, TypeAlias
 
-from .wire import Known, Mismatch
+from .wire import Cancelled, Known, Mismatch
 
 StepKey: TypeAlias = tuple[str, str, int]
 """(kind, name, count)"""
@@ -32,7 +31,8 @@ NESTED = " in step "
 
 LABEL_CHARACTERS_MAX = 60
 
-DO, SLEEP, WAIT = "do", "sleep", "wait_for_event"
+DO, SLEEP, WAIT, TIMER = "do", "sleep", "wait_for_event", "timer"
+OPEN, VALUE, ERROR, CANCELLED = 0, 1, 2, 3
 
 
 class Asked(Protocol):
@@ -44,38 +44,76 @@ class Asked(Protocol):
     at: str | None
     is_resumed: bool
     """History knows it as unfinished."""
+    is_nested: bool
     is_finished: bool
 
 
-A = TypeVar("A", bound=Asked)
+class Timers(Protocol):
+    """The timers of asyncio that `run` has set."""
+
+    def fire(self, number: int) -> bool | None:
+        """Let one come due; False: it was cancelled; None: it was not set yet."""
+        ...
+
+    def go_live(self) -> None:
+        """The replay is over: the others come due by the clock."""
+        ...
 
 
-def _nowhere(asked: Any, message: Any) -> None:
-    raise AssertionError("nothing is held")
+class Replaying(Protocol):
+    """The lifetime, as its replay sees it."""
+
+    timers: Any
+    is_replaying: bool
+
+    def is_alone(self) -> bool:
+        """Whether the code can do nothing but go on with what it asks for now."""
+        ...
+
+    def touch(self) -> None:
+        """Look whether it is still when the loop has nothing else to do."""
+        ...
+
+    def ask(self, asked: Any, message: Any) -> None:
+        """Send the message that asks for a step."""
+        ...
+
+    def send(self, message: Any) -> None:
+        """Say something to the supervisor."""
+        ...
 
 
 class Replay:
     """The history of one lifetime, and what waits until it has been gone through."""
 
-    def __init__(self, history: list[Known]) -> None:
-        self.known: dict[StepKey, Known] = {(k.kind, k.name, k.count): k for k in history}
-        """What has not been asked for yet."""
-        self._rest = sum(1 for known in history if _must_be_asked(known))
-        self._held: list[tuple[Asked, Any]] = []
-        self._send: Callable[[Any, Any], None] = _nowhere
+    def __init__(self, life: Replaying, history: list[Known], told: int = -1) -> None:
+        self._life = life
+        self._told = told
+        self.known: dict[StepKey, Known] = {}
+        """Steps that have not been asked for yet."""
+        self._order: list[Known] = []
+        """What the code was told, in order; of cancelled steps when they were cancelled."""
+        self._next = 0
+        self._turns: dict[StepKey, asyncio.Future[None]] = {}
+        """Who waits to be told."""
+        self._given_up: set[StepKey] = set()
+        self._held: list[tuple[Asked | None, Any]] = []
         self._rerun: list[Asked] = []
-        self.overlapped = _overlapped(history)
-        """Steps that have to wait for their turn: they were not alone in flight."""
-        self._unanswered = 0
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._counts: dict[str, dict[str, int]] = {DO: {}, SLEEP: {}, WAIT: {}}
-        self._nested: dict[StepKey, str] = {}
+        self._nested: set[StepKey] = set()
         self._left: dict[tuple[str, str, str], list[int]] = {}
         for known in history:
+            key = (known.kind, known.name, known.count)
+            if known.kind != TIMER:
+                self.known[key] = known
             if known.at is not None and NESTED in known.at:
-                outer = known.at.rpartition(NESTED)[2]
-                self._nested[known.kind, known.name, known.count] = outer
-                self._left.setdefault((known.kind, known.name, outer), []).append(known.count)
+                self._nested.add(key)
+                if known.outcome != CANCELLED:
+                    outer = known.at.rpartition(NESTED)[2]
+                    self._left.setdefault((known.kind, known.name, outer), []).append(known.count)
+            elif known.outcome:
+                self._order.append(known)
+        self._order.sort(key=attrgetter("ended"))
 
     def occurrence(self, kind: str, name: str, outer: str | None) -> int:
         """The number of a step that is asked for now; `outer` labels the step it is nested in."""
@@ -94,81 +132,131 @@ class Replay:
 
     def take(self, key: StepKey) -> Known | None:
         """What history holds of a step that the code asks for now."""
-        known = self.known.pop(key, None)
-        if known is not None and known.outcome:
-            if _must_be_asked(known):
-                self._rest -= 1
-            if self._unanswered:
-                # What ended before it has not been answered yet.
-                self.overlapped.add(key)
-            if key in self.overlapped:
-                self._unanswered += 1
-            elif not self._rest and not self._unanswered and self._held:
-                self._release()
-        return known
+        return self.known.pop(key, None)
+
+    # --- telling ---------------------------------------------------------------------------------
+
+    def comes_next(self, known: Known) -> bool:
+        """Whether the code may be told at once; then it is."""
+        order, at = self._order, self._next
+        if at < len(order) and order[at] is known and self._life.is_alone():
+            self._advance(known)
+            return True
+        return False
 
     async def wait_for_turn(self, known: Known) -> None:
-        """Wait until what ended before an overlapped step has been answered."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (known.ended, turn))
-        await turn
+        """Wait until what was told before has been told; of a cancelled step: for ever."""
+        key = (known.kind, known.name, known.count)
+        if key in self._nested and known.outcome != CANCELLED:
+            return
+        turn: asyncio.Future[None] = asyncio.Future(loop=asyncio.get_running_loop())
+        self._turns[key] = turn
+        self._life.touch()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if self._turns.pop(key, None) is not None:
+                self._give_up(known)
+            raise
+
+    def _give_up(self, known: Known) -> None:
+        """The code does not wait for it any more."""
+        self._given_up.add((known.kind, known.name, known.count))
+        if known.kind == WAIT and known.outcome == VALUE:
+            # Live, this and the event crossed each other: the event is somebody else's.
+            self.say(Cancelled(0, known.kind, known.name, known.count))
 
     def answer_next(self) -> bool:
-        """Let the next overlapped step have its answer; False when none waits for it."""
-        while self._waiting:
-            turn = heapq.heappop(self._waiting)[1]
-            self._unanswered -= 1
-            if not turn.done():
+        """The code stands still: tell it what comes next; False when it has not asked for that."""
+        while self._next < len(self._order):
+            known = self._order[self._next]
+            key = (known.kind, known.name, known.count)
+            if known.kind == TIMER:
+                fired = self._life.timers.fire(known.count)
+                if fired is None:
+                    return False
+                self._advance(known)
+                if fired:
+                    return True
+            elif key in self._given_up:
+                self._advance(known)
+            elif known.outcome != CANCELLED and (turn := self._turns.pop(key, None)) is not None:
+                self._advance(known)
                 turn.set_result(None)
-                if not self._rest and not self._unanswered:
-                    self._release()
+                return True
+            else:
+                return False
+        return False
+
+    def _advance(self, known: Known) -> None:
+        self._next += 1
+        self._life.is_replaying = known.ended <= self._told
+        if self._next == len(self._order):
+            self._order.clear()
+            self._next = 0
+            self._release()
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def ask(self, asked: Any, message: Any) -> None:
+        """Send the message that asks, now or when the replay is over."""
+        if self._order and not asked.is_nested:
+            self._held.append((asked, message))
+        else:
+            self._life.ask(asked, message)
+
+    def say(self, message: Any) -> None:
+        """Send a message, now or when the replay is over."""
+        if self._order:
+            self._held.append((None, message))
+        else:
+            self._life.send(message)
+
+    def withdraw(self, asked: Any) -> bool:
+        """The code cancelled a step: True when it is only held here, and not asked for yet."""
+        for at, (held, _) in enumerate(self._held):
+            if held is not None and held is asked:
+                del self._held[at]
+                if asked.is_resumed:
+                    self.say(Cancelled(0, asked.kind, asked.name, asked.count))
                 return True
         return False
 
-    def ask(self, asked: A, message: Any, send: Callable[[A, Any], None]) -> None:
-        """Send the message that asks, now or when the replay has settled."""
-        if self._rest or self._unanswered:
-            self._held.append((asked, message))
-            self._send = send
-        else:
-            send(asked, message)
-
-    @property
-    def is_holding(self) -> bool:
-        """Whether something waits for the replay to settle."""
-        return bool(self._held)
-
     @property
     def is_incomplete(self) -> bool:
-        """Whether finished steps of history have not been asked for."""
-        return self._rest > 0 or self._unanswered > 0
+        """Whether the code has not been told all that history holds."""
+        return bool(self._order)
 
     def settle(self) -> Mismatch | None:
-        """The lifetime waits only for what is held: let it go on, or say what does not fit."""
+        """The code stands still without having asked for what comes next: what does not fit."""
         # A callback that a crash cut off may hold the steps that are missing; it has to run again.
-        resumed = [held for held in self._held if held[0].is_resumed and held[0].kind == DO]
+        resumed = [
+            (asked, message)
+            for asked, message in self._held
+            if asked is not None and asked.is_resumed and asked.kind == DO
+        ]
         if resumed:
-            self._held = [held for held in self._held if held not in resumed]
+            again = {id(asked) for asked, _ in resumed}
+            self._held = [held for held in self._held if id(held[0]) not in again]
             for asked, message in resumed:
                 self._rerun.append(asked)
-                self._send(asked, message)
+                self._life.ask(asked, message)
         if any(not asked.is_finished for asked in self._rerun):
-            return None
-        if not self._rest:
-            # What is left of the answers was asked for and then not awaited.
-            self._unanswered = 0
-            self._release()
             return None
         return self._mismatch()
 
     def _release(self) -> None:
+        self._life.timers.go_live()
         held, self._held = self._held, []
         for asked, message in held:
-            self._send(asked, message)
+            if asked is None:
+                self._life.send(message)
+            else:
+                self._life.ask(asked, message)
 
     def _mismatch(self) -> Mismatch:
-        missing = next(known for known in self.known.values() if _must_be_asked(known))
-        asked = self._held[0][0] if self._held else None
+        missing = self._order[self._next]
+        asked = next((asked for asked, _ in self._held if asked is not None), None)
         return Mismatch(
             missing.kind,
             missing.name,
@@ -178,6 +266,8 @@ class Replay:
             asked.name if asked else None,
             asked.count if asked else 0,
             asked.at if asked else None,
+            missing.outcome == CANCELLED
+            and (missing.kind, missing.name, missing.count) in self._turns,
         )
 
 
@@ -186,41 +276,3 @@ def label(name: str, count: int) -> str:
     if len(name) > LABEL_CHARACTERS_MAX:
         name = f"{name[:LABEL_CHARACTERS_MAX]}… {zlib.crc32(name.encode()):08x}"
     return f"{name!r} {count}"
-
-
-def _overlapped(history: list[Known]) -> set[StepKey]:
-    """The steps that were in flight together with another one, or in a chain of such."""
-    marks = []
-    last_end = 0
-    is_a_row = True
-    for known in history:
-        if known.started:
-            is_a_row = is_a_row and known.started > last_end
-            last_end = known.ended if known.outcome else _NEVER
-            marks.append(known)
-    if is_a_row:
-        return set()
-    moments = [(known.started, 1, known) for known in marks]
-    moments += [(known.ended, -1, known) for known in marks if known.outcome]
-    moments.sort(key=itemgetter(0))
-    found: set[StepKey] = set()
-    group: list[StepKey] = []
-    in_flight = 0
-    for _, change, known in moments:
-        in_flight += change
-        if change > 0:
-            group.append((known.kind, known.name, known.count))
-        elif not in_flight:
-            if len(group) > 1:
-                found.update(group)
-            group.clear()
-    if len(group) > 1:
-        found.update(group)
-    return found
-
-
-_NEVER = 1 << 62
-
-
-def _must_be_asked(known: Known) -> bool:
-    return known.outcome != 0 and not (known.at is not None and NESTED in known.at)

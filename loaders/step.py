@@ -6,6 +6,7 @@ is a coroutine that answers from history, or waits for the outcome.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from collections.abc import Callable, Coroutine, Mapping
@@ -23,7 +24,7 @@ from .config import DEFAULT, Settled, StepConfig, settle
 from .declared import Declared, Declaring, Options
 from .durations import Duration
 from .entrypoints import WorkflowFatalError
-from .replay import DO, NESTED, SLEEP, WAIT
+from .replay import DO, ERROR, NESTED, SLEEP, VALUE, WAIT
 from .shape import shape_of
 from .views import Received
 
@@ -162,9 +163,9 @@ class Step:
         if life.replay.known:
             known = life.replay.take((DO, call.name, call.count))
             if known is not None and known.outcome:
-                if known.outcome == 2:
-                    return self._answered(known, _raise, life, known.error)
-                return self._answered(known, _value, call, known.value)
+                if known.outcome == VALUE:
+                    return _value(life, known, call)
+                return _error(life, known)
         if life.is_rollback:
             return _nothing()
         work = Performing(life, DO, call.name, call.count, call.settled, call.callback)
@@ -205,11 +206,15 @@ class Step:
     ) -> bytes | None:
         """Ask the supervisor, and wait for what becomes of it."""
         life = work.life
-        work.future = life.guest.loop.create_future()
+        work.future = asyncio.Future(loop=life.guest.loop)
         life.performing[work.token] = work
-        life.replay.ask(work, message, life.ask)
+        life.replay.ask(work, message)
         life.touch()
-        value, error = await work.future
+        try:
+            value, error = await work.future
+        except asyncio.CancelledError:
+            life.give_up(work)
+            raise
         life.guest.on_resume(life.number)
         if error is not None:
             raise life.guest.from_wire(error)
@@ -228,7 +233,8 @@ class Step:
     def sleep_until(self, name: str, when: datetime | int | float) -> Coroutine[Any, Any, None]:
         """Sleep durably until an aware datetime or epoch milliseconds, at most 365 days ahead.
 
-        Raises ValueError when that is past, unless a replay asks again for a sleep that began.
+        Returns at once where the work has overtaken it. Raises ValueError when it was past already
+        when the instance was created.
         """
         self._check(name)
         if isinstance(when, datetime):
@@ -253,12 +259,10 @@ class Step:
         count = self._take(SLEEP, name)
         known = life.replay.take((SLEEP, name, count)) if life.replay.known else None
         if known is not None and known.outcome:
-            if known.outcome == 2:
-                return self._answered(known, _raise, life, known.error)
-            return self._answered(known, _nothing)
+            return _slept(life, known) if known.outcome == VALUE else _error(life, known)
         if life.is_rollback:
             return _nothing()
-        if known is None and until_us is not None and until_us < life.run.now_us:
+        if known is None and until_us is not None and until_us < life.run.timestamp_us:
             return _raise_past(name)
         work = Performing(life, SLEEP, name, count, DEFAULT)
         work.is_resumed = known is not None
@@ -298,9 +302,7 @@ class Step:
         count = self._take(WAIT, name)
         known = life.replay.take((WAIT, name, count)) if life.replay.known else None
         if known is not None and known.outcome:
-            if known.outcome == 2:
-                return self._answered(known, _raise, life, known.error)
-            return self._answered(known, _received, known.value)
+            return _received(life, known) if known.outcome == VALUE else _error(life, known)
         if life.is_rollback:
             return _nothing()
         work = Performing(life, WAIT, name, count, DEFAULT)
@@ -321,29 +323,6 @@ class Step:
     def _check(self, name: Any) -> None:
         self._life.refuse()
         check_name(name)
-
-    def _answered(
-        self, known: wire.Known, answer: Callable[..., Coroutine[Any, Any, Any]], *args: Any
-    ) -> Coroutine[Any, Any, Any]:
-        """The answer of history, at once or when it is its turn."""
-        life = self._life
-        overlapped = life.replay.overlapped
-        if not overlapped or (known.kind, known.name, known.count) not in overlapped:
-            return answer(*args)
-        return self._in_turn(known, answer, args)
-
-    async def _in_turn(
-        self,
-        known: wire.Known,
-        answer: Callable[..., Coroutine[Any, Any, Any]],
-        args: tuple[Any, ...],
-    ) -> Any:
-        life = self._life
-        if not life.is_rollback:
-            life.touch()
-            await life.replay.wait_for_turn(known)
-            life.guest.on_resume(life.number)
-        return await answer(*args)
 
     def _take(self, kind: str, name: str) -> int:
         """The occurrence of a sleep or wait."""
@@ -378,15 +357,37 @@ class Step:
 _EPOCH_MS_MAX = 253_402_300_799_000
 
 
-async def _value(call: Call, text: bytes | None) -> Any:
+async def _value(life: Lifetime, known: wire.Known, call: Call) -> Any:
+    if not life.replay.comes_next(known):
+        await _turn(life, known)
     if call.declared is not None:
-        call.declared.remember(text, call.reviver)
-    return call.read(text)
+        call.declared.remember(known.value, call.reviver)
+    return call.read(known.value)
 
 
-async def _raise(life: Lifetime, error: wire.Error | None) -> Any:
-    assert error is not None, "history holds an outcome without a value or an error"
-    raise life.guest.from_wire(error)
+async def _slept(life: Lifetime, known: wire.Known) -> None:
+    if not life.replay.comes_next(known):
+        await _turn(life, known)
+
+
+async def _received(life: Lifetime, known: wire.Known) -> Any:
+    if not life.replay.comes_next(known):
+        await _turn(life, known)
+    return _event(known.value)
+
+
+async def _error(life: Lifetime, known: wire.Known) -> Any:
+    """Raise what history holds; of what the code cancelled, wait until it is cancelled again."""
+    if known.outcome != ERROR or not life.replay.comes_next(known):
+        await _turn(life, known)
+    assert known.error is not None, "history holds an outcome without a value or an error"
+    raise life.guest.from_wire(known.error)
+
+
+async def _turn(life: Lifetime, known: wire.Known) -> None:
+    life.refuse()
+    await life.replay.wait_for_turn(known)
+    life.guest.on_resume(life.number)
 
 
 async def _raise_past(name: str) -> None:
@@ -395,10 +396,6 @@ async def _raise_past(name: str) -> None:
 
 async def _nothing() -> None:
     return None
-
-
-async def _received(text: bytes | None) -> Any:
-    return _event(text)
 
 
 def _event(text: bytes | None) -> Any:

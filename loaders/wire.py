@@ -41,10 +41,10 @@ class Error(msgspec.Struct, array_like=True, gc=False):
 class Known(msgspec.Struct, array_like=True, gc=False):
     """What history holds of one step, for replay."""
 
-    kind: str  # "do" | "sleep" | "wait_for_event"
+    kind: str  # "do" | "sleep" | "wait_for_event" | "timer" (of asyncio, by number; its end only)
     name: str
     count: int
-    outcome: int  # 0: started, not finished; 1: value; 2: error
+    outcome: int  # 0: started, not finished; 1: value; 2: error; 3: cancelled by the code
     value: bytes | None = None
     error: Error | None = None
     at: str | None = None
@@ -105,6 +105,9 @@ class Run(msgspec.Struct, array_like=True, gc=False):
     """When this lifetime starts: a `sleep_until` before it that history does not hold was refused
     as past in an earlier lifetime, too; so a replay need not ask."""
     waits_max: int = 100_000
+    told: int = -1
+    """The last end (by its number) that an earlier lifetime was told: what `run` prints up to the
+    next one was printed before. -1: there was no earlier lifetime."""
 
 
 class Go(msgspec.Struct, array_like=True, gc=False):
@@ -236,6 +239,40 @@ class Done(msgspec.Struct, array_like=True, gc=False):
     token: int
     attempt: int
     value: bytes
+    heard: int = -1
+    """How many Answers of this lifetime had come by then (-1: all that were sent): `run` is told
+    of this end before it is told of the others."""
+
+
+class Cancelled(msgspec.Struct, array_like=True, gc=False):
+    """The code cancelled a step while it awaited it: the step is over.
+
+    `token` is 0 where the present lifetime has not asked for it. The supervisor sends a Cancel for
+    an attempt that was in flight.
+    """
+
+    token: int
+    kind: str
+    name: str
+    count: int
+
+
+class Elapsed(msgspec.Struct, array_like=True, gc=False):
+    """A timer of asyncio that `run` set, by its number, has come due before anybody cancelled it.
+
+    As with Done: what `run` can do about it comes after this.
+    """
+
+    number: int
+    at: str | None = None
+    """The place in the tenant's source that set it."""
+    heard: int = -1
+
+
+class Awaits(msgspec.Struct, array_like=True, gc=False):
+    """`run` awaits something that is no step, and nothing of its own will go on by itself."""
+
+    at: str | None = None
 
 
 class Failed(msgspec.Struct, array_like=True, gc=False):
@@ -272,6 +309,8 @@ class Mismatch(msgspec.Struct, array_like=True, gc=False):
     asked_name: str | None
     asked_count: int
     asked_at: str | None
+    is_awaited: bool = False
+    """It was asked for, and awaited though history holds that the code cancelled it."""
 
 
 class Call(msgspec.Struct, array_like=True, gc=False):
@@ -313,6 +352,8 @@ class Log(msgspec.Struct, array_like=True, gc=False):
     step: str | None = None
     attempt: int = 0
     dropped: int = 0
+    is_replay: bool = False
+    """`run` has most likely said it before, in an earlier lifetime."""
 
 
 TO_GUEST: dict[int, type[msgspec.Struct]] = {
@@ -321,6 +362,7 @@ TO_GUEST: dict[int, type[msgspec.Struct]] = {
 FROM_GUEST: dict[int, type[msgspec.Struct]] = {
     9: Reply, 16: Loaded, 17: Step, 18: Sleep, 19: Wait, 20: Done, 21: Failed, 22: End, 23: Idle,
     24: Mismatch, 25: Call, 26: Log, 27: Gone, 28: AttemptGone, 29: Stubborn,
+    30: Cancelled, 31: Elapsed, 32: Awaits,
 }  # fmt: skip
 
 _KINDS: dict[type[msgspec.Struct], int] = {

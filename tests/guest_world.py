@@ -46,6 +46,8 @@ class World:
         self.before_go: Callable[[Key, int], bool] = lambda key, attempt: True
         """False keeps the Go back: the attempt is recorded, and the life is cut off there."""
         self.sent: dict[int, int] = {}
+        self.answered: list[Key] = []
+        """Steps of which the present life was sent the end."""
         self._changed = asyncio.Event()
         self.guest = Guest(
             self._take,
@@ -81,6 +83,7 @@ class World:
     def start(self, *, params: Any = None, mode: str = "run", steps_max: int = 10_000) -> int:
         self.life += 1
         self.tokens.clear()
+        self.answered.clear()
         self.open.clear()
         self.ended = None
         run = wire.Run(
@@ -108,11 +111,15 @@ class World:
         if error is not None:
             wired = self.guest.to_wire(error)
             self._record(key, 2, None, wired)
-            self.send(wire.Answer(token, None, wired), self.life)
+            self._answer(key, wire.Answer(token, None, wired))
         else:
             text = codec.encode(value)
             self._record(key, 1, text)
-            self.send(wire.Answer(token, text), self.life)
+            self._answer(key, wire.Answer(token, text))
+
+    def _answer(self, key: Key, answer: wire.Answer) -> None:
+        self.answered.append(key)
+        self.send(answer, self.life)
 
     def deliver(self, what: str | Key, payload: Any, type: str = "t") -> None:
         self.finish(what, {"payload": payload, "timestamp_us": 1_000_000, "type": type})
@@ -195,6 +202,14 @@ class World:
                 key = self.tokens[message.token]
                 codec.check(message.value)
                 self._record(key, 1, message.value)
+                self._overtake(key, message.heard)
+            case wire.Elapsed():
+                key = ("timer", "", message.number)
+                self._begin(key, message.at)
+                self._record(key, 1, None)
+                self._overtake(key, message.heard)
+            case wire.Cancelled():
+                self._cancelled(message)
             case wire.Failed():
                 self._failed(message)
             case wire.End():
@@ -218,6 +233,31 @@ class World:
         self.moment += 1
         self.history[key] = Known(*key, outcome, value, error, begun.at, begun.started, self.moment)
 
+    def _overtake(self, key: Key, heard: int) -> None:
+        """The guest sent this before it heard of the answers that were on their way to it."""
+        late = {k for k in self.answered[heard:] if self.history[k].outcome != 3}
+        if heard < 0 or not late:
+            return
+        first = min(self.history[k].ended for k in late)
+        ends = sorted(
+            (known for k, known in self.history.items() if known.ended >= first and k != key),
+            key=lambda known: known.ended,
+        )
+        numbers = [known.ended for known in ends] + [self.history[key].ended]
+        for known, number in zip([self.history[key], *ends], numbers, strict=True):
+            known.ended = number
+
+    def _cancelled(self, message: wire.Cancelled) -> None:
+        key = (message.kind, message.name, message.count)
+        known = self.history.get(key)
+        if known is None or known.outcome not in (0, 1) or (known.outcome and key[0] == "do"):
+            return
+        self.open.pop(key, None)
+        was_open = known.outcome == 0
+        self._record(key, 3, None)
+        if was_open and key[0] == "do" and message.token:
+            self.send(wire.Cancel(message.token, self.attempts.get(key, 0)), self.life)
+
     def _step(self, message: wire.Step) -> None:
         key = ("do", message.name, message.count)
         assert message.token not in self.tokens, "a token was used twice"
@@ -236,6 +276,8 @@ class World:
 
     def _failed(self, message: wire.Failed) -> None:
         key = self.tokens[message.token]
+        if self.history[key].outcome:
+            return
         config = msgspec.json.decode(self.asked[key].config)
         error = message.delay_error or message.error
         is_last = message.attempt > config["retries"]["limit"] or error.fatal
@@ -243,7 +285,7 @@ class World:
             self.go(key)
         else:
             self._record(key, 2, None, error)
-            self.send(wire.Answer(message.token, None, error), self.life)
+            self._answer(key, wire.Answer(message.token, None, error))
 
 
 _NEW = Known("do", "", 0, 0)
