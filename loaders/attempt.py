@@ -334,8 +334,8 @@ class Performing(Work):
 
     def _finished(self, outcome: tuple[bytes | None, wire.Error | None]) -> None:
         self.is_finished = True
-        if self.is_nested:
-            self.wake(outcome)  # A replay answers it at once as well.
+        if self.is_nested and self.life.replay.is_incomplete:
+            self.wake(outcome)  # The replay may wait for the callback that asked.
         else:
             self.life.outcomes.add(self, outcome)
 

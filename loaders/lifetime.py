@@ -331,6 +331,8 @@ class Lifetime(Scope):
         """Nothing is ready to run for it: it may be told of the next outcome."""
         if self.is_dropped:
             return False
+        if self.replay.answer_nested():
+            return True
         if self.replay.is_incomplete and self.replay.answer_next():
             return True
         return not self.replay.is_incomplete and self.outcomes.on_still()

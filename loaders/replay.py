@@ -17,6 +17,7 @@ keep theirs; a callback that runs again finds the nested steps that it left.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import zlib
 from operator import attrgetter
 from typing import Any, Protocol, TypeAlias
@@ -101,6 +102,8 @@ class Replay:
         self._rerun: list[Asked] = []
         self._counts: dict[str, dict[str, int]] = {DO: {}, SLEEP: {}, WAIT: {}}
         self._nested: set[StepKey] = set()
+        self._nested_turns: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._nested_asked = 0
         self._left: dict[tuple[str, str, str], list[int]] = {}
         for known in history:
             key = (known.kind, known.name, known.count)
@@ -148,6 +151,11 @@ class Replay:
         """Wait until what was told before has been told; of a cancelled step: for ever."""
         key = (known.kind, known.name, known.count)
         if key in self._nested and known.outcome != CANCELLED:
+            inner: asyncio.Future[None] = asyncio.Future(loop=asyncio.get_running_loop())
+            self._nested_asked += 1
+            heapq.heappush(self._nested_turns, (known.ended, self._nested_asked, inner))
+            self._life.touch()
+            await inner
             return
         turn: asyncio.Future[None] = asyncio.Future(loop=asyncio.get_running_loop())
         self._turns[key] = turn
@@ -158,6 +166,15 @@ class Replay:
             if self._turns.pop(key, None) is not None:
                 self._give_up(known)
             raise
+
+    def answer_nested(self) -> bool:
+        """The code stands still: tell a callback that runs again of the first of what it left."""
+        while self._nested_turns:
+            inner = heapq.heappop(self._nested_turns)[2]
+            if not inner.done():
+                inner.set_result(None)
+                return True
+        return False
 
     def _give_up(self, known: Known) -> None:
         """The code does not wait for it any more."""
