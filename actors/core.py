@@ -15,6 +15,7 @@ from ..loaders.calls import StatusData
 from .core_base import CRON, RETENTION, STEP, SUSPEND, WAKE
 from .core_schedules import Schedules
 from .decisions import Decision, Key
+from .explanation import LOADS_AGAIN, explain
 from .instance import Instance, fold
 from .machine import ENDED, NONE, PAUSED, PAUSING, QUEUED, WAITING
 from .names import check_statuses
@@ -30,8 +31,6 @@ from .summary import NOT_QUEUED, WOKEN, Summary
 
 _DUE_MAX = 2_000
 """Timers fired by one `due`; the shell comes back at once for the rest."""
-AWAITS = "run.awaits"
-"""`why` says so of a run that awaits something that is no step."""
 _SLEEPERS_LOADED_MAX = 20_000
 """Rests that a replay keeps in full; of later ones it keeps the wake time."""
 
@@ -340,10 +339,10 @@ class TenantCore(Schedules):
     def why(self, key: Key, now_us: int = 0) -> tuple[str, str]:
         """(code, sentence): what the instance waits for, or has waited for until now."""
         summary = self._find(key)
-        reason = self._load_failures.get(key) or summary.get("reason")
-        if reason is not None:
-            return reason[0], reason[1]
-        return _explain(summary, self._shown_status(summary), now_us)
+        failure = self._load_failures.get(key)
+        if failure is not None:
+            return failure[0], f"{failure[1]}; {LOADS_AGAIN}"
+        return explain(summary, self._shown_status(summary), now_us)
 
     def counts(self) -> dict[str, int]:
         """How many instances have each status."""
@@ -422,33 +421,3 @@ def _item(summary: Summary, shown: str) -> dict[str, Any]:
         "created_us": summary.created_us,
         "ended_us": summary.ended_us or None,
     }
-
-
-def _explain(summary: Summary, shown: str, now_us: int) -> tuple[str, str]:
-    if summary.is_ended:
-        return shown, f"the run has ended: {shown}"
-    if shown == QUEUED:
-        return QUEUED, "it is queued and starts when a slot is free and its code is loaded"
-    if shown == PAUSED:
-        return PAUSED, "it was paused: resume() lets it go on"
-    if summary.rolling_back:
-        return "rollback", "it rolls back the steps that were started"
-    if shown == PAUSING:
-        return PAUSING, "it pauses when the callbacks in flight have ended"
-    if summary.instance is None:
-        return shown, "it rests; its steps are in its history"
-    life = summary.lifetime
-    if not summary.instance.open and life is not None and life.awaits is not None:
-        return AWAITS, (
-            f"run awaits something that is no step, at {life.awaits}; the platform knows of nothing"
-            " that will wake it"
-        )
-    return _explain_steps(summary.instance, shown, now_us)
-
-
-def _explain_steps(instance: Instance, shown: str, now_us: int) -> tuple[str, str]:
-    parts = [step.waits_for(now_us) for step in list(instance.open.values())[:5]]
-    if not parts:
-        return shown, "its code runs between steps"
-    more = len(instance.open) - len(parts)
-    return shown, "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
