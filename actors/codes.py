@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
+from pydantic import ValidationError
 
 from ..eventlog import codec
 from ..eventlog.clock import Clock, to_datetime
@@ -34,6 +35,7 @@ from ..loaders.records import Record
 from ..loaders.service import App, DispatchEvent, DispatchStep
 from ..loaders.worker import EntrypointStub, WorkerLoader, WorkerRef, Workers, target_of
 from .callbacks import Callbacks, answer_of
+from .cron import check_declared
 from .names import check_tenant_id, is_tenant_id
 
 _BUNDLES_HELD = 256
@@ -270,9 +272,10 @@ class Codes:
     async def _stored(self, what: str, code: Any, *, own_binding: bool) -> str:
         if not isinstance(code, WorkerCode):
             raise CodeError(
-                f"{what} answered {type(code).__name__}, not a WorkerCode", code="code.load_failed"
+                f"{what} answered {_kind(code)}: let it return a WorkerCode(main_module, modules)"
             )
         bundle, grants = bundle_of(code, own_binding=own_binding)
+        check_declared(bundle.schedules)
         code_hash = await self._bundles.put(bundle)
         self.hold_live(code_hash, grants)
         return code_hash
@@ -360,9 +363,29 @@ async def _answer(what: str, callback: Callable[[], Any]) -> Any:
     except WorkflowsError:
         raise
     except Exception as error:
+        if isinstance(error, ValidationError) and error.title == WorkerCode.__name__:
+            raise CodeError(f"{what} makes a WorkerCode that cannot be: {_faults(error)}") from None
         raise CodeError(
             f"{what} raised {type(error).__name__}: {error}", code="code.load_failed"
         ) from error
+
+
+def _kind(value: Any) -> str:
+    """What somebody answered in place of a WorkerCode, for people; not what is in it."""
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"an object of type {type(value).__name__}"
+
+
+def _faults(error: ValidationError) -> str:
+    """What is wrong with the fields of a WorkerCode, in a line; not what is in them."""
+    found = {}
+    for one in error.errors(include_url=False, include_input=False, include_context=False):
+        field = [str(part) for part in one["loc"] if part != "[key]"]
+        found[".".join(field[:2])] = one["msg"].removeprefix("Input ")
+    return "; ".join(f"{field} {message}" for field, message in found.items())
 
 
 async def _handed_over(kind: type[Any], env: Record, event: DispatchEvent) -> EntrypointStub:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from cronsim import CronSim, CronSimError
 
 from ..eventlog.clock import from_datetime, to_datetime
-from ..eventlog.errors import InvalidError
+from ..eventlog.errors import CodeError, InvalidError
 
 CRON_MAX = 256
 _MISSED_MAX = 10_000
@@ -26,6 +27,25 @@ def check_cron(cron: object) -> str:
         "day, month, weekday), or six with seconds first",
         code="schedule.invalid",
     )
+
+
+def is_cron(cron: object) -> bool:
+    """Whether it is a cron expression that fires some day."""
+    try:
+        check_cron(cron)
+    except InvalidError:
+        return False
+    return True
+
+
+def check_declared(schedules: Mapping[str, Iterable[str]]) -> None:
+    """Make sure that what code declares can fire. Raises CodeError `code.invalid`."""
+    for workflow, crons in sorted(schedules.items()):
+        for cron in crons:
+            try:
+                check_cron(cron)
+            except InvalidError as error:
+                raise CodeError(f"schedules of {workflow!r}: {error.message}") from None
 
 
 def next_us(cron: str, after_us: int) -> int | None:

@@ -18,6 +18,7 @@ from ..loaders import faults
 from . import operations
 from .code_cache import CodeCache
 from .core import TenantCore
+from .cron import check_declared, is_cron
 from .host import GuestError, HostKey
 from .hosts import Hosts
 from .pump import Pump
@@ -83,6 +84,7 @@ class TenantCode:
 
     async def _deploy(self, args: dict[str, Any]) -> str:
         bundle = bundles.decode(args["bundle"])
+        check_declared(bundle.schedules)
         code_hash = await self._codes.keep(bundle)
         for name in bundle.schedules:
             await self._codes.check_workflow(code_hash, name)
@@ -108,7 +110,8 @@ class TenantCode:
     def _follow_schedules(self, code_hash: str, schedules: dict[str, list[str]]) -> None:
         """What the code declares holds from now on, and nothing that older code declared."""
         for workflow in sorted({*schedules, *self.core.declared()}):
-            crons = schedules.get(workflow, [])
+            # Stored code may be older than the check of what it declares.
+            crons = [cron for cron in schedules.get(workflow, []) if is_cron(cron)]
             self._set_schedules(workflow, crons, code_hash, is_declared=True)
 
     def _set_schedules(

@@ -266,6 +266,10 @@ def _module(path: str, content: Any) -> Module:
             return Module(path, "py" if is_python else "text", content.encode())
         except UnicodeEncodeError as error:
             raise CodeError(f"the module {path!r} is not Unicode text: {error}") from None
+    if is_python:
+        raise CodeError(
+            f"the module {path!r} is Python source, as text or bytes, not {type(content).__name__}"
+        )
     try:
         return Module(path, "json", json.dumps(content, allow_nan=False).encode())
     except (TypeError, ValueError, RecursionError) as error:
