@@ -99,14 +99,14 @@ def check_statuses(statuses: Collection[str] | None) -> frozenset[str] | None:
     """Statuses to filter by. Raises `status.invalid`."""
     if statuses is None:
         return None
-    wanted = frozenset([statuses] if isinstance(statuses, str) else statuses)
-    unknown = sorted(str(one) for one in wanted - STATUSES)
-    if unknown:
-        raise InvalidError(
-            f"{unknown[0]!r} is no status: use one of {', '.join(sorted(STATUSES))}",
-            code="status.invalid",
-        )
-    return wanted
+    given: list[Any] = [statuses] if isinstance(statuses, str) else list(statuses)
+    for one in given:
+        if not isinstance(one, str) or one not in STATUSES:
+            raise InvalidError(
+                f"{_short(one)} is no status: use one of {', '.join(sorted(STATUSES))}",
+                code="status.invalid",
+            )
+    return frozenset(given)
 
 
 def _short(value: object) -> str:

@@ -48,13 +48,13 @@ def number(args: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def seconds(args: Mapping[str, Any], name: str) -> float | None:
-    """A length of time in seconds, or None."""
+    """A length of time in seconds, none below 0, or None."""
     value = args.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise InvalidError(f"{name} is a number of seconds, not {value!r}")
-    return min(float(value), _SECONDS_MAX)
+    return max(0.0, min(float(value), _SECONDS_MAX))
 
 
 def value(args: Mapping[str, Any], name: str, bytes_max: int) -> bytes:

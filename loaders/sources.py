@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import stat
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -74,11 +75,13 @@ def from_folder(folder: str | Path, *, main_module: str = MAIN_MODULE, **more: A
     """The files below a folder, read again each time.
 
     `{tenant}` in the path stands for the tenant's id; without it all tenants run the same code.
-    Files and folders that begin with a dot, caches, and links are left out.
+    Files and folders that begin with a dot, caches, and links are left out; what comes after
+    `{tenant}` in the path must not be a link, since the tenant may have made it.
     """
 
     async def load(tenant_id: str) -> WorkerCode:
         root = Path(_filled(str(folder), tenant_id))
+        _check_links(str(folder), root)
         return await asyncio.to_thread(read_folder, root, main_module=main_module, **more)
 
     return load
@@ -121,23 +124,48 @@ def read_folder(folder: Path, *, main_module: str = MAIN_MODULE, **more: Any) ->
     try:
         if not folder.is_dir():
             raise _missing(f"{folder} is no folder")
-        for path in _files(folder):
-            size += path.stat().st_size
+        for name, data in _files(folder):
+            size += len(data)
             _check_size(size, str(folder))
-            name = path.relative_to(folder).as_posix()
-            modules[name] = _content(name, path.read_bytes())
+            modules[name] = _content(name, data)
     except OSError as error:
         raise _missing(f"the code in {folder} cannot be read: {error}") from error
-    return WorkerCode(main_module, modules, **more)
+    return WorkerCode(main_module, dict(sorted(modules.items())), **more)
 
 
-def _files(folder: Path) -> list[Path]:
-    found = []
-    for where, folders, files in os.walk(folder):
+def _check_links(template: str, root: Path) -> None:
+    """Raises CodeError where a part below the tenant's own is a link."""
+    parts = Path(template).parts
+    own = next((i for i, part in enumerate(parts) if "{tenant}" in part), len(parts))
+    for i in range(own + 2, len(root.parts) + 1):
+        if Path(*root.parts[:i]).is_symlink():
+            raise _missing(f"{root} leads through a link")
+
+
+def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """The path and content of each plain file; whoever puts a link in its place meanwhile, too,
+    leads nowhere: folders are held open, and no link is ever followed."""
+    for where, folders, files, descriptor in os.fwalk(folder, onerror=_raise):
         folders[:] = [name for name in folders if _is_code(name)]
-        paths = (Path(where, name) for name in files if _is_code(name))
-        found += [path for path in paths if path.is_file() and not path.is_symlink()]
-    return sorted(found)
+        for name in filter(_is_code, files):
+            data = _plain_file(name, descriptor)
+            if data is not None:
+                yield Path(where, name).relative_to(folder).as_posix(), data
+
+
+def _plain_file(name: str, folder: int) -> bytes | None:
+    """What is in a file, up to one byte more than there may be; None where it is none."""
+    if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        return None
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(name, flags, dir_fd=folder), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return None
+        return file.read(MODULES_BYTES_MAX + 1)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_code(name: str) -> bool:
@@ -205,7 +233,11 @@ def _entries(listing: bytes) -> list[tuple[str, str, int]]:
         if parts is None:
             raise _missing(f"git lists what is no file: {entry[:80]!r}")
         mode, kind, name, size, path = parts.groups()
-        text = path.decode("utf-8", "replace")
+        try:
+            text = path.decode("utf-8")
+        except UnicodeDecodeError:
+            # Replaced letters would make one name of two.
+            raise _missing(f"the name of a file is no UTF-8: {path[:200]!r}") from None
         if kind == b"blob" and mode != b"120000" and all(map(_is_code, text.split("/"))):
             found.append((text, name.decode(), int(size)))
     return found
