@@ -27,6 +27,7 @@ from .config import PlatformConfig
 from .decisions import Decision, Key
 from .history_reader import HistoryReader, page_bytes
 from .host import Host
+from .public_payloads import public
 from .streams import Feeds, Waiters, page
 from .tenant_code import TenantCode
 from .waiting_calls import WaitingCalls
@@ -266,7 +267,12 @@ class TenantCalls(TenantCode):
         key = await self._key(args)
         all_runs = operations.flag(args, "all_runs")
         await self._get(args | {"workflow": key[0]})
-        return await self._histories.history(key, all_runs=all_runs)
+        return [public(row) for row in await self._histories.history(key, all_runs=all_runs)]
+
+    async def rows_of(self, key: Key) -> list[Row]:
+        """The rows of the present run as they are stored, for the testing kit."""
+        await self._get({"workflow": key[0], "id": key[1]})
+        return await self._histories.history(key, all_runs=False)
 
     async def _events(self, args: dict[str, Any]) -> EventPage:
         key = await self._key(args)
@@ -296,6 +302,7 @@ class TenantCalls(TenantCode):
                 if taken:
                     taken, is_cut = await self._histories.whole_page(taken, asked, self._page_bytes)
                     after = taken[-1].seq
+                    taken = [public(row) for row in taken]
                     return EventPage(rows=taken, cursor=after, ended=ended and not is_cut)
                 # Everything up to here is known to hold nothing more for this cursor.
                 cursor = max(cursor, since_seq)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .actors.local import LocalCalls
     from .actors.mocks import InstanceMocks
     from .actors.tenant import Tenant
+    from .eventlog.events import Row
 
 Named: TypeAlias = str | Mapping[str, Any]
 """A step: its name, or {"name", "index"} where the index counts occurrences from 1."""
@@ -196,9 +197,7 @@ class InstanceIntrospector(_Session):
                     now = await self._status_text()
                     outcome = await self._outcome(name, count)
                     if outcome is not None:
-                        if outcome.type == "step_completed":
-                            return outcome.payload["output"]
-                        raise _error_of(outcome.payload["error"])
+                        return _answer(outcome)
                     if now in _ENDED:
                         raise InstanceError(
                             f"instance {self.id!r} ended without step {name!r} ({count})",
@@ -206,15 +205,16 @@ class InstanceIntrospector(_Session):
                         )
                     await changed
 
-    async def _outcome(self, name: str, count: int) -> Any:
+    async def _outcome(self, name: str, count: int) -> Row | None:
+        # What callers are shown of an error is not enough to raise it again.
         try:
-            history = await self.instance.history()
+            rows = await (await self._tenant()).rows_of(self._key)
         except InstanceError:
             return None
-        for event in history:
-            is_outcome = event.type in ("step_completed", "step_errored")
-            if is_outcome and (event.step, event.count) == (name, count):
-                return event
+        for row in rows:
+            is_outcome = row.type in ("step_completed", "step_errored")
+            if is_outcome and (row.step, row.count) == (name, count):
+                return row
         return None
 
     async def get_output(self) -> Any:
@@ -326,15 +326,12 @@ def _named_list(steps: Iterable[Named] | None) -> list[tuple[str, int]] | None:
     return [_named(step) for step in steps]
 
 
-def _error_of(error: Mapping[str, Any]) -> Exception:
-    from .loaders.wire import Error
+def _answer(outcome: Row) -> Any:
+    """The result of a step; raises what it failed with."""
+    from .actors.payloads import Completed, Errored, decode, wire_error
 
-    args = error.get("args")
-    return faults.from_wire(
-        Error(
-            error["name"],
-            error["message"],
-            error.get("module", "builtins"),
-            None if args is None else codec.encode(args),
-        )
-    )
+    body = decode(outcome)
+    if isinstance(body, Completed):
+        return codec.decode(bytes(body.output))
+    assert isinstance(body, Errored), f"{outcome.type} is no outcome"
+    raise faults.from_wire(wire_error(body.error))

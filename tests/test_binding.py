@@ -282,7 +282,7 @@ async def test_a_subscription_that_goes_on_behind_the_last_event_ends_at_once() 
 
 @pytest.mark.behaviour(270)
 async def test_events_are_read_by_attribute_and_by_key() -> None:
-    async with testing.connect(load=load) as platform:
+    async with testing.connect(load=load, start=datetime(2026, 1, 1, tzinfo=UTC)) as platform:
         instance = await platform.tenant("acme").workflows.create(params={"steps": 1})
         await instance.result()
         event = (await instance.history())[0]
@@ -351,10 +351,11 @@ async def test_options_of_a_create_reach_the_log() -> None:
         instance = await workflows.create(retention=kept, pin="latest")
         payload = (await instance.history())[0].payload
         assert payload["retention"] == {
-            "success_us": 7_200_000_000,
-            "error_us": 259_200_000_000,
+            "success": timedelta(hours=2),
+            "error": timedelta(days=3),
         }
-        assert payload["pin"] == "latest"
+        stored = platform.query("select payload ->> '$.pin' as pin from events where pin <> ''")
+        assert stored.to_pylist() == [{"pin": "latest"}]
         await instance.result()
         await platform.clock.advance("1 hour")
         await instance.status()

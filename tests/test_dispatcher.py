@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import dispatcher_app as seeds
@@ -297,6 +298,7 @@ async def test_the_callers_options_are_not_changed() -> None:
         instance = await platform.tenant("acme").workflows.get("o")
         queued = (await instance.history())[0].payload
         assert queued["params"] == {"a": [1]}
-        assert queued["retention"] == {"success_us": 86_400_000_000}
-        assert queued["pin"] == "latest"
+        assert queued["retention"] == {"success": timedelta(days=1)}
+        stored = platform.query("select payload ->> '$.pin' as pin from events where pin <> ''")
+        assert stored.to_pylist() == [{"pin": "latest"}]
     assert repr(options) == before
