@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -302,7 +303,10 @@ def _service(name: str, service: Service, grants: Grants, *, place: str) -> Gran
     try:
         data = cloudpickle.dumps(service)
     except Exception as error:  # whatever a user's __reduce__ raises
-        raise CodeError(f"the service {name} cannot travel: {error}") from error
+        # Tenants may read this: pickle says what it cannot take, and others say whatever they like.
+        is_pickles = isinstance(error, TypeError | AttributeError | pickle.PicklingError)
+        reason = error if is_pickles else type(error).__name__
+        raise CodeError(f"the service {name} cannot travel: {reason}") from error
     return Granted(name, "service", pickle=data, identity=identity_of(service, data))
 
 

@@ -126,7 +126,7 @@ def read_folder(folder: Path, *, main_module: str = MAIN_MODULE, **more: Any) ->
             raise _missing(f"{folder} is no folder")
         for name, data in _files(folder):
             size += len(data)
-            _check_size(size, str(folder))
+            _check_size(size, "the folder")  # tenants may read this, and no path of ours
             modules[name] = _content(name, data)
     except OSError as error:
         raise _missing(f"the code in {folder} cannot be read: {error}") from error

@@ -7,7 +7,7 @@ made up here. `Forger` holds the host of an instance of tenant "acme" that waits
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -125,9 +125,9 @@ class Forger:
 
 
 @asynccontextmanager
-async def forger(**config: Any) -> AsyncIterator[Forger]:
+async def forger(load: Callable[[str], dw.WorkerCode] = code) -> AsyncIterator[Forger]:
     """An isolate of acme, with an honest instance of globex beside it."""
-    async with testing.connect(load=code, **config) as platform:
+    async with testing.connect(load=load) as platform:
         for name in ("acme", "globex"):
             await platform.tenant(name).workflows.create(id="honest")
         await platform._local.settle()

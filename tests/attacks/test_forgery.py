@@ -14,7 +14,7 @@ from dynamic_workflows.eventlog import codec
 from dynamic_workflows.loaders import calls, wire
 from dynamic_workflows.loaders.wire import Error
 
-from .forging import Forger, Vault, forger
+from .forging import Forger, Vault, code, forger
 
 # --- services: the supervisor itself knows what is public -----------------------------------------
 
@@ -194,6 +194,43 @@ async def test_the_instances_of_others_are_not_there(op: str) -> None:
                 reply = await forged.ask(op, args)
                 assert reply.error is not None, (id, workflow)
         assert await forged.platform.tenant("globex").workflows.get("theirs")
+
+
+SECRET = "postgres://admin:hunter2@10.0.0.7/code"
+
+
+class Stuck(dw.Service):
+    """Cannot be pickled, and says why in words that are no tenant's business."""
+
+    def __reduce__(self) -> Any:
+        raise OSError(SECRET)
+
+
+def _raise(error: Exception) -> dw.WorkerCode:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda: _raise(RuntimeError(SECRET)),
+        lambda: _raise(dw.Unavailable(SECRET)),
+        lambda: _raise(dw.QueryError(SECRET, path=SECRET)),
+        lambda: _raise(dw.CodeError(SECRET, code="code.load_failed")),
+        lambda: dw.WorkerCode("index.py", {"index.py": ""}, {"STUCK": Stuck()}),
+    ],
+)
+async def test_what_load_fails_with_is_no_tenants_business(
+    then: Callable[[], dw.WorkerCode],
+) -> None:
+    failing: list[Callable[[], dw.WorkerCode]] = []
+    async with forger(lambda tenant_id: failing[0]() if failing else code(tenant_id)) as forged:
+        failing.append(then)
+        await forged.shell.call("reload", {})
+        args = {"workflow": None, "items": [{"params": b"1"}], "strict": False}
+        told = (await forged.ask("create_batch", args)).error
+        assert told is not None
+        assert "hunter2" not in repr(told)
 
 
 # --- lifetimes: who speaks for whom, and of what --------------------------------------------------
