@@ -23,6 +23,7 @@ import ray._raylet as raylet
 
 from . import ray_probe, ray_token
 from .connection import CURRENT
+from .signal_handlers import kept_handlers
 
 _log = logging.getLogger("dynamic_workflows.cluster")
 
@@ -43,6 +44,7 @@ def join(address: str) -> None:
     place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     CURRENT.renew()
     with ExitStack() as stack:
+        stack.enter_context(kept_handlers())
         if place and "://" not in place:
             host, _ = ray_probe.split(place)
             ray_probe.probe(place, _headers())
@@ -72,7 +74,7 @@ def start(folder: str, *, has_dashboard: bool, memory: int | None = None) -> Non
     """
     CURRENT.renew()
     _forget_token()
-    with _embedded(has_dashboard=has_dashboard):
+    with kept_handlers(), _embedded(has_dashboard=has_dashboard):
         ray.init(
             address="local",
             include_dashboard=has_dashboard,
@@ -111,7 +113,8 @@ def token_file() -> str | None:
 def disconnect() -> None:
     """Leave Ray; one that was started here ends. Blocks for about a second."""
     CURRENT.renew()
-    ray.shutdown()
+    with kept_handlers():
+        ray.shutdown()
     _forget_token()
 
 

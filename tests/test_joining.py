@@ -16,6 +16,7 @@ from ray_world import eventually, expected, is_alive
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.claims import Claims
+from dynamic_workflows.actors.signal_handlers import SIGNALS, action_of
 from dynamic_workflows.eventlog.store import open_store
 
 pytestmark = pytest.mark.ray
@@ -58,6 +59,12 @@ def command(log: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)
 
 
+def actions() -> dict[str, bytes]:
+    """The handlers of this process: the first field of what the system tells."""
+    told = {name: action_of(getattr(signal, name)) for name in SIGNALS}
+    return {name: action[:8] for name, action in told.items() if action is not None}
+
+
 async def run_one(platform: dw.Platform, name: str) -> Any:
     instance = await platform.tenant("acme").workflows.create(id=name, params={"steps": 1})
     return await instance.result(timeout=100)
@@ -70,11 +77,13 @@ async def test_a_guest_shares_the_platform_is_told_whose_load_rules_and_goes_on_
     held = await claims.at_work()
     assert held is not None
     assert held.claim.pid == owner.pid
+    signals = actions()
     with pytest.warns(dw.LoadReplacedWarning, match=f"process {owner.pid} .*'1.9'"):
         connecting = await dw.connect(
             tmp_path, load=lambda tenant_id: None, config=CONFIG, load_version="1.8"
         )
     async with connecting as guest:
+        assert actions() == signals
         assert await run_one(guest, "n-1") == expected("n-1", 1)
         params = {"steps": 1, "wait": True}
         waiting = await guest.tenant("acme").workflows.create(id="w", params=params)
@@ -93,4 +102,6 @@ async def test_a_guest_shares_the_platform_is_told_whose_load_rules_and_goes_on_
         held = await claims.at_work()
         assert held is not None
         assert held.claim.pid == os.getpid()
+        assert actions() == signals
+    assert actions() == signals
     assert await claims.at_work() is None
