@@ -17,7 +17,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 AZURITE = Path(sys.prefix) / "azurite" / "node_modules" / ".bin" / "azurite-blob"
-WAIT_SECONDS = 60
+WAIT_SECONDS = 240
 
 S3_ENVIRONMENT = {
     "AWS_ALLOW_HTTP": "true",

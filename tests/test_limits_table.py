@@ -88,6 +88,8 @@ class Case:
     reason: str
     kind: str | None = None
     """By which the metric counts the isolates that ended; None: an error inside, nothing ends."""
+    or_kinds: tuple[str, ...] = ()
+    """Others that are right as well: the watchdog may look before an allocation fails."""
 
 
 CASES = [
@@ -99,7 +101,12 @@ CASES = [
         "cpu limit of 0.2 s without a message exceeded",
         "silent",
     ),
-    Case("memory", {"memory_mb": 32, "turn_cpu_seconds": 30}, "memory limit of 32 MB exceeded"),
+    Case(
+        "memory",
+        {"memory_mb": 32, "turn_cpu_seconds": 30},
+        "memory limit of 32 MB exceeded",
+        or_kinds=("memory",),
+    ),
     Case("output", {"output_mb": 1}, "output limit of 1 MB exceeded", "output"),
     Case("frame", {"bytes_in_flight_max": 1 << 20}, "a message above 1048576 bytes", "protocol"),
     Case("files", {"files_max": 40}, "limit of 40 open files exceeded"),
@@ -130,7 +137,8 @@ async def test_what_exceeds_a_limit_is_told_its_figure_and_its_step(case: Case) 
         errors = [e.payload for e in await instance.history() if e.type == "attempt_errored"]
         assert [reason in str(error) for error in errors] == [True]
         ended = {name: count for name, count in isolates.counts.items() if "ended_" in name}
-        assert ended == ({f"ended_{case.kind}": 1} if case.kind else {})
+        kinds = [case.kind, *case.or_kinds]
+        assert ended in [{f"ended_{kind}": 1} if kind else {} for kind in kinds]
 
 
 async def test_steps_of_a_lifetime_have_an_end() -> None:

@@ -114,7 +114,7 @@ while True:
     try:
         await asyncio.sleep(0.005)
     except BaseException:
-        number = 1000
+        number = number or 1000
     if number:
         number += 1
         say("Call", number, "SVC", "ping", b"[]", b"{}")

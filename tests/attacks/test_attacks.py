@@ -63,6 +63,7 @@ def opened_in(found: Report, column: str) -> set[str]:
 def table() -> Report:
     """The table of the docs."""
     text = DOCS.read_text().partition("<!-- attacks: begin -->")[2]
+    text = text.partition("<!-- attacks: end -->")[0]
     rows = re.findall(r"^\| (.+?) \|$", text, re.MULTILINE)
     cells = [row.split(" | ") for row in rows]
     columns = cells[0][1:]
