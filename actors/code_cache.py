@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,8 +13,11 @@ from ..eventlog.errors import CodeError, WorkflowsError
 from ..eventlog.events import Row
 from ..loaders.bundle import Bundle
 from .codes import CodeSource, Resolved
+from .dispatches import Asked
 from .host import Host
 from .hosts import Hosts
+
+_log = logging.getLogger("dynamic_workflows.dispatch")
 
 _HELD_MAX = 10_000
 _BACK_OFF_US = US // 4
@@ -71,10 +76,37 @@ class CodeCache:
             self.retry_us = self._clock.now_us() + back_off_us
             raise
         self._failures = 0
+        self._hold(binding, metadata, resolved)
+        return resolved
+
+    def _hold(self, binding: str | None, metadata: bytes | None, resolved: Resolved) -> None:
         if len(self._held) >= _HELD_MAX:
             del self._held[next(iter(self._held))]
         self._held[self._key(binding, metadata)] = resolved
-        return resolved
+
+    async def dispatch(
+        self, binding: str | None, metadata: bytes | None, asked: Sequence[Asked]
+    ) -> list[Resolved]:
+        """The code for each of these new instances; raises CodeError. Where it has a ticket, say
+        by `dispatched` what became of them."""
+        held = self.held(binding, metadata)
+        if held is None and (metadata is None or not self._codes.is_app):
+            held = await self.current(binding, metadata)
+        if held is not None and not held.is_own:
+            return [held] * len(asked)
+        assert metadata is not None
+        found = await self._codes.dispatch(self._tenant_id, binding, metadata, asked)
+        if found[0].ticket is None:
+            self._hold(binding, metadata, found[0])
+        return found
+
+    async def dispatched(self, ticket: str, *, is_stored: bool) -> None:
+        """Let the dispatcher's class go on, or end."""
+        try:
+            await self._codes.dispatched(ticket, is_stored)
+        except WorkflowsError as error:
+            # The instances are what they are; only what stands after the hand-over is lost.
+            _log.warning("the dispatcher's workflow was not told of its instances: %s", error)
 
     async def prepare(self) -> None:
         """Begin to load the code that new instances get; raises CodeError."""

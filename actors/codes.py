@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -24,18 +24,19 @@ from ..eventlog.errors import (
     Unavailable,
     WorkflowsError,
 )
+from ..eventlog.ids import SystemIds
 from ..eventlog.marks import mark
 from ..eventlog.store import AlreadyExists, NotFound, Store
 from ..loaders.binding import WorkflowBinding
 from ..loaders.bundle import Bundle, Grants, WorkerCode, bundle_of, code_key, from_stored
 from ..loaders.calls import Calls
 from ..loaders.code_keys import CodeKeys
-from ..loaders.entrypoints import build
 from ..loaders.records import Record
-from ..loaders.service import App, DispatchEvent, DispatchStep
+from ..loaders.service import App, DispatchEvent, only_dispatches
 from ..loaders.worker import EntrypointStub, WorkerLoader, WorkerRef, Workers, target_of
 from .callbacks import Callbacks, answer_of
 from .cron import check_declared
+from .dispatches import Asked, Dispatch, Dispatches
 from .names import check_tenant_id, is_tenant_id
 
 _BUNDLES_HELD = 256
@@ -49,6 +50,11 @@ class Resolved(msgspec.Struct, frozen=True):
     code_hash: str
     workflow: str | None = None
     until_us: int = 0
+    is_own: bool = False
+    """A dispatcher's own class answered it, which runs for each create."""
+    ticket: str | None = None
+    """Of the dispatcher's class, which waits at its hand-over for `dispatched`; it holds for one
+    create."""
 
 
 HandedCode: TypeAlias = tuple[Resolved, bytes | None]
@@ -68,6 +74,19 @@ class CodeSource(Protocol):
 
         Raises CodeError (`code.load_failed`, `code.invalid`) and MissingDispatcherMetadataError.
         """
+        ...
+
+    async def dispatch(
+        self, tenant_id: str, binding: str | None, metadata: bytes, asked: Sequence[Asked]
+    ) -> list[Resolved]:
+        """The code for each of these new instances; a dispatcher's own class runs once for each.
+
+        Where it has run, all have one ticket, and `dispatched` is to follow. Raises CodeError.
+        """
+        ...
+
+    async def dispatched(self, ticket: str, is_stored: bool) -> None:
+        """What became of the instances: the dispatcher's class goes on, or ends."""
         ...
 
     async def bundle(self, code_hash: str) -> Bundle:
@@ -165,6 +184,7 @@ class Codes:
         self._held: dict[tuple[Any, ...], Resolved | WorkerRef] = {}
         self._until_us: dict[tuple[Any, ...], int] = {}
         self._under_way: dict[tuple[Any, ...], asyncio.Task[Any]] = {}
+        self._dispatches = Dispatches(self._under_way)
 
     async def current(
         self, tenant_id: str, *, binding: str | None = None, metadata: bytes | None = None
@@ -303,15 +323,53 @@ class Codes:
                 f"{', '.join(self._app.workflows) or 'none'}",
                 code="code.load_failed",
             )
+        run = self._run_of(kind, binding, metadata, None)
+        try:
+            stub = await _answer("load_runner", run.handed_over)
+        finally:
+            await run.cancel()
+        resolved = await self._target(stub)
+        return msgspec.structs.replace(resolved, is_own=not only_dispatches(kind))
+
+    async def dispatch(
+        self, tenant_id: str, binding: str | None, metadata: bytes, asked: Sequence[Asked]
+    ) -> list[Resolved]:
+        """The code for each of these new instances."""
+        kind = None if self._app is None else self._app.workflows.get(binding or "WORKFLOWS")
+        if kind is None or only_dispatches(kind):
+            code = await self.current(tenant_id, binding=binding, metadata=metadata)
+            return [code] * len(asked)
+        ticket = SystemIds().token()
+
+        def runs() -> list[Dispatch]:
+            return [self._run_of(kind, binding, metadata, one) for one in asked]
+
+        stubs = await _answer("load_runner", lambda: self._dispatches.hand_over(runs, ticket))
+        try:
+            found = [await self._target(stub) for stub in stubs]
+        except BaseException:
+            self._dispatches.settle(ticket, False)
+            raise
+        return [msgspec.structs.replace(one, is_own=True, ticket=ticket) for one in found]
+
+    async def dispatched(self, ticket: str, is_stored: bool) -> None:
+        """What became of the instances of the ticket."""
+        self._dispatches.settle(ticket, is_stored)
+
+    def _run_of(
+        self, kind: type[Any], binding: str | None, metadata: bytes, asked: Asked | None
+    ) -> Dispatch:
         event = DispatchEvent(
-            payload=None,
+            payload=None if asked is None else codec.decode(asked.params),
             timestamp=to_datetime(self._clock.now_us()),
-            instance_id=None,
+            instance_id=None if asked is None else asked.instance_id,
             workflow_name=binding,
             schedule=None,
             metadata=codec.decode(metadata),
         )
-        stub = await _handed_over(kind, self.dispatcher_env(), event)
+        return Dispatch(kind, self.dispatcher_env(), event)
+
+    async def _target(self, stub: EntrypointStub) -> Resolved:
         worker, name = target_of(stub)
         if worker is None:
             raise CodeError(
@@ -386,32 +444,6 @@ def _faults(error: ValidationError) -> str:
         field = [str(part) for part in one["loc"] if part != "[key]"]
         found[".".join(field[:2])] = one["msg"].removeprefix("Input ")
     return "; ".join(f"{field} {message}" for field, message in found.items())
-
-
-async def _handed_over(kind: type[Any], env: Record, event: DispatchEvent) -> EntrypointStub:
-    entrypoint = build(kind, env=env, ctx=Record(props=None))
-    step = DispatchStep()
-
-    task = asyncio.ensure_future(answer_of(lambda: entrypoint.run(event, step)))
-    try:
-        await asyncio.wait({task, step.found}, return_when=asyncio.FIRST_COMPLETED)
-        if step.found.done():
-            found = step.found.result()
-            if isinstance(found, EntrypointStub):
-                return found
-        await _answer("load_runner", lambda: _not_dispatched(task))
-        raise AssertionError("it raises")
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _not_dispatched(task: asyncio.Future[None]) -> Any:
-    await task
-    raise CodeError(
-        "the dispatcher's workflow ended without handing over to a tenant's entrypoint",
-        code="code.load_failed",
-    )
 
 
 def _tenant_of(code: WorkerCode) -> str | None:

@@ -20,6 +20,7 @@ from .callbacks import Callbacks
 from .claims import BEAT_S, Claims
 from .client import TenantClient
 from .codes import Codes, HandedCode, Resolved
+from .dispatches import Asked
 from .loader import Loader
 from .peers import Lost, Peer
 from .pool import Launcher
@@ -237,6 +238,18 @@ class LoaderHouse:
         """The code for new instances of a tenant."""
         assert self._codes is not None
         return await self._codes.current(tenant_id, binding=binding, metadata=metadata)
+
+    async def code_dispatch(
+        self, tenant_id: str, binding: str | None, metadata: bytes, asked: list[Asked]
+    ) -> list[Resolved]:
+        """The code for new instances of a tenant, each by a run of the dispatcher's class."""
+        assert self._codes is not None
+        return await self._codes.dispatch(tenant_id, binding, metadata, asked)
+
+    async def code_dispatched(self, ticket: str, is_stored: bool) -> None:
+        """What became of them."""
+        assert self._codes is not None
+        await self._codes.dispatched(ticket, is_stored)
 
     async def code_worker(self, name: str | None, pickled: bytes) -> Any:
         """Load a worker; `pickled` is its code, or the callback that answers it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import cloudpickle
@@ -17,6 +17,7 @@ from ..loaders.calls import Calls
 from ..loaders.code_keys import CodeKeys
 from ..loaders.worker import WorkerRef
 from .codes import Bundles, HandedCode, Resolved
+from .dispatches import Asked
 from .peers import Lost, Peer
 
 _HANDED_WITHIN_S = 0.5
@@ -139,6 +140,19 @@ class RemoteCodes:
                 return handed
         resolved: Resolved = await self._loader.call("code_current", tenant_id, binding, metadata)
         return resolved
+
+    async def dispatch(
+        self, tenant_id: str, binding: str | None, metadata: bytes, asked: Sequence[Asked]
+    ) -> list[Resolved]:
+        """The code for each of these new instances."""
+        found: list[Resolved] = await self._loader.call(
+            "code_dispatch", tenant_id, binding, metadata, list(asked)
+        )
+        return found
+
+    async def dispatched(self, ticket: str, is_stored: bool) -> None:
+        """What became of the instances of the ticket."""
+        await self._loader.call("code_dispatched", ticket, is_stored)
 
     async def worker(self, name: str | None, source: Any) -> WorkerRef:
         """Load a worker of the WorkerLoader; the callback travels to the loader actor."""

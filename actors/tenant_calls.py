@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ..eventlog.clock import US
@@ -23,8 +24,10 @@ from ..eventlog.marks import mark
 from ..loaders.calls import EventPage, StatusData
 from . import names, operations
 from .code_cache import envelope
+from .codes import Resolved
 from .config import PlatformConfig
-from .decisions import Decision, Key
+from .decisions import CreateItem, Decision, Key
+from .dispatches import Asked
 from .history_reader import HistoryReader, page_bytes
 from .host import Host
 from .public_payloads import public
@@ -53,6 +56,9 @@ class TenantCalls(TenantCode):
     async def _load(self, key: Key) -> None:
         raise NotImplementedError
 
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        raise NotImplementedError
+
     async def call(self, op: str, args: dict[str, Any]) -> Any:
         """Carry out one operation of `loaders/calls.py`; raises WorkflowsError, TimeoutError."""
         handler = _OPERATIONS.get(op)
@@ -73,26 +79,46 @@ class TenantCalls(TenantCode):
         if wanted is not None:
             operations.workflow(args)
         binding = operations.optional_text(args, "binding")
-        code = self._codes.held(binding, metadata)
-        if code is None:
-            code = await self._codes.current(binding, metadata)
-        name = code.workflow or wanted or "TenantWorkflow"
-        if not self._codes.has_workflow(code.code_hash, name):
-            await self._codes.check_workflow(code.code_hash, name)
+        strict = operations.flag(args, "strict")
         items = operations.create_items(
             args,
-            workflow=name,
-            code_hash=code.code_hash,
+            workflow=wanted or "TenantWorkflow",
+            code_hash="",
             pin=self.config.pin,
             ids=self._ids,
             bytes_max=self.config.value_bytes_max,
             metadata=None if metadata is None else envelope(binding, metadata),
         )
-        strict = operations.flag(args, "strict")
+        asked = [Asked(item.instance_id, item.params) for item in items]
+        codes = await self._codes.dispatch(binding, metadata, asked)
+        ticket = codes[0].ticket
+        is_stored = False
+        try:
+            created = await self._create(await self._with_code(items, codes, wanted), strict=strict)
+            is_stored = True
+            return created
+        finally:
+            if ticket is not None:
+                self._spawn(self._codes.dispatched(ticket, is_stored=is_stored))
+
+    async def _with_code(
+        self, items: list[CreateItem], codes: list[Resolved], wanted: str | None
+    ) -> list[CreateItem]:
+        """The items with the code that they get, which has their class; raises CodeError."""
+        found = []
+        for item, code in zip(items, codes, strict=True):
+            name = code.workflow or wanted or "TenantWorkflow"
+            if not self._codes.has_workflow(code.code_hash, name):
+                await self._codes.check_workflow(code.code_hash, name)
+            found.append(replace(item, workflow=name, code_hash=code.code_hash))
+        return found
+
+    async def _create(self, items: list[CreateItem], *, strict: bool) -> list[str]:
         mark("slot: can create")
         self._check_open()
         decision = self.core.create(items, strict=strict, now_us=self._clock.now_us())
-        self._workflows[name] = None
+        for item in items:
+            self._workflows[item.workflow] = None
         created: list[str] = await self._commit(decision)
         return created
 

@@ -60,18 +60,30 @@ class DispatchStep:
     """The `step` of a dispatcher's run: it has no steps and is handed on to the tenant's code."""
 
     def __init__(self) -> None:
-        self.found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.found: asyncio.Future[Any] = loop.create_future()
+        self._released: asyncio.Future[None] = loop.create_future()
 
-    async def hand_over(self, stub: Any) -> Any:
-        """Take the tenant's entrypoint; the dispatcher's own run rests here from now on."""
+    async def hand_over(self, stub: Any) -> None:
+        """Take the tenant's entrypoint; the dispatcher's own run goes on when it is released."""
         if not self.found.done():
             self.found.set_result(stub)
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._released)
+
+    def release(self) -> None:
+        """Let the dispatcher's run go on after the hand-over."""
+        if not self._released.done():
+            self._released.set_result(None)
 
 
 class DispatchEvent(Record):
-    """What a dispatcher's run is told: the metadata that the binding was wrapped with."""
+    """What a dispatcher's run is told: the instance, and what its binding was wrapped with.
 
+    `instance_id` and `payload` are None where only the newest code is asked for.
+    """
+
+    instance_id: str | None
+    payload: Any
     metadata: Any
 
     def inner(self) -> Record:
@@ -126,7 +138,14 @@ def create_dynamic_workflow_entrypoint(load_runner: Any) -> type[WorkflowEntrypo
             context = {"env": self.env, "ctx": self.ctx}
             return await dispatch_workflow(context, event, step, load_runner)
 
+        run.only_dispatches = True  # type: ignore[attr-defined]
+
     return DynamicWorkflow
+
+
+def only_dispatches(kind: type[Any]) -> bool:
+    """Whether a dispatcher's class does nothing but to look up code by metadata."""
+    return bool(getattr(getattr(kind, "run", None), "only_dispatches", False))
 
 
 class App:

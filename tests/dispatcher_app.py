@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import dynamic_workflows as dw
@@ -79,6 +80,25 @@ class Dispatcher(dw.WorkerEntrypoint):
 app = dw.App(Dispatcher, workflows={"WORKFLOWS": DynamicWorkflow})   # dw.connect("./data", app=app)
 
 # fmt: on
+
+
+def journal_app(path: str) -> dw.App:
+    """A dispatcher whose own class writes what it is told to a file, around the hand-over."""
+
+    class Journal(dw.WorkflowEntrypoint):
+        async def run(self, event: Any, step: Any) -> Any:
+            line = f"{event.metadata['tenant_id']} {event.instance_id} {event.payload}"
+            _write(path, f"before {line}")
+            context = {"env": self.env, "ctx": self.ctx}
+            await dw.dispatch_workflow(context, event, step, load_runner)
+            _write(path, f"after {line}")
+
+    return dw.App(Dispatcher, workflows={"WORKFLOWS": Journal})
+
+
+def _write(path: str, line: str) -> None:
+    with Path(path).open("a") as file:
+        print(line, file=file)
 
 
 def ask(tenant_id: str, body: Any) -> dw.Request:

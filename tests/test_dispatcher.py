@@ -302,3 +302,104 @@ async def test_the_callers_options_are_not_changed() -> None:
         stored = platform.query("select payload ->> '$.pin' as pin from events where pin <> ''")
         assert stored.to_pylist() == [{"pin": "latest"}]
     assert repr(options) == before
+
+
+def recording(seen: list[Any]) -> type[dw.WorkflowEntrypoint]:
+    """A dispatcher's own class: it notes what it is told, before and after the hand-over."""
+
+    class Recording(dw.WorkflowEntrypoint):
+        async def run(self, event: Any, step: Any) -> Any:
+            tenant_id = event.metadata["tenant_id"]
+            seen.append(("before", tenant_id, event.instance_id, event.payload))
+            if event.payload == "refuse":
+                raise PermissionError("not this one")
+            context = {"env": self.env, "ctx": self.ctx}
+            await dw.dispatch_workflow(context, event, step, seeds.load_runner)
+            seen.append(("after", event.instance_id))
+            if event.payload == "break":
+                raise OSError("too late")
+
+    return Recording
+
+
+def recorder(seen: list[Any]) -> dw.App:
+    return dw.App(seeds.Dispatcher, workflows={"WORKFLOWS": recording(seen)})
+
+
+async def test_a_dispatchers_own_class_runs_once_for_each_create_and_goes_on() -> None:
+    seen: list[Any] = []
+    async with testing.connect(app=recorder(seen), auto_advance=True) as platform:
+        for name in ("a", "b"):
+            await post(platform, "acme", {"id": name, "params": {"n": name}})
+            await platform.clock.settle()
+        made = await post(platform, "globex", {})
+        await platform.clock.settle()
+        instance = await platform.tenant("acme").workflows.get("a")
+        assert (await instance.result())["payload"] == {"n": "a"}
+    assert seen == [
+        ("before", "acme", "a", {"n": "a"}),
+        ("after", "a"),
+        ("before", "acme", "b", {"n": "b"}),
+        ("after", "b"),
+        ("before", "globex", made["id"], {}),
+        ("after", made["id"]),
+    ]
+
+
+async def test_a_dispatchers_own_class_runs_once_for_each_item_of_a_batch() -> None:
+    seen: list[Any] = []
+    items = [{"id": name, "params": name} for name in "cab"]
+    async with testing.connect(app=recorder(seen)) as platform:
+        assert await post(platform, "acme", {"op": "batch", "items": items}) == {"ids": [*"cab"]}
+        await platform.clock.settle()
+        assert [one[2:] for one in seen if one[0] == "before"] == [(n, n) for n in "cab"]
+        assert sorted(one[1] for one in seen if one[0] == "after") == ["a", "b", "c"]
+        del seen[:]
+        refused = [{"id": "d"}, {"id": "e", "params": "refuse"}]
+        with pytest.raises(dw.CodeError, match="not this one"):
+            await post(platform, "acme", {"op": "batch", "items": refused})
+        await platform.clock.settle()
+        assert [one[0] for one in seen] == ["before", "before"]
+        count = platform.query("select count(*) as n from instances").to_pylist()
+        assert count == [{"n": 3}]
+
+
+async def test_what_fails_before_the_hand_over_stores_nothing_and_after_it_undoes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[Any] = []
+    async with testing.connect(app=recorder(seen), auto_advance=True) as platform:
+        with pytest.raises(dw.CodeError, match="not this one"):
+            await post(platform, "acme", {"id": "no", "params": "refuse"})
+        with pytest.raises(dw.InstanceError):
+            await platform.tenant("acme").workflows.get("no")
+        await post(platform, "acme", {"id": "yes", "params": "break"})
+        instance = await platform.tenant("acme").workflows.get("yes")
+        assert (await instance.result())["payload"] == "break"
+        await platform.clock.settle()
+    assert "'yes'" in caplog.text
+    assert "too late" in caplog.text
+
+
+async def test_nothing_goes_on_after_the_hand_over_of_a_create_that_is_refused() -> None:
+    seen: list[Any] = []
+    async with testing.connect(app=recorder(seen)) as platform:
+        await post(platform, "acme", {"id": "a"})
+        await platform.clock.settle()
+        with pytest.raises(dw.InstanceError) as caught:
+            await post(platform, "acme", {"id": "a"})
+        assert caught.value.code == "instance.already_exists"
+        await platform.clock.settle()
+        assert [one[0] for one in seen] == ["before", "after", "before"]
+
+
+async def test_one_that_follows_the_newest_code_still_has_its_class_run_for_other_creates() -> None:
+    seen: list[Any] = []
+    async with testing.connect(app=recorder(seen)) as platform:
+        await post(platform, "acme", {"id": "a", "pin": "latest"})
+        await platform.clock.advance("2 hours")
+        await post(platform, "acme", {"id": "b"})
+        await platform.clock.settle()
+        named = [one[2] for one in seen if one[0] == "before" and one[2] is not None]
+        assert named == ["a", "b"]
+        assert [one[1] for one in seen if one[0] == "after"] == ["a", "b"]

@@ -55,6 +55,24 @@ async def the_ported_dispatcher(platform: dw.Platform) -> None:
     assert refused.value.code == "code.load_failed"
 
 
+async def test_a_dispatchers_own_class_runs_once_for_each_create_on_ray(
+    tmp_path: Path, app: dw.App
+) -> None:
+    journal = tmp_path / "journal"
+    own = seeds.journal_app(str(journal))
+    async with dw.connect(tmp_path / "log", app=own) as platform:
+        for name in ("a", "b"):
+            request = seeds.ask("acme", {"id": name, "params": name})
+            assert await (await platform.fetch(request)).json() == {"id": name}
+        async with asyncio.timeout(60):
+            while len(journal.read_text().splitlines()) < 4:  # noqa: ASYNC110 - another process writes
+                await asyncio.sleep(0.1)
+        instance = await platform.tenant("acme").workflows.get("b")
+        assert (await instance.result(timeout=60))["payload"] == "b"
+    lines = sorted(journal.read_text().splitlines())
+    assert lines == ["after acme a a", "after acme b b", "before acme a a", "before acme b b"]
+
+
 async def services_and_the_gateway(platform: dw.Platform) -> None:
     acme = platform.tenant("acme")
     sums = [
