@@ -31,9 +31,12 @@ _SCHEMAS = frozenset({"", "main"})
 _NO_NAME = re.compile(
     r"^(duckdb_|pg_|pragma_|sqlite_|information_schema)|[./\\:*?\[\]]|^sealed_rows$"
 )
-_TOLD_BY_NAME = frozenset(
+TOLD_BY_NAME = frozenset(
     "current_catalog current_role current_schema current_user session_user user".split()
 )
+HIDDEN = [f'CREATE MACRO main."{name}"() AS NULL' for name in sorted(TOLD_BY_NAME)]
+"""Names of a tenant's instance that stand before what DuckDB says of itself: a column of the same
+name elsewhere in the statement does not bring that back."""
 _PIVOT = re.compile(r"\s*(?:with\b.*)?(?:pivot|pivot_wider)\b", re.IGNORECASE | re.DOTALL)
 _TABLES = frozenset({f"memory.{TAIL}", f"memory.{DEAD}"})
 
@@ -57,7 +60,7 @@ class SelectGuard:
             _check(node, scope)
             named.add(str(node.get("alias", "")).lower())
             if node.get("class") == "COLUMN_REF":
-                told.update(_columns(node) & _TOLD_BY_NAME)
+                told.update(_columns(node) & TOLD_BY_NAME)
         # Where nothing has such a name, DuckDB takes it for the function that tells of itself.
         for name in sorted(told - named):
             raise _refused(name)
@@ -250,12 +253,20 @@ def _check_table_function(node: dict[str, Any]) -> None:
 
 def _check_table(node: dict[str, Any], scope: Scope) -> None:
     name = str(node.get("table_name", ""))
-    is_qualified = any(node.get(field) for field in ("schema_name", "catalog_name"))
-    if not (
-        _is_named(node, "table_name", frozenset(NAMES))
-        or (name.lower() in scope and not is_qualified and _is_named(node, "table_name", scope))
-    ):
+    if not (_is_named(node, "table_name", frozenset(NAMES)) or _is_own(node, scope)):
         raise QueryError(f"there is no table {name}: the views are {', '.join(NAMES)}")
+
+
+def _is_own(node: dict[str, Any], scope: Scope) -> bool:
+    """Whether the statement has defined this table: `t`, or `recurring.t` in a recursion by key."""
+    name, path = str(node.get("table_name", "")).lower(), _path(node)
+    schema = str(node.get("schema_name", "")).lower()
+    return (
+        name in scope
+        and not node.get("catalog_name")
+        and schema in ("", "recurring")
+        and path in ([], [name], [schema, name])
+    )
 
 
 def _check_operator(node: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from . import damage
 from .errors import Corrupt, InvalidError, QueryError, WorkflowsError
 from .files import LogFiles, StreamState, Update
 from .folds import FOLDS
-from .guard import SelectGuard
+from .guard import HIDDEN, SelectGuard
 from .manifest import SegmentInfo, tenant_stream
 from .plain_json import MACROS, NESTED, NESTED_MACROS
 from .query_limits import MIB, QueryLimits, answer_of, deadline
@@ -78,7 +78,7 @@ class LogViews:
         # Its own connection, so that a transaction of the user's is neither seen nor disturbed.
         self._writer = self.connection.cursor()
         self._writer.execute(TABLES)
-        for macro in MACROS:
+        for macro in [*MACROS, *(HIDDEN if self.is_tenants else ())]:
             self._writer.execute(macro)
         self._define({}, first=True)
 
