@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -105,6 +106,17 @@ async def test_a_process_that_died_idle_is_replaced_without_a_word(store: Store)
     reader.close()
 
 
+async def test_a_process_that_is_dying_while_a_query_is_sent_is_replaced_too(store: Store) -> None:
+    reader = Reader(store, tenant="acme")
+    first = reader.query(COUNT).to_pylist()
+    for _ in range(2):
+        os.kill(pid_of(reader), signal.SIGSTOP)  # it takes what is sent, and reads nothing of it
+        killer = threading.Timer(0.2, os.kill, (pid_of(reader), signal.SIGKILL))
+        killer.start()
+        assert reader.query(COUNT).to_pylist() == first
+    reader.close()
+
+
 async def test_a_zygote_that_died_is_replaced_too(store: Store) -> None:
     reader = Reader(store, tenant="acme")
     first = reader.query(COUNT).to_pylist()
@@ -114,6 +126,24 @@ async def test_a_zygote_that_died_is_replaced_too(store: Store) -> None:
     zygote._process.wait()
     wait_until(lambda: has_ended(pid_of(reader)))
     assert reader.query(COUNT).to_pylist() == first
+    reader.close()
+
+
+async def test_a_forked_program_asks_a_process_of_its_own(store: Store) -> None:
+    reader = Reader(store, tenant="acme")
+    reader.query(COUNT)
+    before = pid_of(reader)
+    forked = os.fork()
+    if forked == 0:
+        asked = [reader.query("select 'mine' as it").to_pylist() for _ in range(3)]
+        is_own = pid_of(reader) != before
+        reader.close()
+        os._exit(0 if is_own and asked == [[{"it": "mine"}]] * 3 else 1)
+    for _ in range(30):
+        assert reader.query("select 'yours' as it").to_pylist() == [{"it": "yours"}]
+    _, status = await asyncio.to_thread(os.waitpid, forked, 0)
+    assert reader.query(COUNT).num_rows == 1
+    assert (status, pid_of(reader)) == (0, before)
     reader.close()
 
 

@@ -24,6 +24,7 @@ from ...eventlog.store_local import LocalStore
 from .. import kernel
 from .forwarding import ForwardingStore
 from .messages import (
+    BEGUN,
     DATA,
     DATA_BYTES_MAX,
     DONE,
@@ -69,6 +70,7 @@ def serve(
             kind, data = frames.receive()
             if kind != QUESTION:
                 os._exit(1)
+            frames.send(BEGUN)
             _answer(views, frames, _question(data), worn_from)
     except (EOFError, OSError):
         os._exit(0)  # the platform is gone, or has no more use for this process

@@ -40,6 +40,7 @@ from ...eventlog.store import Store
 from . import walls
 from .forwarding import StoreWindow
 from .messages import (
+    BEGUN,
     DATA,
     DONE,
     FAILED,
@@ -138,7 +139,8 @@ class SqlEngine:
     def _make_ready(self) -> bool:
         """Have a process; whether it was there already."""
         folder = _identity(self._folder)
-        if self._process is not None and folder == self._seen:
+        process = self._process
+        if process is not None and process.is_ours and folder == self._seen:
             return True
         self._drop()
         if self._zygote is None or self._zygote.has_ended:
@@ -210,8 +212,8 @@ class SqlEngine:
         if answer.failure is not None and answer.problem is None:
             raise self._told(answer.failure, answer.window)
         is_early = isinstance(answer.problem, EOFError) and not answer.has_begun
-        if is_early and not self._is_interrupted and self._zygote and self._zygote.has_ended:
-            raise _NotBegun  # it went with its zygote, not for anything in this statement
+        if is_early and not self._is_interrupted:
+            raise _NotBegun  # it was ending already, not for anything in this statement
         raise self._lost(process, answer)
 
     def _told(self, failure: SqlFailure, window: StoreWindow) -> WorkflowsError:
@@ -236,8 +238,6 @@ class SqlEngine:
             return timed_out(self._limits.timeout_s)
         if isinstance(problem, QueryError):
             return problem
-        if not answer.has_begun and ended_by is None and isinstance(problem, EOFError):
-            return QueryError("the process of the query ended: ask again")
         if isinstance(problem, EOFError):
             return QueryError(
                 "the query was ended, since it ran out of memory: ask for less, or raise "
@@ -307,6 +307,8 @@ class _AnswerFile(io.RawIOBase):
             while True:
                 kind, data = frames.receive(until_s=self._until_s, small=True)
                 self.has_begun = True
+                if kind == BEGUN:
+                    continue
                 if kind == READ:
                     frames.send(
                         *self.window.answer(data, until_s=self._until_s), until_s=self._until_s

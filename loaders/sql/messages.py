@@ -20,9 +20,10 @@ DATA_BYTES_MAX = 1 << 20
 SMALL_BYTES_MAX = 256 * 1024
 """Of any other frame that comes from a SQL process."""
 
-DATA, READ, DONE, FAILED, QUESTION, PART, ENTRIES, TROUBLE = range(1, 9)
+DATA, READ, DONE, FAILED, QUESTION, PART, ENTRIES, TROUBLE, BEGUN = range(1, 10)
 """Kinds: a piece of the answer, a wish to read, its end, its failure; what is asked, bytes and
-entries that were read, and why they could not be."""
+entries that were read, why they could not be, and that a statement has arrived: from then on it
+may be what ends the process."""
 
 
 class SqlOpening(msgspec.Struct, frozen=True):

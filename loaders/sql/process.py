@@ -126,7 +126,7 @@ class SqlZygote:
     @property
     def has_ended(self) -> bool:
         """Whether it can fork no more."""
-        return self._process.poll() is not None
+        return self.owner_pid != os.getpid() or self._process.poll() is not None
 
     def close(self) -> None:
         """End it, with all that it forked."""
@@ -172,10 +172,15 @@ class SqlProcess:
             raise SandboxUnavailable(_failure(data).message)
         raise Unavailable("a process for this query does not say what it should")
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this program started it; after a fork it is the parent's."""
+        return self._zygote.owner_pid == os.getpid()
+
     def kill(self) -> None:
-        """SIGKILL; harmless when it has ended."""
+        """SIGKILL; harmless when it has ended, or is another program's."""
         with self._closing:
-            if self._is_closed:
+            if self._is_closed or not self.is_ours:
                 return
             if self._pidfd is not None:
                 kernel.kill(self._pidfd)
@@ -188,7 +193,7 @@ class SqlProcess:
         return os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None
 
     def close(self) -> None:
-        """End it, and give its descriptors back."""
+        """End it where it is ours, and give its descriptors back."""
         self.kill()
         with self._closing:
             if not self._is_closed:
