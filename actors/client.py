@@ -23,7 +23,7 @@ from ..eventlog.errors import (
     PlatformClosed,
     Unavailable,
     WorkflowsError,
-    is_full,
+    needs_operator,
 )
 from ..eventlog.marks import mark
 from .peers import Lost, Peer
@@ -266,7 +266,7 @@ class TenantClient:
         except (Lost, Unavailable) as error:
             self._note(error)
             self._failures += 1
-            if is_full(error) and session == self._session and self._peer is not None:
+            if needs_operator(error) and session == self._session and self._peer is not None:
                 # It does not get better by itself, and whoever waits can do something about it.
                 self._gone, self._peer = self._peer.name, None
                 self._fail(error)
@@ -351,7 +351,7 @@ class TenantClient:
             mark("driver: knows the slot")
         except (Lost, Unavailable) as error:
             self._note(error)
-            if is_full(error):
+            if needs_operator(error):
                 self._fail(error)
                 return True
             return False

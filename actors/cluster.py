@@ -18,7 +18,7 @@ import ray
 import ray.exceptions
 from ray.util.metrics import Counter, Gauge
 
-from ..eventlog.errors import Unavailable, WorkflowsError
+from ..eventlog.errors import Unavailable, WorkflowsError, needs_operator
 from ..eventlog.marks import mark
 from ..loaders import kernel
 from . import metrics
@@ -132,7 +132,8 @@ class _Actor:
         except Exception as error:
             return await serve(_Broken(error), "fail", pack_call(()))
         outcome = await serve(target, op, body)
-        await self._check()
+        if not needs_operator(self._failed()):
+            await self._check()
         return outcome
 
     async def _watch_for_ever(self) -> None:

@@ -10,11 +10,17 @@ from typing import Any, TypeAlias
 import cloudpickle
 
 from ..eventlog.clock import Clock, SystemClock, to_datetime
-from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsError
+from ..eventlog.errors import (
+    Fenced,
+    PlatformClosed,
+    Unavailable,
+    WorkflowsError,
+    needs_operator,
+)
 from ..eventlog.ids import Ids, SystemIds
 from ..eventlog.log import EventLog
 from ..eventlog.recovery import newest_manifest
-from ..eventlog.store import Store, open_store
+from ..eventlog.store import Store, can_write, open_store
 from . import metrics
 from .callbacks import Callbacks
 from .claims import BEAT_S, Claims
@@ -83,10 +89,12 @@ async def taken_over(log: EventLog, setup: Setup, error: Fenced) -> Fenced:
 async def may_go_on(setup: Setup, failed: WorkflowsError | None) -> bool:
     """Whether an actor whose log has failed may open it again: a disk may have come back, and who
     took the log over may be gone."""
-    if not isinstance(failed, Fenced):
+    if not isinstance(failed, Fenced) and not needs_operator(failed):
         return isinstance(failed, Unavailable)
     store = open_store(setup.log_root)
     try:
+        if not isinstance(failed, Fenced):
+            return await can_write(store)
         found = await Claims(store).at_work()
     except WorkflowsError:
         return False

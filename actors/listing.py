@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from ..eventlog.errors import Unavailable
+from ..eventlog.errors import Unavailable, needs_operator
 from ..eventlog.marks import mark
 from .errands import seen
 from .peers import Lost, Peer
@@ -37,7 +37,8 @@ class Listing:
     async def confirmed(self, epoch: int) -> int | None:
         """Wait until the tenant is listed; answers a higher epoch that the timer knows, or None.
 
-        Raises what the timer raised, Fenced if its own log was taken over.
+        Raises what the timer raised: Fenced if its own log was taken over, Unavailable where its
+        disk is full.
         """
         self.claim(epoch)
         higher = await self._telling[epoch]
@@ -58,5 +59,7 @@ class Listing:
                     "opened", [(self._tenant_id, epoch)], timeout_s=ANSWER_S
                 )
                 return higher.get(self._tenant_id)
-            except (Lost, Unavailable):
+            except (Lost, Unavailable) as error:
+                if needs_operator(error):
+                    raise
                 await asyncio.sleep(AGAIN_S)

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ..eventlog.clock import Clock
-from ..eventlog.errors import PlatformClosed, Unavailable, WorkflowsError
+from ..eventlog.errors import PlatformClosed, Unavailable, WorkflowsError, needs_operator
 from ..eventlog.events import Row
 from ..eventlog.ids import Ids
 from ..eventlog.marks import mark
@@ -124,9 +124,8 @@ class Loader:
         if place is None:
             place = self._new_place(tenant_id, is_wanted=True)
             place.code = self._adoption.fetch_code(tenant_id)
-        elif gone is not None and place.peer is not None and place.peer.name == gone:
-            if place.opening is None or place.opening.done():
-                place.opening = self._begin(place, self._reopen(place, place.peer))
+        elif place.home is not None and (place.home.name == gone or place.has_failed):
+            place.opening = self._begin(place, self._reopen(place, place.home))
         assert place.opening is not None
         return await asyncio.shield(place.opening)
 
@@ -153,7 +152,9 @@ class Loader:
                 answer.not_yet[name] = "many others are being opened"
             elif not task.done() or task.cancelled():
                 answer.not_yet[name] = self._what_it_waits_for(name)
-            elif isinstance(error := task.exception(), Lost | PlatformClosed):
+            elif isinstance(error := task.exception(), Lost | PlatformClosed) or needs_operator(
+                error
+            ):
                 answer.not_yet[name] = str(error)
             elif error is not None:
                 answer.refused[name] = str(error) or type(error).__name__
@@ -226,8 +227,11 @@ class Loader:
 
     def _opened(self, place: Place, task: asyncio.Future[Peer]) -> None:
         # Whoever asks next begins anew; who waited has the error.
-        if task.cancelled() or task.exception() is not None:
+        if task.cancelled():
             self._forget(place)
+        elif (error := task.exception()) is not None:
+            if place.peer is None or not needs_operator(error):
+                self._forget(place)
 
     def _forget(self, place: Place) -> None:
         if self._places.get(place.tenant_id) is place:
@@ -273,7 +277,9 @@ class Loader:
     async def _adopt(self, place: Place, peer: Peer) -> None:
         try:
             await self._tell(place, peer)
-        except Exception:
+        except Exception as error:
+            if needs_operator(error):
+                raise  # it stays, and tries again: another slot would fare no better
             # Nothing of the tenant ran there, but a slot that failed once is not worth keeping.
             # It has some time to tell its clients why.
             self._forget(place)
@@ -293,6 +299,7 @@ class Loader:
         """The tenant did not answer at its slot: open it again there, or at another."""
         try:
             if await self._tell_unless_released(place, peer):
+                place.adopted = None  # what went wrong at first is over
                 return peer
         except Moved:
             # It is going to sleep, and tells when it has; the wait is bounded as everything else.
@@ -300,8 +307,9 @@ class Loader:
                 await asyncio.wait_for(place.released.wait(), GIVE_UP_S)
             except TimeoutError:
                 pass
-        except Unavailable:
-            pass
+        except Unavailable as error:
+            if needs_operator(error):
+                raise  # `_look_at` has it tried again
         except WorkflowsError:
             asyncio.get_running_loop().call_later(LAST_WORDS_S, self._kill_soon, peer.name)
             raise
@@ -388,7 +396,7 @@ class Loader:
             return
         try:
             tenant_id, state = await peer.call("who", timeout_s=GIVE_UP_S)
-        except Lost:
+        except (Lost, WorkflowsError):
             await self._launcher.kill(name)
             return
         if state == "blank":
@@ -417,11 +425,11 @@ class Loader:
             return
         try:
             tenant_id, state = await peer.call("who", timeout_s=GIVE_UP_S)
-        except Lost:
+        except (Lost, WorkflowsError):
             tenant_id, state = None, ""
         if self._places.get(place.tenant_id) is not place:
             return
-        if tenant_id != place.tenant_id:
+        if tenant_id != place.tenant_id or state == "broken":
             self._check(place, peer)
         elif place.closes_too_long(state, asyncio.get_running_loop().time(), CLOSING_S):
             # It is still listed as open: the timer has it opened elsewhere.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..eventlog.clock import SystemClock
-from ..eventlog.errors import Fenced, Unavailable, WorkflowsError
+from ..eventlog.errors import Fenced, Unavailable, WorkflowsError, needs_operator
 from ..eventlog.ids import SystemIds
 from ..eventlog.log import load_upkeep
 from ..eventlog.store import Store, open_store, probe
@@ -90,7 +90,12 @@ class SlotHouse:
             calls=self._clients.of,
             keys=self._setup.config.keys(),
         )
-        await probe(self._store, self._ids)
+        try:
+            await probe(self._store, self._ids)
+        except Unavailable as error:
+            # A slot can wait for its tenant on a full disk too; who opens the log is told.
+            if not needs_operator(error):
+                raise
         self.target = Slot(
             self._name,
             open_tenant=self._open_tenant,

@@ -37,6 +37,14 @@ class Place:
         return self._closing_since_s is not None and now_s - self._closing_since_s >= limit_s
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the last try to open it came to nothing."""
+        opening = self.opening
+        if opening is None or not opening.done() or opening.cancelled():
+            return False
+        return opening.exception() is not None
+
+    @property
     def home(self) -> Peer | None:
         """The slot, once clients may go there."""
         return self.peer if self.opening is not None and self.opening.done() else None

@@ -23,8 +23,15 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 
 from ..eventlog.clock import US, Clock, TimerHandle
-from ..eventlog.errors import Fenced, PlatformClosed, Unavailable, WorkflowsError
+from ..eventlog.errors import (
+    Fenced,
+    PlatformClosed,
+    Unavailable,
+    WorkflowsError,
+    needs_operator,
+)
 from ..eventlog.marks import mark
+from .errands import seen
 from .listing import Listing
 from .peers import Lost, Peer, portable
 from .slot_state import SlotState, after
@@ -128,6 +135,8 @@ class Slot:
         self._state = SlotState.BLANK
         self._tenant_id: str | None = None
         self._resident: Resident | None = None
+        self._stopped: Resident | None = None
+        """What its disk has stopped, until it is closed and opened again."""
         self._opening: asyncio.Future[Resident] | None = None
         self._adopted = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
@@ -144,15 +153,17 @@ class Slot:
         `is_wanted`: a client asked for it, and is likely to create something next. Answers whether
         it was not open yet.
         Raises what opening raised (Corrupt, Unavailable, …), and so does every later call, until
-        the loader ends this slot; Moved when it is another tenant's or is closing.
+        the loader ends this slot or, where the disk is full, calls this once more; Moved when it is
+        another tenant's or is closing.
         """
         if self._closing is not None or self._tenant_id not in (None, tenant_id):
             raise Moved(f"{self._name} does not serve {tenant_id!r}")
         if self._resident is not None and self._resident.failed is not None:
-            self._end()
-            raise Moved(f"{self._name} has lost {tenant_id!r}")
+            self._stop(self._resident)
+            if self._closing is not None:
+                raise Moved(f"{self._name} has lost {tenant_id!r}")
         was_open = self._state is SlotState.OPEN
-        if self._opening is None:
+        if self._opening is None or self._has_failed_over_disk():
             mark("slot: is adopted")
             self._move("adopt")
             self._tenant_id = tenant_id
@@ -162,8 +173,38 @@ class Slot:
         await asyncio.shield(self._opening)
         return not was_open
 
+    def _has_failed_over_disk(self) -> bool:
+        """Whether the last try to open the tenant ended because the disk is full, or alike."""
+        opening = self._opening
+        if opening is None or not opening.done() or opening.cancelled():
+            return False
+        return needs_operator(opening.exception())
+
+    def _stop(self, resident: Resident) -> None:
+        """The tenant has stopped by itself: end, or stay where the disk is all that is wrong."""
+        failed = resident.failed
+        if self._closing is not None or failed is None or not needs_operator(failed):
+            self._end()
+            return
+        self._move("lost")
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        self._stopped, self._resident = resident, None
+        self._opening = asyncio.get_running_loop().create_future()
+        self._opening.set_exception(failed)
+        seen(self._opening)
+
+    async def _close_stopped(self) -> None:
+        """What stopped keeps processes and files until it is closed."""
+        stopped, self._stopped = self._stopped, None
+        if stopped is not None:
+            with contextlib.suppress(Exception):  # whatever it is: the log is taken over anyway
+                await stopped.close()
+
     async def _open(self, tenant_id: str, is_wanted: bool) -> Resident:
         began_us = self._clock.now_us()
+        await self._close_stopped()
         try:
             resident = await self._open_listed(tenant_id, is_wanted)
         except BaseException:
@@ -184,7 +225,12 @@ class Slot:
             listing = Listing(tenant_id, self._timer)
             try:
                 resident = await self._open_tenant(tenant_id, is_wanted, listing.claim, above)
-                higher = await listing.confirmed(resident.epoch)
+                try:
+                    higher = await listing.confirmed(resident.epoch)
+                except BaseException:
+                    with contextlib.suppress(Exception):
+                        await resident.close()
+                    raise
             finally:
                 listing.withdraw()
             if higher is None:
@@ -272,8 +318,9 @@ class Slot:
         if self._opening is None or self._tenant_id != tenant_id or self._closing is not None:
             raise Moved(f"{self._name} does not serve {tenant_id!r}")
         resident = await asyncio.shield(self._opening)
-        if resident.failed is not None:
-            self._end()
+        if resident.failed is not None and resident is self._resident:
+            self._stop(resident)
+            resident = await asyncio.shield(self._opening)
         if self._closing is not None:
             raise Moved(f"{self._name} does not serve {tenant_id!r} any more")
         return resident
@@ -288,7 +335,9 @@ class Slot:
         if self._closing is not None or self._resident is None:
             return
         self._drop_old_sessions()
-        if self._resident.failed is not None or self._may_sleep(self._resident):
+        if self._resident.failed is not None:
+            self._stop(self._resident)
+        elif self._may_sleep(self._resident):
             self._end()
         else:
             self._look_later()
@@ -328,6 +377,7 @@ class Slot:
             session.close()
         resident, tenant_id = self._resident, self._tenant_id
         try:
+            await self._close_stopped()
             if resident is not None and tenant_id is not None:
                 await self._close_tenant(resident, tenant_id)
             await self._tell(self._loader, "released", self._name, tenant_id)
@@ -443,7 +493,9 @@ class _Session:
             error = task.exception()
             if error is None:
                 self.outcomes.append((number, True, task.result()))
-            elif isinstance(error, Fenced | PlatformClosed) or resident.failed is not None:
+            elif isinstance(error, Fenced | PlatformClosed) or (
+                resident.failed is not None and not needs_operator(error)
+            ):
                 self.is_broken = True
             else:
                 self.outcomes.append((number, False, portable(error)))

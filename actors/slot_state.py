@@ -15,7 +15,8 @@ class SlotState(StrEnum):
     OPEN = "open"
     """It serves its tenant, which is listed as open."""
     BROKEN = "broken"
-    """Its tenant could not be opened; it says why until it is ended."""
+    """Its tenant could not be opened, or was stopped by a full disk; it says why until it is ended,
+    or, where the disk is to blame, until the loader has it try again."""
     CLOSING = "closing"
     """It lets go of the log, then tells the timer and the loader."""
     ENDED = "ended"
@@ -30,6 +31,9 @@ MOVES: dict[tuple[SlotState, str], SlotState] = {
     (SlotState.BLANK, "close"): SlotState.CLOSING,
     (SlotState.OPENING, "close"): SlotState.CLOSING,
     (SlotState.BROKEN, "close"): SlotState.CLOSING,
+    # A full disk stops a tenant that was open, and keeps one from being opened, for a while.
+    (SlotState.OPEN, "lost"): SlotState.BROKEN,
+    (SlotState.BROKEN, "adopt"): SlotState.OPENING,
     (SlotState.CLOSING, "told"): SlotState.ENDED,
     # Opening may come to its end while the slot closes already: nothing follows from that.
     (SlotState.CLOSING, "listed"): SlotState.CLOSING,

@@ -11,7 +11,7 @@ import time
 
 from ..eventlog import log_access
 from ..eventlog.clock import US, Clock, TimerHandle
-from ..eventlog.errors import Fenced, Unavailable, WorkflowsError, is_full
+from ..eventlog.errors import Fenced, Unavailable, WorkflowsError, needs_operator
 from ..eventlog.ids import Ids
 from ..eventlog.log import EventLog, LogConfig
 from ..eventlog.store import Store
@@ -64,7 +64,7 @@ class SupervisorLog:
                 )
                 return cls(log, clock)
             except (Fenced, Unavailable) as error:
-                if time.monotonic() + rest_s >= until_s or is_full(error):
+                if time.monotonic() + rest_s >= until_s or needs_operator(error):
                     raise Unavailable(
                         f"the log at {setup.log_root} cannot be opened on {socket.gethostname()}: "
                         f"{error.message}. Every machine of the cluster must be able to write "

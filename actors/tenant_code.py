@@ -12,6 +12,7 @@ from ..eventlog.errors import (
     InvalidError,
     PlatformClosed,
     Unavailable,
+    WorkflowsError,
 )
 from ..loaders import bundle as bundles
 from ..loaders import faults
@@ -39,7 +40,10 @@ class TenantCode:
 
     def _check_open(self) -> None:
         if self.failed is not None:
-            raise Unavailable(f"tenant {self.tenant_id!r} stopped: {self.failed}: call again")
+            details = self.failed.details if isinstance(self.failed, WorkflowsError) else {}
+            raise Unavailable(
+                f"tenant {self.tenant_id!r} stopped: {self.failed}: call again", **details
+            )
         if self._is_closed:
             raise PlatformClosed(f"tenant {self.tenant_id!r} is closed")
 

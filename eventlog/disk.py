@@ -220,7 +220,9 @@ def explain(error: OSError, path: str) -> WorkflowsError:
         return AlreadyExists(f"{path} exists")
     advice = "check the disk and its mount, then open the log again"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = "free some space, then open the log again"
+        advice = "free some space; a platform goes on by itself then"
+    elif error.errno == errno.EROFS:
+        advice = "mount it for writing; a platform goes on by itself then"
     elif isinstance(error, PermissionError):
         advice = "give this user access, then open the log again"
     return Unavailable(f"{path}: {error.strerror or error}: {advice}", path=path, errno=error.errno)

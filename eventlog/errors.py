@@ -123,10 +123,10 @@ class Unavailable(WorkflowsError):
     public_message = False
 
 
-def is_full(error: object) -> bool:
-    """Whether there is no space left where the log lies: only people can mend that."""
+def needs_operator(error: object) -> bool:
+    """Whether the disk is full, or read-only: trying again does not help before people do."""
     details = error.details if isinstance(error, WorkflowsError) else {}
-    return details.get("errno") in (errno.ENOSPC, errno.EDQUOT)
+    return details.get("errno") in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class PlatformClosed(WorkflowsError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,8 @@ from .ids import Ids
 from .places import BUCKETS, root_of
 
 CREATE_TRIES_MAX = 5
+ROOM_BYTES = 256 * 1024
+"""What `can_write` looks for room for: a disk with less is full again at once."""
 
 
 class NotFound(WorkflowsError):
@@ -164,6 +167,20 @@ async def create_once(store: Store, key: str, data: bytes) -> None:
     if isinstance(problem, Unavailable):
         raise problem
     raise Unavailable(f"{store.root}: {key} could be neither created nor read: try again later")
+
+
+async def can_write(store: Store, *, size: int = ROOM_BYTES) -> bool:
+    """Whether so many bytes can be stored at the moment; they are removed again."""
+    key = f"probe/{secrets.token_hex(8)}"
+    try:
+        await store.create(key, bytes(size))
+    except WorkflowsError:
+        return False
+    finally:
+        # Best effort: as that of `probe`.
+        with contextlib.suppress(WorkflowsError):
+            await store.delete(key)
+    return True
 
 
 _probed: set[str] = set()

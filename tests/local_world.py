@@ -144,6 +144,7 @@ class World:
         self.busy: set[str] = set()
         self.corrupt: set[str] = set()
         self.unavailable: set[str] = set()
+        self.unopenable: dict[str, WorkflowsError] = {}
         self.opened: list[str] = []
         self.tills: dict[str, Till] = {}
         self.slots: dict[str, LocalPeer] = {}
@@ -256,6 +257,8 @@ class World:
     ) -> Till:
         if tenant_id in self.unavailable:
             raise Unavailable("the store does not answer")
+        if tenant_id in self.unopenable:
+            raise self.unopenable[tenant_id]
         if tenant_id in self.corrupt:
             raise Corrupt("damaged", path="x", offset=0)
         epoch = self.epochs[tenant_id] = max(self.epochs.get(tenant_id, 0), above) + 1
