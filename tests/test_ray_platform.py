@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,6 +17,7 @@ import pytest_asyncio
 from ray_world import eventually, expected, kill, loader_of, processes
 
 import dynamic_workflows as dw
+from dynamic_workflows.actors.client import TenantClient
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
@@ -231,3 +234,26 @@ async def test_the_platform_that_lost_its_log_to_another_says_so(
         await eventually(goes_on, what="the return of the first platform", limit_s=120)
         zoo = await first.tenant("zoo").workflows.get("n")
         assert await zoo.result(timeout=60) == expected("n", 1)
+
+
+async def test_a_tenants_actor_that_was_stopped_is_named_in_time_and_goes_on_afterwards(
+    platform: dw.Platform,
+) -> None:
+    instance = await platform.tenant("still").workflows.create(id="a", params={"wait": True})
+    await eventually(lambda: processes("TenantActor: still"), what="the tenant's title")
+    pid = (await slot_stats(platform, "still")).pid
+    hasty = TenantClient("still", client_id="c", resolve=cluster_of(platform)._resolve, timeout_s=2)
+    which = {"workflow": "TenantWorkflow", "id": "a"}
+    assert (await hasty.call("status", which)).status != "errored"
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(TimeoutError, match=r"time of 2 s is up, .*slot-.* not answer"):
+                await instance.result(timeout=2)
+            with pytest.raises(Unavailable, match=r"slot-.* not answer"):
+                await hasty.call("status", which)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        hasty.close()
+    await instance.send_event("approved", "at last")
+    assert (await instance.result(timeout=60))["done"] == [0, 10, 20, "at last"]
