@@ -41,6 +41,8 @@ def share(root: str, group: str) -> None:
     try:
         path.mkdir(FOLDER, parents=True, exist_ok=True)
         if path.stat().st_gid != number:
+            # What another group was let write was meant for that one.
+            path.chmod(path.stat().st_mode & ~0o020)
             os.chown(path, -1, number)
         path.chmod((path.stat().st_mode | SHARED_FOLDER) & ~0o007)
     except OSError as error:
@@ -56,12 +58,10 @@ def exposure(root: str) -> str | None:
         return None
     top = Path(root)
     try:
+        replaces = _who_replaces(top)
+        if replaces is not None:
+            return replaces
         mode = top.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            return (
-                f"every user of this host may replace what lies in {root}: take that right away"
-                f" (chmod o-w {root})"
-            )
         if mode & 0o001:
             for path in sorted(top.iterdir()):
                 if path.is_dir() and not path.is_symlink() and path.stat().st_mode & 0o005:
@@ -73,3 +73,37 @@ def exposure(root: str) -> str | None:
     except OSError:
         return None
     return None
+
+
+def _who_replaces(top: Path) -> str | None:
+    """Who else may put something else in the place of what lies in a root, and so run code."""
+    for folder in [top, *top.resolve().parents]:
+        found = folder.stat()
+        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+            return (
+                f"every user of this host may replace what lies in {folder}: take that right away"
+                f" (chmod o-w {folder})"
+            )
+        if not _is_trusted(found.st_uid):
+            return (
+                f"the user {found.st_uid} owns {folder} and may replace what lies in it: have the"
+                " platform's user own it"
+            )
+    found = top.stat()
+    if found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid()):
+        return (
+            f"every member of the group {found.st_gid} may replace what lies in {top}: take that"
+            f" right away (chmod g-w {top})"
+        )
+    for path in sorted(top.iterdir()):
+        if not _is_trusted(path.lstat().st_uid):
+            return (
+                f"{path} belongs to another user, who may replace what lies in it: have the"
+                " platform's user own it"
+            )
+    return None
+
+
+def _is_trusted(uid: int) -> bool:
+    """Whether it is this user, or root, whom nobody is safe from."""
+    return uid in (0, os.geteuid())

@@ -94,6 +94,15 @@ def test_a_root_that_exists_keeps_what_it_grants_its_group_and_loses_what_others
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o2770
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a folder to any group")
+def test_what_another_group_could_write_the_one_that_is_named_can_only_read(
+    tmp_path: Path,
+) -> None:
+    tmp_path.chmod(0o775)
+    log_access.share(str(tmp_path), "65534")
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o2750
+
+
 def test_a_group_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="log_group='no-such-group' is no group of this host"):
         log_access.share(str(tmp_path / "log"), "no-such-group")
@@ -129,6 +138,24 @@ def test_a_root_in_which_others_may_replace_files_is_named(
     tmp_path.chmod(mode)
     found = log_access.exposure(str(tmp_path))
     assert (found is None) if text is None else text in str(found)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a folder to another user")
+@pytest.mark.parametrize("whose", ["", "log", "log/code"])
+def test_a_root_that_another_user_may_replace_is_named(tmp_path: Path, whose: str) -> None:
+    (tmp_path / "log/code").mkdir(parents=True, mode=0o700)
+    os.chown(tmp_path / whose, 65534, -1)
+    assert str(tmp_path / whose) in str(log_access.exposure(str(tmp_path / "log")))
+    os.chown(tmp_path / whose, os.getuid(), -1)
+    assert log_access.exposure(str(tmp_path / "log")) is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a folder to any group")
+def test_a_root_that_a_group_may_write_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    assert log_access.exposure(str(tmp_path)) is None
+    os.chown(tmp_path, -1, 65534)
+    assert "every member of the group 65534" in str(log_access.exposure(str(tmp_path)))
 
 
 def test_what_is_not_there_and_what_is_no_disk_exposes_nothing(tmp_path: Path) -> None:
