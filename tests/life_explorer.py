@@ -231,7 +231,8 @@ class LifeWorld:
         self.gates: list[Gate] = []
         self.processes: dict[str, Process] = {}
         self.timer_rows: list[Row] = []
-        self.client_done = False
+        self.unanswered = 0
+        """Calls of clients that are under way."""
         self.has_called = False
         self._slots = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -360,6 +361,7 @@ class LifeWorld:
 
     async def _call(self) -> None:
         """What a driver does for one call, until it has an answer."""
+        self.unanswered += 1
         client, gone = Process(self.loop, "client"), None
         loader = Line(self, client, "loader")
         while True:
@@ -369,7 +371,7 @@ class LifeWorld:
                 calls: list[Any] = [(1, "look", {})]
                 answers = await line.call("exchange", TENANT, "s", calls, [], 0.0, timeout_s=30.0)
                 if any(is_good for _, is_good, _ in answers):
-                    self.client_done = True
+                    self.unanswered -= 1
                     return
                 gone = peer.name
             except Moved:
@@ -378,7 +380,12 @@ class LifeWorld:
                 pass
             await asyncio.sleep(0.1)
 
+    def first_call(self) -> None:
+        """Somebody makes the tenant's first instance."""
+        self.begin(self._call())
+
     def client_calls(self) -> None:
+        """A second client calls; schedules say when."""
         self.has_called = True
         self.begin(self._call())
 
@@ -399,7 +406,7 @@ class LifeWorld:
             tuple(self._process_state(process) for process in self.processes.values()),
             (log.naps, None if log.due_us is None else log.due_us - now_us),
             self.has_called,
-            self.client_done,
+            self.unanswered,
         )
 
     def _process_state(self, process: Process) -> Hashable:
@@ -450,7 +457,7 @@ class LifeWorld:
 
     @property
     def is_done(self) -> bool:
-        return self.log.naps == 0 and (self.client_done or not self.has_called)
+        return self.log.naps == 0 and not self.unanswered
 
 
 class Launching:
@@ -540,7 +547,7 @@ async def _run(
     world.start_timer()
     world.start_loader()
     await loop.become_idle()
-    world.begin(_first_call(world))
+    world.first_call()
     await loop.become_idle()
     last_fault_s = 0.0
     while not world.is_done:
@@ -563,15 +570,12 @@ async def _run(
         if story.wrong:
             return
         if loop.now > last_fault_s + END_S + world.back_s:
-            story.wrong.append(f"{world.log.naps} naps are left at {loop.now:.0f} s")
+            story.wrong.append(
+                f"{world.log.naps} naps are left at {loop.now:.0f} s, "
+                f"and {world.unanswered} calls without an answer"
+            )
             return
     story.rest_s = loop.now - last_fault_s
-
-
-async def _first_call(world: LifeWorld) -> None:
-    """Somebody makes the tenant's first instance; this call is no part of the exploration."""
-    await world._call()
-    world.client_done = False
 
 
 def _options(world: LifeWorld, *, has_client: bool) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import life_explorer
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamic_workflows.actors import loader, slot_state, timer, wake_schedule
+from dynamic_workflows.actors import loader, slot, slot_state, timer, wake_schedule
 from dynamic_workflows.actors.slot_state import SlotState
 from dynamic_workflows.actors.tenant_entry import OPEN, TenantEntry
 from dynamic_workflows.eventlog.clock import US
@@ -81,12 +82,38 @@ def test_some_accidents_together_lose_no_wake_up() -> None:
             assert not story.wrong, exceptions
 
 
+def test_a_call_that_is_answered_before_an_older_one_is_answered_all_the_same() -> None:
+    """A slot dies under the first caller; a second one calls just then, and is quicker."""
+    plain = life_explorer.run((), naps=1)
+    for step, before in enumerate(plain.options[:-1]):
+        for kill in (what for what in before if what.startswith("kill slot")):
+            story = life_explorer.run([(step, "client"), (step + 1, kill)], naps=1)
+            assert not story.wrong, (step, kill)
+
+
+def test_a_call_that_is_never_answered_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: slots serve the first call, and forget every other."""
+    asked: list[str] = []
+    exchange = slot.Slot.exchange
+
+    async def forgetful(self: slot.Slot, *args: Any) -> Any:
+        asked.append("a call")
+        return await exchange(self, *args) if len(asked) == 1 else []
+
+    monkeypatch.setattr(slot.Slot, "exchange", forgetful)
+    assert not life_explorer.run((), naps=1).wrong
+    asked.clear()
+    assert "1 calls without an answer" in life_explorer.run([(16, "client")], naps=1).wrong[0]
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)  # a minute or two, where the machine has nothing else to do
 def test_any_two_accidents_close_to_one_another_lose_no_wake_up() -> None:
     assert wrong_of(2, naps=1, window=6) == []
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)  # a minute or two, where the machine has nothing else to do
 def test_one_accident_loses_no_wake_up_where_slots_wait_in_a_pool() -> None:
     assert wrong_of(1, pool_size=1) == []
 
