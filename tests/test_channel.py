@@ -44,7 +44,7 @@ def read(data: bytes, *, limit: int = LIMIT) -> list[Frame]:
 
 
 @given(sent=st.lists(messages, min_size=1, max_size=40), cuts=st.lists(st.integers(1, 999_999)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_messages_arrive_in_order_however_the_bytes_are_cut(
     sent: list[Frame], cuts: list[int]
 ) -> None:
@@ -61,7 +61,7 @@ def test_any_messages_arrive_in_order_however_the_bytes_are_cut(
 
 
 @given(st.lists(messages, min_size=1, max_size=3000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_batches_keep_their_bounds(sent: list[Frame]) -> None:
     for one in encode(sent):
         assert len(one) - 4 <= BATCH_BYTES_MAX
@@ -69,13 +69,13 @@ def test_batches_keep_their_bounds(sent: list[Frame]) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_garbage_is_a_violation_or_waits_for_more(data: bytes) -> None:
     check_survives(data)
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_garbage_in_a_whole_batch_is_a_violation_or_messages(body: bytes) -> None:
     check_survives(struct.pack("<I", len(body)) + body)
 
@@ -88,13 +88,13 @@ any_value = st.recursive(
 
 
 @given(any_value)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_values_of_other_shapes_are_violations(value: object) -> None:
     check_survives(batch(value))
 
 
 @given(st.lists(messages, min_size=1, max_size=5), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_flipped_byte_is_a_violation_or_other_messages(
     sent: list[Frame], data: st.DataObject
 ) -> None:

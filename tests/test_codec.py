@@ -113,7 +113,7 @@ def facts(value: Any) -> Any:
 @example("\u2028\x00\x7f\ud7ff\U0010ffff")
 @example(datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")))
 @example(time(1, 2, tzinfo=timezone(timedelta(hours=1), "CET")))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @pytest.mark.behaviour(113, 365)
 def test_every_value_comes_back_with_its_types(value: Any) -> None:
     text = codec.encode(value)
@@ -123,7 +123,7 @@ def test_every_value_comes_back_with_its_types(value: Any) -> None:
 
 
 @given(VALUES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_text_is_json_that_anybody_reads(value: Any) -> None:
     msgspec.json.decode(codec.encode(value))
 
@@ -131,14 +131,14 @@ def test_the_text_is_json_that_anybody_reads(value: Any) -> None:
 @given(st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), TEXTS),
                     lambda inner: st.one_of(st.lists(inner), st.dictionaries(TEXTS, inner)),
                     max_leaves=8))  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_plain_values_look_plain(value: Any) -> None:
     if b'"$' not in (text := codec.encode(value)):
         assert msgspec.json.decode(text) == value
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_bytes_from_anywhere_are_a_value_or_refused(data: bytes) -> None:
     try:
         codec.check(data)
@@ -162,7 +162,7 @@ FORGED = st.recursive(
 
 
 @given(FORGED)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_forged_tags_are_refused_or_are_values_like_any_other(forged: Any) -> None:
     text = msgspec.json.encode(forged)
     try:

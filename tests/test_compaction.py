@@ -107,7 +107,7 @@ COMMANDS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(COMMANDS)
 def test_rows_survive_and_deleted_ones_go_in_any_order_of_changes(commands: list[str]) -> None:
     async def run() -> None:

@@ -196,7 +196,7 @@ class Fuzzer:
         assert told[2] == told[0]
 
 
-@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None)
+@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")))
 @given(st.integers(0, 2**32))
 def test_whatever_a_guest_says_the_core_stands(seed: int) -> None:
     fuzzer = Fuzzer(seed)

@@ -129,7 +129,6 @@ def check(events: list[Any]) -> None:
 @pytest.mark.behaviour(69, 71, 160, 248, 249)
 @settings(
     max_examples=int(os.environ.get("PROGRAM_EXAMPLES", "25")),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 @given(_programs)

@@ -178,7 +178,7 @@ def test_only_the_newest_tokens_are_held(monkeypatch: pytest.MonkeyPatch) -> Non
     assert facts(world, world.replayed()) == facts(world, world.core)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_commands_that_are_sent_again_at_random_are_done_once_each(seed: int) -> None:
     chance = random.Random(seed)

@@ -37,7 +37,7 @@ def test_what_once_broke_holds(name: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_bytes_near_good_ones_hold(name: str, data: st.DataObject) -> None:
     good = bytearray(data.draw(st.sampled_from([b"", *seeds(name)])))

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 from guest_world import World, flow
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamic_workflows.loaders import wire
@@ -305,11 +305,6 @@ def _over(history: dict[Any, wire.Known], seed: int) -> Keeper:
 
 
 @given(program=PROGRAMS, seed=st.integers(0, 1 << 16))
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    database=None,
-)
+@settings(max_examples=EXAMPLES, database=None)
 def test_a_program_goes_the_same_way_in_every_replay(program: Any, seed: int) -> None:
     asyncio.run(replayed(program, seed))

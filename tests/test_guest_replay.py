@@ -27,7 +27,7 @@ async def world() -> AsyncIterator[World]:
 
 
 @given(values=st.lists(VALUES, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.behaviour(79)
 def test_live_values_equal_replayed_values(values: list[Any]) -> None:
     async def check() -> None:
@@ -605,7 +605,7 @@ async def play(program: Any, crashes: list[int] | None, seed: int) -> Any:
 
 
 @given(program=PROGRAMS, crashes=st.lists(st.integers(0, 6), max_size=4), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_program_cut_off_anywhere_ends_like_the_undisturbed_one(
     program: Any, crashes: list[int], seed: int
 ) -> None:

@@ -284,7 +284,6 @@ def facts(world: World, core: TenantCore) -> Any:
 
 _quick = settings(
     max_examples=int(os.environ.get("INVARIANT_EXAMPLES", "150")),
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

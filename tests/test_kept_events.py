@@ -180,7 +180,7 @@ def test_a_crash_while_an_event_is_being_read_wakes_its_wait(
     assert world.output(KEY) == [1, 2]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(["send", "other", "take", "crash", "pause", "read", "restart"])),
     st.integers(0, 400),

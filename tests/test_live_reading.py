@@ -95,7 +95,7 @@ def take(files: LogFiles, shown: dict[int, Row]) -> None:
         assert sorted(shown) == list(range(sealed + 1, sealed + 1 + len(shown))), "a gap"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(LIVES),
     st.integers(0, 1 << 32).map(random.Random),
@@ -120,7 +120,7 @@ def test_a_reader_of_a_growing_log_sees_no_damage_no_gap_and_at_last_all(
     ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(LIVES), st.integers(0, 1 << 32).map(random.Random), st.data())
 def test_damage_below_a_synced_block_is_told_by_a_live_reader_too(
     changes: list[Change], rng: random.Random, data: st.DataObject

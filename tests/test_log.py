@@ -386,7 +386,7 @@ async def _follow(calls: list[tuple[str, int, bool]], make: Callable[[], Store])
     await log.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(CALLS)
 def test_whatever_is_called_the_log_is_the_list_of_its_rows(
     calls: list[tuple[str, int, bool]],

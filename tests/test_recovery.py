@@ -332,7 +332,7 @@ async def test_an_object_of_a_batch_that_is_missing_or_damaged_is_refused() -> N
     await log.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=600), st.integers(0, 400), st.integers(1, 64))
 def test_no_bytes_whatever_break_the_parser(noise: bytes, start: int, portion: int) -> None:
     parser = FileParser("k", start=start)

@@ -280,7 +280,7 @@ async def test_due_times_beyond_the_horizon_are_met_too() -> None:
 
 
 @given(st.lists(ACTION, max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_index_is_what_was_acknowledged_whatever_restarts(
     actions: list[tuple[str, str, int]],
 ) -> None:

@@ -77,7 +77,7 @@ def test_files_can_be_changed_with_a_tmp_only(machine: str) -> None:
 
 
 @given(number=st.integers(0, 2**31 - 1) | st.integers(0, 500))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_is_not_listed_is_never_allowed(number: int) -> None:
     for machine, numbers in SYSCALLS.items():
         if number not in numbers.values():
