@@ -234,7 +234,7 @@ class LifeWorld:
         self.unanswered = 0
         """Calls of clients that are under way."""
         self.has_called = False
-        self._slots = 0
+        self._loaders = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._old: list[Any] = []
         self.wrong: list[str] = []
@@ -292,11 +292,12 @@ class LifeWorld:
 
     def start_loader(self) -> None:
         process = self._process("loader")
+        self._loaders += 1
         loader = Loader(
             launcher=Launching(self, process),
             log=RowsLog(self, process, []),
             clock=ProcessClock(self, process),
-            ids=SeededIds(self._slots + 1),
+            ids=SeededIds(self._loaders),  # each has names of its own
             pool_size=self.pool_size,
             residents_max=10,
         )
