@@ -33,8 +33,8 @@ from ..eventlog.store import open_store, probe
 from . import cluster as door
 from . import embedded_memory, load_rules, pickles, ray_connection
 from .claims import Claims, NumberedClaim, busy, new_claim
-from .client import TenantClient
 from .config import PlatformConfig
+from .explained_calls import ExplainedCalls
 from .house import Clients
 from .peers import Lost, Peer
 from .ray_session import RaySession
@@ -113,6 +113,7 @@ class Cluster:
         self._broken: WorkflowsError | None = None
         self._entering: asyncio.Task[None] | None = None
         self._find: Callable[[], Any] = door.finder(self._setup, "loader")
+        self._timer: Callable[[], Any] = door.finder(self._setup, "timer-0")
         timeout_s = order.config.client_timeout_seconds
         self._loader = Persistent("the loader actor", self._find_loader, timeout_s=timeout_s)
         self._clients = Clients(self._resolve, timeout_s, SystemIds())
@@ -196,6 +197,7 @@ class Cluster:
             setup = self._setup = order.setup(config, callbacks, claim)
             self._session = session
             self._find = door.finder(setup, "loader")
+            self._timer = door.finder(setup, "timer-0")
             session.use(order.platform)
             session.listen(self._lost)
             try:
@@ -454,9 +456,16 @@ class Cluster:
 
     # --- what is asked of it
 
-    def calls(self, tenant_id: str) -> TenantClient:
+    def calls(self, tenant_id: str) -> ExplainedCalls:
         """The calls of a tenant."""
-        return self._clients.of(tenant_id)
+        calls = self._clients.of(tenant_id)
+        return ExplainedCalls(calls, tenant_id, find_timer=self._find_timer, clock=SystemClock())
+
+    async def _find_timer(self) -> Peer:
+        if self._session is None:
+            raise Lost("the platform is not connected")
+        peer: Peer = await self._timer()
+        return peer
 
     async def loader_call(self, op: str, *args: Any) -> Any:
         """Call the loader, through its restarts."""

@@ -1,15 +1,26 @@
-"""Lateness: why a tenant that is due is not awake, as the files of the timer's log tell it."""
+"""Lateness: why a tenant that is due is not awake, as the timer or the files of its log tell it."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 import msgspec
 
-from ..eventlog.clock import to_datetime
+from ..eventlog.clock import US, to_datetime
 from ..eventlog.errors import WorkflowsError
 from ..eventlog.reading import StreamReader
 from ..eventlog.store import Store
+from .peers import Lost, Peer
+from .tenant_entry import OPEN
+from .timer import WakeState
 from .timer_index import LATE, TIMER_STREAM
 from .wake_schedule import AGAIN_S
+
+LATE_US = 30 * US
+"""What is due for so long is overdue: a platform at work wakes within a second or two."""
+TIMER_S = 2.0
+"""How long the timer may take to answer somebody who wants to know why."""
 
 
 class _Note(msgspec.Struct):
@@ -20,7 +31,7 @@ class _Note(msgspec.Struct):
 
 async def lateness(store: Store, tenant_id: str) -> str:
     """A clause for people: how often the platform tries to wake the tenant, and what came of it."""
-    again = f"the platform tries again every {AGAIN_S[-1]:g} s"
+    again = _again()
     try:
         rows = await StreamReader(store, TIMER_STREAM).history("", tenant_id)
     except WorkflowsError:
@@ -30,5 +41,33 @@ async def lateness(store: Store, tenant_id: str) -> str:
         return again  # since it slept, nothing has been written down
     note = msgspec.json.decode(last.payload or b"{}", type=_Note)
     at = to_datetime(last.ts).isoformat(" ", "seconds")
-    rest_s = max(note.rest_s, AGAIN_S[-1])
-    return f"the platform tries again every {rest_s:g} s: at {at}, try {note.tries}: {note.reason}"
+    return f"{_again(note.rest_s)}: at {at}, try {note.tries}: {note.reason}"
+
+
+async def asked_lateness(
+    find_timer: Callable[[], Awaitable[Peer]], tenant_id: str, now_us: int
+) -> str:
+    """What the timer says of a tenant that should be awake and is not; "" if it is in time.
+
+    A clause for people. Changes nothing, and takes some seconds at most: a timer that does not
+    answer is named, since nobody wakes tenants then.
+    """
+    try:
+        timer = await asyncio.wait_for(find_timer(), TIMER_S)
+        state = WakeState(*await timer.call("wake_state", tenant_id, timeout_s=TIMER_S))
+    except (Lost, TimeoutError, WorkflowsError):
+        return "the timer actor, which wakes tenants, did not answer"
+    tried = f": try {state.tries}: {state.reason}" if state.reason else ""
+    if state.due_us == OPEN:
+        # That it is tried at all says that it lives nowhere; the first try takes no time.
+        started = "its process has ended, and another has not opened it so far"
+        return f"{started}; {_again(state.rest_s)}{tried}" if tried else ""
+    if state.due_us is None or now_us - state.due_us <= LATE_US:
+        return ""
+    due = to_datetime(state.due_us).isoformat(" ", "seconds")
+    late_s = (now_us - state.due_us) // US
+    return f"its tenant was due at {due}, {late_s} s ago; {_again(state.rest_s)}{tried}"
+
+
+def _again(rest_s: float = 0.0) -> str:
+    return f"the platform tries again every {max(rest_s, AGAIN_S[-1]):g} s"

@@ -16,15 +16,12 @@ from .claims import Claim
 from .config import PlatformConfig
 from .core import TenantCore
 from .instance import fold
-from .lateness import lateness
+from .lateness import LATE_US, lateness
 from .machine import ENDED, PAUSED, QUEUED, RUNNING, WAITING
 from .names import check_id, check_workflow_name
 from .payloads import decode
 from .summary import Summary
 from .tenant_calls import not_found
-
-LATE_US = 30 * 1_000_000
-"""What is due for so long is overdue: a platform at work wakes within a second or two."""
 
 
 async def standing(

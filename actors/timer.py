@@ -69,6 +69,8 @@ class WakeState(NamedTuple):
     """When the loader is asked again."""
     reason: str
     """What it said last."""
+    rest_s: float
+    """The rest after that, in seconds; 0 while it has said nothing."""
 
 
 class WakeAnswer(NamedTuple):
@@ -153,8 +155,8 @@ class Timer:
         """When a tenant is due, and how its wake-up fares."""
         due_us, tried = self._index.get(tenant_id), self._schedule.get(tenant_id)
         if tried is None:
-            return WakeState(due_us, 0, due_us if due_us != OPEN else None, "")
-        return WakeState(due_us, tried.count, tried.next_us, tried.reason)
+            return WakeState(due_us, 0, due_us if due_us != OPEN else None, "", 0.0)
+        return WakeState(due_us, tried.count, tried.next_us, tried.reason, tried.rest_s)
 
     async def close(self) -> None:
         """Stop waking anybody. The log is its owner's to close."""

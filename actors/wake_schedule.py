@@ -36,6 +36,8 @@ class WakeTry(msgspec.Struct):
     next_us: int
     reason: str
     """What the loader said last, for people; "" while it has said nothing."""
+    rest_s: float = 0.0
+    """The rest that followed from it."""
 
 
 class WakeSchedule:
@@ -130,6 +132,7 @@ class WakeSchedule:
         if tried is not None:  # else its entry has moved on
             tried.reason = reason
             rest_s = rests_s[min(tried.count, len(rests_s)) - 1]
+            tried.rest_s = rest_s
             tried.next_us = now_us + round(rest_s * US)
             self._plan(name, tried)
             # Each is written down at its 2nd, 4th, 8th, … try: a first one says little.

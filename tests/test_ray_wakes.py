@@ -48,3 +48,6 @@ async def test_tenants_that_have_to_leave_just_before_they_are_due_are_all_woken
                 )
                 ended = found.column("owners").to_pylist()
         assert max(ended) > 1, "somebody slept and was woken"
+        found = await platform.why("t0", "one")
+        assert found.code == "complete"
+        assert "before this call" not in found.text, "the timer was asked, and nobody is late"
