@@ -123,7 +123,8 @@ async def test_a_timer_that_does_not_answer_is_named_in_time(
         raise Lost("no timer")
 
     async def hanging() -> Peer:
-        return await asyncio.get_running_loop().create_future()
+        never: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
+        return await never
 
     for find in (lost, hanging):
         monkeypatch.setattr(bench, "find_timer", find)
