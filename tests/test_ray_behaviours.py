@@ -184,14 +184,14 @@ PROGRAMS = [
         """,
     ),
     Program(
-        "a foreign error has name and message",
+        "an error of the standard library comes back as its own class",
         """
         def fail():
             raise decimal.InvalidOperation("no number")
         try:
             await step.do("fail", fail, config=ONCE)
-        except StepError as error:
-            return [error.name, error.message]
+        except ArithmeticError as error:
+            return [type(error).__name__, str(error)]
         """,
     ),
     Program(
