@@ -137,7 +137,8 @@ def sql(
             raise InvalidError(f"{format} is no text for a terminal: give --output FILE")
         sys.stdout.buffer.write(shown)
     else:
-        typer.echo(_shown(shown), nl=False)
+        # Colour, lest what looks like it is cut out of the values where no terminal reads them.
+        typer.echo(_shown(shown), nl=False, color=True)
 
 
 def _shown(text: str) -> str:

@@ -66,6 +66,11 @@ def test_sql_answers_as_table_csv_and_json(log: str) -> None:
     )
 
 
+def test_csv_for_another_program_keeps_what_looks_like_colour(log: str) -> None:
+    sql = "select chr(27) || '[31mred' as cell"
+    assert run("sql", sql, "--log", log, "--format", "csv").stdout == "cell\n\x1b[31mred\n"
+
+
 def test_sql_writes_parquet_to_a_file(log: str, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
