@@ -16,7 +16,7 @@ from .core_base import CRON, RETENTION, STEP, SUSPEND, WAKE
 from .core_schedules import Schedules
 from .decisions import Decision, Key
 from .explanation import LOADS_AGAIN, explain
-from .instance import Instance, fold
+from .instance import EVENT_KINDS, Instance, fold
 from .machine import ENDED, NONE, PAUSED, PAUSING, QUEUED, WAITING
 from .names import check_statuses
 from .payloads import (
@@ -56,7 +56,8 @@ class TenantCore(Schedules):
                 return  # What is left of a deleted instance.
             summary = Summary(key)
         self._take_in(summary, row, body, None)
-        self._note_event(row, body)
+        if row.type in EVENT_KINDS:
+            self._note_event(row, body)
         if summary.status == NONE:
             self._forget(summary)
         elif summary.instance is None:

@@ -115,9 +115,11 @@ class CoreBase:
         return row
 
     def _take_in(self, summary: Summary, row: Row, body: Body | None, d: Decision | None) -> None:
-        before, kept, weight = summary.status, summary.kept, summary.weight
+        before, kept, instance = summary.status, summary.kept, summary.instance
+        weight = 0 if instance is None else instance.weight
         fold(summary, row, body)
-        self.loaded_bytes += summary.weight - weight
+        instance = summary.instance
+        self.loaded_bytes += (0 if instance is None else instance.weight) - weight
         now = summary.status
         if now == NONE:
             summary.kept = NOTHING_KEPT

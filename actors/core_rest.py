@@ -21,7 +21,8 @@ class Rests(CoreBase):
     def _state_error(self, summary: Summary, size: int) -> Error | None:
         """Why the run may not hold `size` bytes more, or None where it may."""
         most = self.config.state_bytes_max
-        if summary.weight + size <= most:
+        instance = summary.instance
+        if instance is None or instance.weight + size <= most:
             return None
         text = (
             f"the run may hold {most:,} bytes (state_bytes_max), and would hold "
@@ -44,7 +45,8 @@ class Rests(CoreBase):
         life.answered.append(step)
         instance = life.summary.instance
         assert instance is not None
-        instance.told = max(instance.told, step.ended)
+        if instance.told < step.ended:
+            instance.told = step.ended
         self._send(d, life, Answer(step.token, step.value, step.error))
 
     def _refuse(self, d: Decision, life: Lifetime, token: int, error: Error) -> None:

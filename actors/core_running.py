@@ -268,7 +268,8 @@ class Running(Waits):
             self._complete(d, life, step, message.value, now_us, before)
             instance = life.summary.instance
             assert instance is not None
-            instance.told = max(instance.told, step.ended)
+            if instance.told < step.ended:
+                instance.told = step.ended
 
     def _overtaken(self, life: Lifetime, heard: int) -> int:
         if heard > len(life.answered):

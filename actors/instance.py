@@ -135,7 +135,8 @@ class Instance:
     def begin(self, kind: str, row: Row) -> Step:
         """The step that this row starts."""
         assert row.step is not None
-        self.told = max(self.told, self.started)
+        if self.told < self.started:
+            self.told = self.started
         self.started += 1
         step = Step(kind, row.step, row.count, self.started)
         key = (kind, row.step, row.count)
@@ -187,14 +188,8 @@ def fold(summary: Summary, row: Row, body: Body | None) -> None:
     if handler is not None:
         if summary.instance is not None:
             handler(summary.instance, row, body)
-        if isinstance(body, EventReceived):
-            summary.kept = summary.kept.plus(event_size(body))
-        elif isinstance(body, WaitCompleted) and body.event_seq:
-            summary.kept = summary.kept.minus(event_size(body))
-        elif isinstance(body, WaitCancelled):
-            summary.kept = summary.kept.plus(body.size)
-        if isinstance(body, Command) and body.token is not None:
-            _note_token(summary, body.token)
+        if kind in EVENT_KINDS:
+            _fold_event(summary, body)
         return
     summary_handler = _SUMMARY_FOLDS.get(kind)
     if summary_handler is not None:
@@ -210,11 +205,26 @@ def fold(summary: Summary, row: Row, body: Body | None) -> None:
         _drop_events(summary)
 
 
+EVENT_KINDS = frozenset({"event_received", "wait_completed", "wait_cancelled"})
+"""The rows about steps that carry an event; no other of them is a command, either."""
+
+
+def _fold_event(summary: Summary, body: Body | None) -> None:
+    if isinstance(body, EventReceived):
+        summary.kept = summary.kept.plus(event_size(body))
+        if body.token is not None:
+            _note_token(summary, body.token)
+    elif isinstance(body, WaitCompleted) and body.event_seq:
+        summary.kept = summary.kept.minus(event_size(body))
+    elif isinstance(body, WaitCancelled):
+        summary.kept = summary.kept.plus(body.size)
+
+
 def _drop_events(summary: Summary) -> None:
     """The run is over: no wait of it takes an event any more."""
     summary.kept = NOTHING_KEPT
     instance = summary.instance
-    if instance is not None:
+    if instance is not None and instance.events:
         instance.weight -= _EVENT_BYTES * sum(len(kept) for kept in instance.events.values())
         instance.events = {}
 

@@ -278,8 +278,11 @@ class Lifetime(Scope):
         ready = self.guest.loop._ready  # type: ignore[attr-defined]
         if self.is_plain:
             # What this very turn has scheduled by hand stands at the end, before the pulse.
-            last = (ready[-1], ready[-2]) if len(ready) > 1 else ready
-            return not any(handle._context.get(CURRENT) is self for handle in last)
+            if not ready:
+                return True
+            if ready[-1]._context.get(CURRENT) is self:
+                return False
+            return len(ready) == 1 or ready[-2]._context.get(CURRENT) is not self
         tasks = self._tasks
         while tasks and tasks[-1].done():
             tasks.pop()
