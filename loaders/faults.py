@@ -392,13 +392,27 @@ def _made(kind: type[Exception], args: tuple[Any, ...]) -> Exception | None:
         made: Exception = base.__new__(kind, *args)
     except Exception:
         return None
-    try:
-        base.__init__(made, *args)
-    except Exception:
-        pass  # The args are not those that the builtin takes.
+    for given in (args, _instead(base, args)):
+        try:
+            base.__init__(made, *given)
+            break
+        except Exception:
+            continue  # The args are not those that the builtin takes.
     if _given(made) != args:
         BaseException.__setattr__(made, "args", args)
     return made
+
+
+def _instead(base: type[Exception], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Args for a builtin whose own did not travel, being too large or no text: those errors of
+    Unicode say nothing at all unless all of theirs are there."""
+    reason = str(args[0]) if args else ""
+    found: dict[type[Exception], tuple[Any, ...]] = {
+        UnicodeEncodeError: ("unknown", "?", 0, 1, reason),
+        UnicodeDecodeError: ("unknown", b"?", 0, 1, reason),
+        UnicodeTranslateError: ("?", 0, 1, reason),
+    }
+    return found.get(base, args)
 
 
 def _set_fields(made: Exception, fields: dict[str, Any]) -> None:

@@ -169,6 +169,31 @@ async def test_it_is_the_class_that_was_raised_with_its_attributes(
     assert await world.again() == [got, wanted, True]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "caught((b'a' * 300_000 + b'\\xff').decode)",
+        "caught('\\ud800'.encode)",
+        "UnicodeTranslateError('\\ud800', 0, 1, 'no such character')",
+    ],
+)
+async def test_an_error_of_unicode_whose_text_did_not_travel_says_its_message(
+    world: World, error: str
+) -> None:
+    body = f"""
+    async def fail(): raise {error}
+    try:
+        await step.do("s", fail, config={{"retries": {{"limit": 0}}}})
+    except UnicodeError as seen:
+        wanted = str({error}).encode("utf-8", "replace").decode()
+        return [type(seen) is type({error}), wanted in str(seen), seen.args == (wanted,)]
+    """
+    await world.load({"index.py": flow(body, BEFORE), **FILES})
+    world.start()
+    assert await world.until_ended() == [True, True, True]
+    assert await world.again() == [True, True, True]
+
+
 async def test_notes_and_attributes_that_encode_come_along_and_others_stay_behind(
     world: World,
 ) -> None:
