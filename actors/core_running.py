@@ -332,6 +332,7 @@ class Running(Waits):
 
     def _on_awaits(self, d: Decision, life: Lifetime, message: Awaits, now_us: int) -> None:
         life.awaits = plain(message.at or "?", _AT_MAX)
+        life.awaits_timer = message.is_timed
 
     def _on_failed(self, d: Decision, life: Lifetime, message: Failed, now_us: int) -> None:
         step = life.tokens.get(message.token)

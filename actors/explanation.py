@@ -49,6 +49,11 @@ def explain(summary: Summary, shown: str, now_us: int) -> tuple[str, str]:
         return shown, "it rests; its steps are in its history"
     life = summary.lifetime
     if not summary.instance.open and life is not None and life.awaits is not None:
+        if life.awaits_timer:
+            return AWAITS, (
+                f"run awaits a timer of asyncio (a sleep or a time-out) at {life.awaits}, and holds"
+                " its place meanwhile: step.sleep would not"
+            )
         return AWAITS, (
             f"run awaits something that is no step, at {life.awaits}; the platform knows of nothing"
             " that will wake it"

@@ -22,6 +22,7 @@ class Lifetime:
     __slots__ = (
         "answered",
         "awaits",
+        "awaits_timer",
         "ended",
         "held",
         "idle",
@@ -46,6 +47,8 @@ class Lifetime:
         """Whose ends it was sent, in order (None: an answer that is no end in the log)."""
         self.awaits: str | None = None
         """The line of code that awaits something that is no step."""
+        self.awaits_timer = False
+        """It goes on when a timer of asyncio comes due."""
         self.running = 0
         """Callbacks in flight."""
         self.sent = 0

@@ -147,7 +147,8 @@ class Lifetime(Scope):
         """Attempts that were told to end, and may be tidying up."""
         self.given_up: dict[int, Leaving] = {}
         """What is left of attempts whose steps the code cancelled, by token."""
-        self._awaited_at: str | None = ""
+        self._awaited: tuple[str | None, bool] | None = None
+        """What was said of what it awaits, since it asked for a step."""
         self.step = Step(self)
         self.seen = 0
         """Messages received for it; an Idle tells how many it knows of."""
@@ -254,6 +255,7 @@ class Lifetime(Scope):
         if work.kind == DO and not work.is_resumed:
             work.is_unanswered = True
             self.unanswered += 1
+        self._awaited = None
         self.send(message)
 
     def touch(self) -> None:
@@ -351,6 +353,12 @@ class Lifetime(Scope):
         self._recalled.append(leaving)
         return leaving
 
+    def on_timed(self) -> None:
+        """Nothing is ready to run for it, but a timer of its own is pending."""
+        is_waited_for = self.performing or self.running or self.calls_out or self.outcomes
+        if not (is_waited_for or self.is_over or self.is_rollback or self.replay.is_incomplete):
+            self._tell_where(bool(self.timers.pending))
+
     def on_quiet(self) -> None:
         """Nothing is ready to run for it, and no timer of its own is pending."""
         if self.is_dropped or self.is_mismatched or self.running or self.calls_out:
@@ -370,18 +378,18 @@ class Lifetime(Scope):
             return
         elif not self.performing:
             # It waits for something of its own that cannot be seen, and may go on at any time.
-            self._tell_where()
+            self._tell_where(False)
         elif self.unanswered and self.guest.idle_grace_s:
             self.guest.idle_later(self)
         else:
             self.send_idle()
 
-    def _tell_where(self) -> None:
+    def _tell_where(self, is_timed: bool) -> None:
         """Say what line of the code waits, when it is another one than was said."""
         at = None if self.task is None else self.guest.place_of(self.task)
-        if at != self._awaited_at:
-            self._awaited_at = at
-            self.guest.send(wire.Awaits(at), self.number, None)
+        if (at, is_timed) != self._awaited:
+            self._awaited = (at, is_timed)
+            self.guest.send(wire.Awaits(at, is_timed), self.number, None)
 
     def _settle(self) -> bool:
         """Whether the replay can go no further: it does not fit, or it has just gone on."""

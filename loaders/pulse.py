@@ -32,6 +32,10 @@ class Beating(Protocol):
         """Nothing is ready to run for it, though a timer may be pending. True: it goes on now."""
         ...
 
+    def on_timed(self) -> None:
+        """It is still, but for a timer that is pending."""
+        ...
+
     def on_quiet(self) -> None:
         """It is quiet."""
         ...
@@ -94,9 +98,9 @@ class Pulse:
         """Tell lifetimes that they are still or quiet; True when one of them goes on."""
         dirty, self._dirty = self._dirty, []
         busy = _carried(ready) if ready else _NONE
-        timed: set[Any] | frozenset[Any] = _NONE
-        if self._loop._scheduled:
-            timed = _carried(self._loop._scheduled)
+        scheduled = self._loop._scheduled
+        timed: set[Any] | frozenset[Any] = _carried(scheduled) if scheduled else _NONE
+        counted = len(scheduled)
         kept = []
         goes_on = False
         for life in dirty:
@@ -107,9 +111,14 @@ class Pulse:
             if life.on_still():
                 goes_on = True
                 self.touch(life)
-            elif life in timed:
-                life.is_dirty = True
-                kept.append(life)
+                continue
+            if len(scheduled) != counted:  # A replay that was over just now has set its timers.
+                timed, counted = _carried(scheduled), len(scheduled)
+            if life in timed:
+                life.on_timed()
+                if not life.is_dirty:  # Else it is on the list for the next look.
+                    life.is_dirty = True
+                    kept.append(life)
             else:
                 life.on_quiet()
         if kept:

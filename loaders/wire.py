@@ -270,9 +270,11 @@ class Elapsed(msgspec.Struct, array_like=True, gc=False):
 
 
 class Awaits(msgspec.Struct, array_like=True, gc=False):
-    """`run` awaits something that is no step, and nothing of its own will go on by itself."""
+    """`run` awaits something that is no step, and nothing of its own will go on by itself.
+    `is_timed`: before a timer of asyncio comes due that it has set."""
 
     at: str | None = None
+    is_timed: bool = False
 
 
 class Failed(msgspec.Struct, array_like=True, gc=False):

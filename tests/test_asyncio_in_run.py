@@ -155,6 +155,27 @@ async def test_an_attempt_that_was_told_to_end_may_call_services_while_it_tidies
     assert Lock.log == ["acquired", "released"]
 
 
+async def test_a_time_out_that_had_not_fired_when_the_tenant_died_starts_anew() -> None:
+    body = """
+    try:
+        async with asyncio.timeout(0.5):
+            try:
+                async with asyncio.timeout(0.05):
+                    await step.sleep("inner", "1 day")
+            except TimeoutError:
+                pass
+            await step.sleep("outer", "9 days")
+    except TimeoutError:
+        return "fired"
+    """
+    async with testing.connect(load=code(body)) as platform:
+        one = await platform.tenant("acme").workflows.create(id="i")
+        while not any(e.type == "sleep_cancelled" for e in await one.history()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await platform.crash("acme")
+        assert await asyncio.wait_for(one.result(), 30) == "fired"
+
+
 async def test_a_time_out_of_asyncio_stays_fired() -> None:
     body = """
     async def slow():
@@ -218,6 +239,47 @@ async def test_why_names_the_line_of_a_run_that_awaits_no_step() -> None:
         while (why := await tenant.why("i")).code != "run.awaits":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert "index.py:8" in why.text
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("await asyncio.sleep(3600)", 6),
+        ("await asyncio.wait_for(asyncio.Event().wait(), 3600)", 6),
+        ("async with asyncio.timeout(3600):\n    await asyncio.Event().wait()", 7),
+    ],
+)
+async def test_why_names_the_line_of_a_run_that_awaits_a_timer_of_asyncio(
+    body: str, line: int
+) -> None:
+    before = 'await step.do("a", lambda: 1)\n'
+    async with testing.connect(load=code(before + body)) as platform:
+        tenant = platform.tenant("acme")
+        await tenant.workflows.create(id="i")
+        while (why := await tenant.why("i")).code != "run.awaits":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert f"timer of asyncio (a sleep or a time-out) at index.py:{line}" in why.text
+
+
+async def test_why_names_the_line_again_when_run_comes_back_to_it() -> None:
+    body = """
+    queue = asyncio.Queue()
+    async def feed():
+        await asyncio.sleep(0.3)
+        await step.do("a", lambda: 1)
+    task = asyncio.create_task(feed())
+    await queue.get()
+    """
+    async with testing.connect(load=code(body)) as platform:
+        tenant = platform.tenant("acme")
+        await tenant.workflows.create(id="i")
+        seen: list[str] = []
+        while not seen or "knows of nothing" not in seen[-1]:
+            await asyncio.sleep(0.01)
+            why = await tenant.why("i")
+            if why.code == "run.awaits" and why.text not in seen:
+                seen.append(why.text)
+        assert all("index.py:10" in text for text in seen)
 
 
 class Tail(dw.Service):
