@@ -141,7 +141,8 @@ def _answers(method: str, url: str, header: str) -> bool:
     name, _, value = header.partition(": ")
     request = urllib.request.Request(url, method=method, headers={name: value} if name else {})
     try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_S) as reply:
+        # Its own opener: `urlopen` would keep this moment's proxies for the whole program.
+        with urllib.request.build_opener().open(request, timeout=_ANSWER_S) as reply:
             return bool(reply.status == 200)
     except (OSError, ValueError):
         return False

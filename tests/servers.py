@@ -18,6 +18,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 AZURITE = Path(sys.prefix) / "azurite" / "node_modules" / ".bin" / "azurite-blob"
 WAIT_SECONDS = 240
+# Servers on this machine are reached without a proxy, whatever the environment names.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 S3_ENVIRONMENT = {
     "AWS_ALLOW_HTTP": "true",
@@ -57,7 +59,7 @@ def s3_server() -> Iterator[dict[str, str]]:
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1"]
     with _process([*command, "-p", str(port)], url):
         request = urllib.request.Request(f"{url}/bucket", method="PUT")
-        urllib.request.urlopen(request).close()
+        _OPENER.open(request).close()
         yield {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": url}
 
 
@@ -102,7 +104,7 @@ def _create_container(url: str) -> None:
             "Authorization": f"SharedKey {AZURE_ACCOUNT}:{base64.b64encode(digest).decode()}",
         },
     )
-    urllib.request.urlopen(request).close()
+    _OPENER.open(request).close()
 
 
 @contextmanager
@@ -133,7 +135,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}")
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            _OPENER.open(url, timeout=5).close()
             return
         except urllib.error.HTTPError:
             return  # it answers
