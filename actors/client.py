@@ -26,6 +26,7 @@ from ..eventlog.errors import (
     needs_operator,
 )
 from ..eventlog.marks import mark
+from .forks import Origin
 from .peers import Lost, Peer
 from .slot import LONG_OPS, Moved
 
@@ -68,6 +69,7 @@ class TenantClient:
     def __init__(
         self, tenant_id: str, *, client_id: str, resolve: Resolve, timeout_s: float
     ) -> None:
+        self._origin = Origin()
         self._tenant_id = tenant_id
         self._client_id = client_id
         self._resolve = resolve
@@ -100,9 +102,12 @@ class TenantClient:
     async def call(self, op: str, args: dict[str, Any]) -> Any:
         """Carry out one operation; raises WorkflowsError, TimeoutError.
 
+        PlatformBusy in a forked child: it has no connection of its own.
+
         It ends within its limit, whatever hangs: `result` and `events` within the time that they
         were given, what cannot take long within `timeout_s` once the tenant has a place.
         """
+        self._origin.check()
         if self._is_closed:
             raise self._closed
         number = next(self._numbers)

@@ -35,6 +35,7 @@ from . import embedded_memory, load_rules, pickles, ray_connection
 from .claims import Claims, NumberedClaim, busy, new_claim
 from .config import PlatformConfig
 from .explained_calls import ExplainedCalls
+from .forks import Origin
 from .house import Clients
 from .peers import Lost, Peer
 from .ray_session import RaySession
@@ -102,6 +103,7 @@ class Cluster:
     """A platform on Ray, as its driver holds it."""
 
     def __init__(self, order: Order) -> None:
+        self._origin = Origin()
         self._order = order
         self._store = open_store(order.root)
         self._claims = Claims(self._store)
@@ -279,7 +281,8 @@ class Cluster:
                 await session.end()
                 raise
         except BaseException:
-            await self._claims.remove(claim)
+            if self._origin.is_here:
+                await self._claims.remove(claim)
             raise
         session.claims[order.platform] = claim
         return session, claim
@@ -451,17 +454,19 @@ class Cluster:
 
     async def _unclaim(self, session: RaySession) -> None:
         claim = session.claims.pop(self._order.platform, None)
-        if claim is not None:
+        if claim is not None and self._origin.is_here:
             await self._claims.remove(claim)
 
     # --- what is asked of it
 
     def calls(self, tenant_id: str) -> ExplainedCalls:
-        """The calls of a tenant."""
+        """The calls of a tenant; PlatformBusy in a forked child."""
+        self._origin.check()
         calls = self._clients.of(tenant_id)
         return ExplainedCalls(calls, tenant_id, find_timer=self._find_timer, clock=SystemClock())
 
     async def _find_timer(self) -> Peer:
+        self._origin.check()
         if self._session is None:
             raise Lost("the platform is not connected")
         peer: Peer = await self._timer()
@@ -499,10 +504,15 @@ class Cluster:
         return pickles.dumps(source, is_elsewhere=is_elsewhere, name="the code's callback")
 
     async def close(self) -> None:
-        """Leave the platform; an embedded one goes to sleep and ends with its last driver."""
+        """Leave the platform; an embedded one goes to sleep and ends with its last driver.
+
+        In a forked child it ends nothing: all of it is the parent's.
+        """
         if self._is_closed:
             return
         self._is_closed = True
+        if not self._origin.is_here:
+            return
         self._clients.close()
         if self._entering is not None:
             self._entering.cancel()

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 
 from ..eventlog.errors import Unavailable
-from . import listening, reaper
+from . import forks, listening, reaper
 from .ray_token import RayToken
 from .runtime_folder import RuntimeFolder
 
@@ -36,6 +36,7 @@ class RayThread:
         has_folder: bool,
     ) -> None:
         """`has_folder`: start a Ray in a folder of its own, which `connect` is given."""
+        self._origin = forks.Origin()
         self._connect = connect
         self._disconnect = disconnect
         self._has_folder = has_folder
@@ -72,6 +73,8 @@ class RayThread:
 
     async def stop(self) -> None:
         """Disconnect, and leave nothing behind."""
+        if not self._origin.is_here:
+            return  # a forked child has no such thread
         self._listen()
         self._stop.set()
         if self._has_ended:

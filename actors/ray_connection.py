@@ -9,6 +9,8 @@ dashboard is not installed. A Ray that no longer has such a place is started as 
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import logging
 import os
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ import ray._private.ray_constants as ray_constants
 import ray._private.utils as ray_utils
 import ray._raylet as raylet
 
-from . import ray_probe, ray_token
+from . import forks, ray_probe, ray_token
 from .connection import CURRENT
 from .signal_handlers import kept_handlers
 
@@ -43,6 +45,7 @@ def join(address: str) -> None:
     """
     place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     CURRENT.renew()
+    forks.on_fork(_let_go)
     with ExitStack() as stack:
         stack.enter_context(kept_handlers())
         if place and "://" not in place:
@@ -73,6 +76,7 @@ def start(folder: str, *, has_dashboard: bool, memory: int | None = None) -> Non
     The variables that name its token are set already; see `RayToken`.
     """
     CURRENT.renew()
+    forks.on_fork(_let_go)
     _forget_token()
     with kept_handlers(), _embedded(has_dashboard=has_dashboard):
         ray.init(
@@ -116,6 +120,32 @@ def disconnect() -> None:
     with kept_handlers():
         ray.shutdown()
     _forget_token()
+
+
+def _let_go() -> None:
+    """In a forked child: leave Ray to the parent.
+
+    At the child's exit Ray would wait for threads that it does not have, and end its parent's
+    processes.
+    """
+    from ray._private import state, worker
+
+    atexit.unregister(worker.shutdown)
+    held: Any = worker.global_worker
+    node = getattr(worker, "_global_node", None)
+    for holder in (held, node, state.state):
+        for one in getattr(holder, "__dict__", {}).values():
+            if type(one).__module__ == raylet.__name__:
+                # Never freed: its destructor would reach for threads that are not there.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+    if node is not None:
+        worker._global_node = None
+    # Handles that are collected then send nothing.
+    held.set_mode(None)
+    system = ctypes.CDLL(None)
+    if hasattr(system, "on_exit"):
+        # Python has ended by then; what Ray's library does at exit would crash or hang.
+        system.on_exit(system._exit, None)
 
 
 def _forget_token() -> None:

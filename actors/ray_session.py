@@ -7,17 +7,15 @@ embedded Ray of another process of the same machine instead, or a cluster.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..eventlog.errors import PlatformBusy
-from . import ray_connection
+from . import forks, ray_connection
 from .claims import Claim, NumberedClaim, started
 from .embedded import RayThread
 from .ray_token import RayToken
-from .reaper import GUESTS
+from .runtime_folder import note_guest
 
 
 class RaySession:
@@ -35,7 +33,7 @@ class RaySession:
         """Whether another process's embedded Ray was joined: it ends with that one."""
         self.is_lost = False
         """Whether Ray has ended under it."""
-        self.pid = os.getpid()
+        self.origin = forks.Origin()
         self._users = 0
         self._platforms: dict[tuple[str, str], int] = {}
         self.claims: dict[tuple[str, str], NumberedClaim] = {}
@@ -55,12 +53,7 @@ class RaySession:
         current = cls._current
         if current is None:
             return None
-        if current.pid != os.getpid():
-            raise PlatformBusy(
-                f"this process was forked from process {current.pid}, which is connected, and "
-                "cannot use its connection: connect after the fork, or start the process afresh "
-                '(multiprocessing: the method "spawn")'
-            )
+        current.origin.check()
         return current if not current.is_lost and ray_connection.is_connected() else None
 
     @classmethod
@@ -164,10 +157,12 @@ class RaySession:
         if self._platforms[platform]:
             return False
         del self._platforms[platform]
-        return self.is_embedded and not self.is_lost
+        return self.is_embedded and not self.is_lost and self.origin.is_here
 
     async def end(self) -> None:
         """One user less; the last one disconnects, if it was us who connected."""
+        if not self.origin.is_here:
+            return  # the parent's threads hold it
         self._users -= 1
         if not self._users and self._ray is not None:
             if RaySession._current is self:
@@ -189,15 +184,17 @@ class Guest:
     def __init__(self, claim: Claim) -> None:
         self._claim = claim
         self._token: RayToken | None = None
+        self._note_child: Callable[[], None] | None = None
 
     def join(self, _folder: str | None) -> None:
         """Connect. Its reaper is told first, so that it spares this process."""
         claim = self._claim
         assert claim.address is not None
         if claim.folder is not None:
-            guests = Path(claim.folder) / GUESTS
-            guests.mkdir(exist_ok=True)
-            (guests / str(os.getpid())).touch()
+            note_guest(claim.folder)
+            # A child has the cluster's logs open as its parent has.
+            self._note_child = partial(note_guest, claim.folder)
+            forks.on_fork(self._note_child)
         if claim.token_file is not None:
             self._token = RayToken(Path(claim.token_file), is_new=False)
             self._token.enter()
@@ -208,4 +205,6 @@ class Guest:
         # Ray has the token in memory until it has disconnected; then it looks at the environment.
         if self._token is not None:
             self._token.leave()
+        if self._note_child is not None:
+            forks.no_longer(self._note_child)
         ray_connection.disconnect()

@@ -18,6 +18,7 @@ from ..loaders.code_keys import CodeKeys
 from ..loaders.worker import WorkerRef
 from .codes import Bundles, HandedCode, Resolved
 from .dispatches import Asked
+from .forks import Origin
 from .peers import Lost, Peer
 
 _HANDED_WITHIN_S = 0.5
@@ -34,6 +35,7 @@ class Persistent:
 
     def __init__(self, name: str, find: Callable[[], Awaitable[Peer]], *, timeout_s: float) -> None:
         self.name = name
+        self._origin = Origin()
         self._find = find
         self._timeout_s = timeout_s
         self._peer: Peer | None = None
@@ -41,8 +43,10 @@ class Persistent:
     async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
         """As Peer.call; raises Unavailable instead of Lost. `timeout_s` bounds one try.
 
-        Without it a call may take as long as the peer shows that it lives.
+        Without it a call may take as long as the peer shows that it lives. Raises
+        PlatformBusy in a forked child.
         """
+        self._origin.check()
         silent_since = time.monotonic()
         tries = 0
         while True:

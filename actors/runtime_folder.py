@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import reaper
+from . import forks, reaper
 
 # Below the temporary folder come `/dw-XXXXXXXX/ray/session_<26>_<pid>/sockets/plasma_store`, and
 # the name of a socket may have no more than 107 characters.
@@ -51,6 +51,7 @@ class RuntimeFolder:
             pass_fds=[self._lock],
         )
         self._reaper.wait()  # it goes on as nobody's child
+        forks.on_fork(self._let_go)
 
     @property
     def ray(self) -> str:
@@ -66,10 +67,31 @@ class RuntimeFolder:
         """End what is left of the cluster and remove the folder; waits for it, within limits."""
         assert self._reaper.stdin is not None
         assert self._reaper.stdout is not None
+        forks.no_longer(self._let_go)
         self._reaper.stdin.close()
         select.select([self._reaper.stdout], [], [], _REAPER_S)
         self._reaper.stdout.close()
         os.close(self._lock)
+
+    def _let_go(self) -> None:
+        """In a forked child: the reaper waits for the parent's end, not for the child's."""
+        assert self._reaper.stdin is not None
+        assert self._reaper.stdout is not None
+        self._reaper.stdin.close()
+        self._reaper.stdout.close()
+        os.close(self._lock)
+        # The child has the logs of the cluster open, and is not of it.
+        note_guest(str(self.path))
+
+
+def note_guest(folder: str) -> None:
+    """Tell the folder's reaper to spare this process."""
+    guests = Path(folder) / reaper.GUESTS
+    try:
+        guests.mkdir(exist_ok=True)
+        (guests / str(os.getpid())).touch()
+    except FileNotFoundError:
+        pass  # the folder has gone, and its reaper
 
 
 def _locked(folder: Path) -> int:

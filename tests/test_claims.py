@@ -170,7 +170,7 @@ def test_a_forked_child_of_a_connected_process_is_refused_in_a_sentence(
     from dynamic_workflows.actors.ray_session import RaySession
 
     session = RaySession(is_elsewhere=False, is_embedded=True)
-    session.pid = os.getppid()  # as the child finds what its parent has begun
+    session.origin.pid = os.getppid()  # as the child finds what its parent has begun
     monkeypatch.setattr(RaySession, "_current", session)
     with pytest.raises(
         dw.PlatformBusy, match=f"forked from process {os.getppid()}.*after the fork"
