@@ -48,10 +48,11 @@ _WATCH_S = 1.0
 class RayPeer:
     """An actor as a peer."""
 
-    def __init__(self, name: str, handle: Any) -> None:
+    def __init__(self, name: str, handle: Any, *, connection: int | None = None) -> None:
+        """`connection`: the number of the one that the handle is of; None: the present one."""
         self.name = name
         self.handle = handle
-        self._connection = CURRENT.number
+        self._connection = CURRENT.number if connection is None else connection
 
     def __reduce__(self) -> Any:
         return RayPeer, (self.name, self.handle)
@@ -60,8 +61,13 @@ class RayPeer:
         """Call a method of the actor's plain class; raises what it raised, or Lost."""
         if self._connection != CURRENT.number:
             raise Lost(f"{self.name}: the Ray that it was in has ended")
+        packed = pack_call(args)
         try:
-            outcome = self.handle.rpc.remote(op, pack_call(args))
+            outcome = self.handle.rpc.remote(op, packed)
+        except Exception as error:
+            # Nothing was sent: Ray knows no such actor, or has just been shut down.
+            raise Lost(f"{self.name}: {error}") from error
+        try:
             return unpack_outcome(await CURRENT.outcome(_arrival(outcome), timeout_s))
         except TimeoutError as error:
             if timeout_s is None:
@@ -356,8 +362,9 @@ def find_actor(name: str, namespace: str) -> RayPeer | None:
     """An actor by name, if it exists; Lost while there is no connection."""
     if not ray.is_initialized():
         raise Lost("there is no connection to Ray")  # it would start one of its own
+    number = CURRENT.number
     try:
-        return RayPeer(name, ray.get_actor(name, namespace=namespace))
+        return RayPeer(name, ray.get_actor(name, namespace=namespace), connection=number)
     except ValueError:
         return None
 
@@ -373,6 +380,8 @@ async def in_thread(work: Callable[..., T], *args: Any) -> T:
         return await CURRENT.outcome(asyncio.to_thread(work, *args), _CONTROL_S)
     except TimeoutError as error:
         raise Lost(f"Ray's control service did not answer in {_CONTROL_S:g} s") from error
+    except ray.exceptions.RayError as error:
+        raise Lost(f"Ray does not answer: {error}") from error
 
 
 def finder(setup: Setup, role: str) -> Callable[[], Awaitable[Peer]]:

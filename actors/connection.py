@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from ..eventlog.errors import WorkflowsError
 from .peers import Lost
 
 T = TypeVar("T")
@@ -34,6 +35,13 @@ class Connection:
         except asyncio.CancelledError:
             if number != self.number and call.cancelled():
                 raise Lost("the connection to Ray has ended") from None
+            raise
+        except (Lost, WorkflowsError, TimeoutError):
+            raise
+        except Exception as error:
+            # Ray says many things when it is shut down under a call; all of them mean this.
+            if number != self.number:
+                raise Lost(f"the connection to Ray has ended: {error}") from error
             raise
         finally:
             self._calls.discard(call)

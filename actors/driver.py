@@ -420,7 +420,7 @@ class Cluster:
                     self._break(error)
                     return
                 except WorkflowsError as error:
-                    if tries == len(_AGAIN_S):
+                    if tries == len(_AGAIN_S) or self._is_closed:
                         self._break(error)
                         return
                 await asyncio.sleep(_AGAIN_S[tries])
@@ -514,6 +514,9 @@ class Cluster:
         if not self._origin.is_here:
             return
         self._clients.close()
+        if self._entering is not None:
+            # A Ray that is being started cannot be taken back half-way: it is left afterwards.
+            await asyncio.wait({self._entering}, timeout=_START_S)
         if self._entering is not None:
             self._entering.cancel()
             await asyncio.gather(self._entering, return_exceptions=True)

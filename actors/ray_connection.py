@@ -45,6 +45,7 @@ def join(address: str) -> None:
     """
     place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     CURRENT.renew()
+    _start_nothing_unasked()
     forks.on_fork(_let_go)
     with ExitStack() as stack:
         stack.enter_context(kept_handlers())
@@ -56,6 +57,18 @@ def join(address: str) -> None:
                 # does not listen.
                 stack.enter_context(_replaced(ray_constants, "ENABLE_RAY_CLUSTER", False))
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _start_nothing_unasked() -> None:
+    """From here on Ray's functions start no Ray by themselves in this process.
+
+    A call that meets the end of a connection would else start another Ray, with a dashboard, and
+    open to everybody who may reach this machine.
+    """
+    from ray._private import auto_init_hook
+
+    if hasattr(auto_init_hook, "enable_auto_connect"):
+        auto_init_hook.enable_auto_connect = False
 
 
 def _headers() -> list[tuple[str, str]]:
@@ -76,6 +89,7 @@ def start(folder: str, *, has_dashboard: bool, memory: int | None = None) -> Non
     The variables that name its token are set already; see `RayToken`.
     """
     CURRENT.renew()
+    _start_nothing_unasked()
     forks.on_fork(_let_go)
     _forget_token()
     with kept_handlers(), _embedded(has_dashboard=has_dashboard):
