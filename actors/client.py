@@ -28,7 +28,7 @@ from ..eventlog.errors import (
 from ..eventlog.marks import mark
 from .forks import Origin
 from .peers import Lost, Peer
-from .slot import LONG_OPS, Moved
+from .serving import LONG_OPS, Moved
 
 Resolve: TypeAlias = Callable[[str, str | None], Awaitable[Peer]]
 """(tenant id, name of the peer that did not serve it any more, or None) -> where the tenant is."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import msgspec
 
 from ..eventlog.errors import LimitExceededError
-from ..eventlog.events import Row
-from ..eventlog.history_pages import history_page, row_bytes
+from ..eventlog.events import Row, row_bytes
+from ..eventlog.history_pages import history_page
 from ..eventlog.log import EventLog
 from .core import TenantCore
 from .decisions import Key

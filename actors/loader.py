@@ -26,7 +26,7 @@ from .errands import Errands, seen
 from .peers import Lost, Peer
 from .pool import Launcher, Pool
 from .room import Place, Room
-from .slot import Moved
+from .serving import Moved
 from .timer import WakeAnswer
 from .timer_index import Journal
 

@@ -34,10 +34,9 @@ from ..eventlog.marks import mark
 from .errands import seen
 from .listing import Listing
 from .peers import Lost, Peer, portable
+from .serving import LONG_OPS, Moved
 from .slot_state import SlotState, after
 
-LONG_OPS = frozenset({"result", "events", "invoke"})
-"""Operations that may take as long as they like."""
 GRACE_S = 0.02
 """How long a message waits for its slower calls before the quicker ones are answered."""
 SESSION_KEPT_S = 120.0
@@ -50,12 +49,6 @@ SLEEP_COSTS_MAX_S = 60.0
 """A sleep that is longer than this is worth a process, however slow the machine is."""
 _LOOK_S = 1.0
 _logger = logging.getLogger("dynamic_workflows.slot")
-
-
-class Moved(WorkflowsError):
-    """The tenant is not served here (any more): ask the loader again."""
-
-    default_code = "tenant.moved"
 
 
 class Resident(Protocol):

@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from ..eventlog.clock import US
-from ..eventlog.events import TERMINAL_TYPES, Row, unfold
-from ..eventlog.history_pages import row_bytes
+from ..eventlog.events import TERMINAL_TYPES, Row, row_bytes, unfold
 from .decisions import Key
 
 FEED_BYTES_MAX = 256 * 1024

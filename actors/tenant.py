@@ -15,9 +15,8 @@ from typing import Any
 from ..eventlog import marks
 from ..eventlog.clock import Clock, TimerHandle
 from ..eventlog.errors import WorkflowsError
-from ..eventlog.events import span
+from ..eventlog.events import row_bytes, span
 from ..eventlog.heap import give_back
-from ..eventlog.history_pages import row_bytes
 from ..eventlog.ids import Ids
 from ..eventlog.log import EventLog
 from ..eventlog.marks import mark

@@ -118,6 +118,9 @@ INSTANCE_TYPES = frozenset(
     | {"event_received", "rollback_started", "rollback_completed", "rollback_errored"}
 )
 
+_ROW_BYTES = 300
+"""Bytes of a row in memory beside its payload, roughly."""
+
 
 class Row(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     """One row of a tenant's log. The log sets `seq` and `epoch`; the writer sets the rest."""
@@ -141,6 +144,11 @@ class Row(msgspec.Struct, array_like=True, kw_only=True, gc=False):
 def span(row: Row) -> int:
     """How many numbers the row takes: 2 when folded, else 1."""
     return 2 if row.attempt and row.type in FOLDED else 1
+
+
+def row_bytes(row: Row) -> int:
+    """Bytes that a row takes in memory, roughly; of a value in a blob only what lies in the row."""
+    return _ROW_BYTES + len(row.payload or b"")
 
 
 def unfold(row: Row) -> list[Row]:

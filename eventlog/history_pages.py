@@ -5,18 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from .events import Row, unfold
+from .events import Row, row_bytes, unfold
 
 if TYPE_CHECKING:
     from .log import EventLog
     from .tail import Tail
-
-_ROW_BYTES = 300
-
-
-def row_bytes(row: Row) -> int:
-    """Bytes that a row takes in memory, roughly; of a value in a blob only what lies in the row."""
-    return _ROW_BYTES + len(row.payload or b"")
 
 
 async def history_page(

@@ -22,8 +22,7 @@ from msgspec import convert, structs
 
 from .clock import to_datetime
 from .errors import Corrupt, InvalidError
-from .events import FOLDED, Row
-from .history_pages import row_bytes
+from .events import FOLDED, Row, row_bytes
 from .ids import Ids
 from .manifest import SCHEMA_VERSION, SegmentInfo
 from .store import Store, create_once

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -33,7 +33,6 @@ from ..eventlog.tagging import (
 )
 from ..eventlog.untagging import OBJECT, VALUE, split_mark, untag
 from .hints import Hint, hint_of_class
-from .modules import Modules
 from .objects import Form, form_of
 
 _Path: TypeAlias = "tuple[_Path, Any] | None"
@@ -41,10 +40,23 @@ _Path: TypeAlias = "tuple[_Path, Any] | None"
 _to_json = msgspec.json.Encoder().encode
 
 
+class BundleClasses(Protocol):
+    """Where the classes of a bundle are found: its modules."""
+
+    def module_of(self, kind: type) -> str:
+        """The plain name of the module that a class comes from."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a module of the bundle holds under a dotted name, or None."""
+
+    def grants(self, module: str) -> bool:
+        """Whether what that module defines, which is none of its own, is there for the bundle."""
+
+
 class ClassNames:
     """The names that classes have in texts: the module, as the bundle knows it, and their own."""
 
-    def __init__(self, modules: Modules | None = None) -> None:
+    def __init__(self, modules: BundleClasses | None = None) -> None:
         self._modules = modules
 
     def name_of(self, kind: type[Any]) -> str:

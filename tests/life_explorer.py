@@ -20,7 +20,8 @@ from explorer import StepLoop
 
 from dynamic_workflows.actors.loader import Loader
 from dynamic_workflows.actors.peers import Lost, Peer
-from dynamic_workflows.actors.slot import Moved, Slot
+from dynamic_workflows.actors.serving import Moved
+from dynamic_workflows.actors.slot import Slot
 from dynamic_workflows.actors.slot_state import SlotState
 from dynamic_workflows.actors.timer import Timer
 from dynamic_workflows.actors.timer_index import TimerIndex

@@ -12,7 +12,8 @@ from dynamic_workflows.actors import adoption, pool
 from dynamic_workflows.actors import loader as loader_module
 from dynamic_workflows.actors.loader import STARTS_AT_ONCE_MAX
 from dynamic_workflows.actors.remote import Persistent
-from dynamic_workflows.actors.slot import Moved, Slot
+from dynamic_workflows.actors.serving import Moved
+from dynamic_workflows.actors.slot import Slot
 from dynamic_workflows.actors.spares import Spares
 from dynamic_workflows.eventlog.clock import US
 from dynamic_workflows.eventlog.errors import Corrupt, PlatformClosed, Unavailable
