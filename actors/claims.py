@@ -25,9 +25,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..eventlog.clock import US, Clock, SystemClock, to_datetime
-from ..eventlog.errors import PlatformBusy, Unavailable
-from ..eventlog.store import AlreadyExists, NotFound, Store, create_once
+from dynamic_workflows.eventlog.clock import US, Clock, SystemClock, to_datetime
+from dynamic_workflows.eventlog.errors import PlatformBusy, Unavailable
+from dynamic_workflows.eventlog.store.base import AlreadyExists, NotFound, Store, create_once
 
 PREFIX = "platform/"
 BEAT_S = 30.0

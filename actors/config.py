@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from ..eventlog.query_limits import SQL_BYTES_MAX
-from ..loaders import durations, users
-from ..loaders.code_keys import CodeKeys, checked_keys
-from ..loaders.isolate import Limits
-from .decisions import CoreConfig
+from dynamic_workflows.eventlog.query.limits import SQL_BYTES_MAX
+from dynamic_workflows.loaders.bundles.code_keys import CodeKeys, checked_keys
+from dynamic_workflows.loaders.isolates.interface import Limits
+from dynamic_workflows.loaders.sandbox import isolate_uids
+from dynamic_workflows.loaders.sdk import durations
+
+from .instances.decisions import CoreConfig
 
 MIB = 1024 * 1024
 
@@ -188,7 +190,7 @@ class PlatformConfig(BaseModel):
     """Seconds without an instance or a call after which an isolate is closed."""
     warm_isolates: int = Field(default=1, ge=0)
     """Blank isolates that a tenant actor keeps ready."""
-    isolate_uids_first: int = Field(default=users.FIRST, ge=0, le=users.FIRST_MAX)
+    isolate_uids_first: int = Field(default=isolate_uids.FIRST, ge=0, le=isolate_uids.FIRST_MAX)
     """Where the platform is root, each isolate becomes a user of its own: this number plus that of
     its process. So 4,194,304 of them, which must be nobody else's; 0: all become 65534."""
     threads: bool = False

@@ -22,9 +22,9 @@ import measure
 from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SystemIds
-from dynamic_workflows.eventlog.log import EventLog, LogConfig
-from dynamic_workflows.eventlog.recovery import read_tail
-from dynamic_workflows.eventlog.store_local import LocalStore
+from dynamic_workflows.eventlog.log.event_log import EventLog, LogConfig
+from dynamic_workflows.eventlog.store.local import LocalStore
+from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 APPENDERS = (1, 10, 100, 1000)
 SECONDS = 2.0

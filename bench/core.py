@@ -14,11 +14,11 @@ from pathlib import Path
 
 import measure
 
-from dynamic_workflows.actors.core import TenantCore
-from dynamic_workflows.actors.decisions import CoreConfig, CreateItem
+from dynamic_workflows.actors.core.tenant_core import TenantCore
+from dynamic_workflows.actors.instances.decisions import CoreConfig, CreateItem
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.loaders.wire import Done, End, Idle, Sleep, Step
+from dynamic_workflows.loaders.protocol.messages import Done, End, Idle, Sleep, StepRequest
 
 CONFIG = b'{"retries":{"limit":5,"delay_ms":10000,"backoff":"exponential"},"timeout_ms":600000}'
 VALUE = b'{"ok":true,"n":1}'
@@ -63,7 +63,7 @@ def figures() -> Figures:
 
     messages = [
         [
-            (Step(n, f"step {n}", 1, bytes(CONFIG), "index.py:12"), Done(n, 1, VALUE))
+            (StepRequest(n, f"step {n}", 1, bytes(CONFIG), "index.py:12"), Done(n, 1, VALUE))
             for n in range(1, STEPS + 1)
         ]
         for _ in lives

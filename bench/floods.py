@@ -19,7 +19,7 @@ import measure
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from isolates import RESULT, isolates, start
 
-from dynamic_workflows.loaders.isolate import Limits
+from dynamic_workflows.loaders.isolates.interface import Limits
 
 ONE_TURN = """
 import os
@@ -29,7 +29,7 @@ while left > 0:
 """
 FOR_SECONDS = """
 import asyncio, os, time
-from dynamic_workflows.loaders.wire import Log, pack
+from dynamic_workflows.loaders.protocol.messages import Log, pack
 record = pack(Log("info", "x"))
 async def main():
     end = time.monotonic() + 5

@@ -16,9 +16,9 @@ from typing import Any
 
 from measure import Run, arguments, main
 
-from dynamic_workflows.loaders import wire
-from dynamic_workflows.loaders.guest import Guest
-from dynamic_workflows.loaders.wire import Frame, Known, pack
+from dynamic_workflows.loaders.guest.guest import Guest
+from dynamic_workflows.loaders.protocol import messages
+from dynamic_workflows.loaders.protocol.messages import Frame, RecordedStep, pack
 
 CODE = b"""
 import asyncio
@@ -62,16 +62,18 @@ class Supervisor:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.guest = Guest(self._take, loop=self.loop, is_alone=False, prefix=f"bench_{id(self)}")
-        self.guest.receive([pack(wire.Load("index.py", [wire.Module("index.py", "py", CODE)], []))])
+        self.guest.receive(
+            [pack(messages.Load("index.py", [messages.Module("index.py", "py", CODE)], []))]
+        )
         self.remembered = 0
-        self.history: dict[int, Known] = {}
+        self.history: dict[int, RecordedStep] = {}
         self.spent_s = 0.0
         self._tokens: dict[int, int] = {}
         self._moment = 0
         self._open: set[int] = set()
         self._ended = self.loop.create_future()
 
-    async def play(self, runs: dict[int, wire.Run]) -> float:
+    async def play(self, runs: dict[int, messages.Run]) -> float:
         """Run lifetimes to their ends; the CPU seconds, those of this class taken off."""
         self._open, self._ended = set(runs), self.loop.create_future()
         self.spent_s = 0.0
@@ -85,13 +87,13 @@ class Supervisor:
         start = time.process_time()
         answers = []
         for kind, life, body in frames:
-            message: Any = wire.unpack_from_guest(kind, body)
-            if type(message) is wire.Step:
-                answers.append(pack(wire.Go(message.token, 1), life=life))
-            if type(message) is wire.End:
+            message: Any = messages.unpack_from_guest(kind, body)
+            if type(message) is messages.StepRequest:
+                answers.append(pack(messages.Go(message.token, 1), life=life))
+            if type(message) is messages.End:
                 assert message.error is None, message.error
                 self._open.discard(life)
-            assert type(message) is not wire.Mismatch, message
+            assert type(message) is not messages.Mismatch, message
             if life == self.remembered:
                 self._remember(message)
         if answers:
@@ -102,18 +104,18 @@ class Supervisor:
 
     def _remember(self, message: Any) -> None:
         self._moment += 1
-        if type(message) is wire.Step:
+        if type(message) is messages.StepRequest:
             self._tokens[message.token] = message.count
-            self.history[message.count] = Known(
+            self.history[message.count] = RecordedStep(
                 "do", "one", message.count, 0, None, None, message.at, self._moment
             )
-        elif type(message) is wire.Done:
+        elif type(message) is messages.Done:
             known = self.history[self._tokens[message.token]]
             known.outcome, known.value, known.ended = 1, message.value, self._moment
 
 
-def started(workflow: str, steps: int, history: list[Known]) -> wire.Run:
-    return wire.Run(workflow, "one", b"%d" % steps, 0, history, 1_000_000)
+def started(workflow: str, steps: int, history: list[RecordedStep]) -> messages.Run:
+    return messages.Run(workflow, "one", b"%d" % steps, 0, history, 1_000_000)
 
 
 @contextlib.asynccontextmanager

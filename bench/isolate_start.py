@@ -22,10 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dynamic_workflows.loaders.isolate import Exit, Isolation, Limits  # noqa: E402
-from dynamic_workflows.loaders.process import ProcessIsolates  # noqa: E402
-from dynamic_workflows.loaders.ward import ProcessIsolate  # noqa: E402
-from dynamic_workflows.loaders.wire import Load, Module, Run, Step, pack  # noqa: E402
+from dynamic_workflows.loaders.isolates.interface import Exit, Isolation, Limits  # noqa: E402
+from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates  # noqa: E402
+from dynamic_workflows.loaders.isolates.isolate_process import ProcessIsolate  # noqa: E402
+from dynamic_workflows.loaders.protocol.messages import Load, Module, Run, StepRequest, pack  # noqa: E402
 
 QUESTION = "Isolates: start to first step, memory, end"
 ORDINARY = 64_992
@@ -39,7 +39,7 @@ class TenantWorkflow(WorkflowEntrypoint):
 """
 LOAD = pack(Load("index.py", [Module("index.py", "py", CODE)], []))
 RUN = pack(Run("TenantWorkflow", "one", b"null", 0, []), life=1)
-STEP = pack(Step(0, "", 0, b""))[0]
+STEP = pack(StepRequest(0, "", 0, b""))[0]
 SPIN = pack(Load("index.py", [Module("index.py", "py", b"import time\nwhile True: pass")], []))
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.codes import Codes
-from dynamic_workflows.actors.isolates import isolates_of
-from dynamic_workflows.actors.opening import open_tenant
-from dynamic_workflows.actors.tenant import Tenant
+from dynamic_workflows.actors.code.code_resolver import Codes
+from dynamic_workflows.actors.placement.isolate_setup import isolates_of
+from dynamic_workflows.actors.tenant.open_tenant import open_tenant
+from dynamic_workflows.actors.tenant.tenant import TenantSupervisor
 from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.ids import SystemIds
-from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.store.base import open_store
 
 CODE = """
 import asyncio
@@ -59,7 +59,7 @@ def memory(name: str) -> int:
 class Filler:
     """One tenant, and the things that it is filled with."""
 
-    def __init__(self, tenant: Tenant, share: float) -> None:
+    def __init__(self, tenant: TenantSupervisor, share: float) -> None:
         self.tenant = tenant
         self.config = tenant.config
         self.share = share
@@ -80,12 +80,12 @@ class Filler:
         return max(1, round(most * self.share))
 
     async def create(self, params: dict[str, Any], n: int, prefix: str) -> list[str]:
-        from dynamic_workflows.eventlog import codec
+        from dynamic_workflows.eventlog.codec import values
 
         made: list[str] = []
         for start in range(0, n, 10_000):
             items = [
-                {"id": f"{prefix}{at:06d}".ljust(100, "x"), "params": codec.encode(params)}
+                {"id": f"{prefix}{at:06d}".ljust(100, "x"), "params": values.encode(params)}
                 for at in range(start, min(start + 10_000, n))
             ]
             args = {"workflow": "TenantWorkflow", "items": items, "strict": True}
@@ -169,7 +169,7 @@ async def main(share: float) -> None:
         codes = Codes(store, clock=clock, ttl_s=60, load=lambda tenant_id: code)
         isolates = isolates_of(SETTINGS)
 
-        async def opened() -> Tenant:
+        async def opened() -> TenantSupervisor:
             return await open_tenant(
                 "acme", store=store, isolates=isolates, codes=codes, clock=clock,
                 ids=SystemIds(), config=SETTINGS,

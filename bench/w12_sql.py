@@ -29,21 +29,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dynamic_workflows.eventlog import segment
 from dynamic_workflows.eventlog.clock import SystemClock
-from dynamic_workflows.eventlog.compaction import Change, apply
-from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds, SystemIds
-from dynamic_workflows.eventlog.log import EventLog, LogConfig
+from dynamic_workflows.eventlog.log.event_log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import (
     Manifest,
     encode_manifest,
     manifest_key,
     tenant_stream,
 )
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.segments import segment
+from dynamic_workflows.eventlog.segments.compaction import SegmentSwap, apply
+from dynamic_workflows.eventlog.segments.policy import CompactionConfig
+from dynamic_workflows.eventlog.store.base import open_store
 
 START_US = 1_767_225_600_000_000
 DAY_US = 86_400_000_000
@@ -139,7 +139,7 @@ async def make_log(root: Path, *, events: int, tenants: int) -> Made:
             sealed = segment.seal(table, seq_min=first, seq_max=last, now_us=START_US)
             made.seal_s += time.perf_counter() - begun
             info = await segment.store_segment(store, manifest.stream, sealed, ids=ids)
-            change = Change(added=(info,), sealed_seq=last)
+            change = SegmentSwap(added=(info,), sealed_seq=last)
             manifest = apply(manifest, change, now_us=START_US)
             left -= instances
             made.rows += info.rows
@@ -227,7 +227,7 @@ def report(name: str, taken: list[float]) -> None:
 
 async def measure_history(root: Path, made: Made) -> None:
     """As a tenant's actor reads it."""
-    from dynamic_workflows.eventlog.recovery import newest_manifest
+    from dynamic_workflows.eventlog.wal.recovery import newest_manifest
 
     store = open_store(root)
     taken = []
@@ -319,7 +319,7 @@ async def measure_owner(root: Path) -> None:
 def querying(root: Path) -> Iterator[None]:
     """SQL without pause in another thread, in a process of its own niceness."""
     code = (
-        "import sys\nfrom dynamic_workflows.eventlog.query import Reader\n"
+        "import sys\nfrom dynamic_workflows.eventlog.query.reader import Reader\n"
         "reader = Reader(sys.argv[1])\n"
         f"while True: reader.query({QUERIES['events by type']!r})\n"
     )

@@ -23,7 +23,7 @@ from pathlib import Path
 from measure import Run, arguments, cluster, main, percentile, say
 
 import dynamic_workflows as dw
-from dynamic_workflows.eventlog import marks
+from dynamic_workflows.eventlog import tracing
 
 CODE = """
 from dynamic_workflows import WorkflowEntrypoint
@@ -62,9 +62,9 @@ async def one_tenant(platform: dw.Platform, tenant: str) -> Span:
     """A tenant never seen before, from `create` to its first result."""
     start = time.perf_counter_ns()
     instance = await platform.tenant(tenant).workflows.create()
-    marks.mark("driver: has the instance")
+    tracing.mark("driver: has the instance")
     result = await instance.result(timeout=600)
-    marks.mark("driver: has the result")
+    tracing.mark("driver: has the result")
     assert result == {"ok": True, "tenant": tenant}
     return start, time.perf_counter_ns()
 
@@ -118,9 +118,9 @@ def say_timeline(kind: str, folder: Path, spans: Sequence[Span]) -> None:
 def marked() -> Iterator[Path]:
     """A folder where every process that starts from here on writes its marks."""
     with tempfile.TemporaryDirectory() as folder:
-        marks.begin(folder)
+        tracing.begin(folder)
         yield Path(folder)
-        marks.end()
+        tracing.end()
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .eventlog import tenant_engine as _tenant_engine
+from .eventlog.query import tenant_engine as _tenant_engine
 
 if TYPE_CHECKING:
     from .actors.config import PlatformConfig as PlatformConfig
@@ -31,38 +31,38 @@ if TYPE_CHECKING:
     from .eventlog.errors import WorkflowFailedError as WorkflowFailedError
     from .eventlog.errors import WorkflowsError as WorkflowsError
     from .eventlog.errors import WorkflowTerminatedError as WorkflowTerminatedError
-    from .loaders.binding import WorkflowBinding as WorkflowBinding
-    from .loaders.binding import WorkflowInstance as WorkflowInstance
-    from .loaders.bindings_guest import fetch as fetch
-    from .loaders.bundle import WorkerCode as WorkerCode
-    from .loaders.config import StepConfig as StepConfig
-    from .loaders.entrypoints import EgressDeniedError as EgressDeniedError
-    from .loaders.entrypoints import NonRetryableDelayError as NonRetryableDelayError
-    from .loaders.entrypoints import NonRetryableError as NonRetryableError
-    from .loaders.entrypoints import StepError as StepError
-    from .loaders.entrypoints import WorkerEntrypoint as WorkerEntrypoint
-    from .loaders.entrypoints import WorkflowEntrypoint as WorkflowEntrypoint
-    from .loaders.entrypoints import WorkflowFatalError as WorkflowFatalError
-    from .loaders.entrypoints import WorkflowInternalError as WorkflowInternalError
-    from .loaders.entrypoints import WorkflowTimeoutError as WorkflowTimeoutError
-    from .loaders.gateway import AllowList as AllowList
-    from .loaders.http import Request as Request
-    from .loaders.http import Response as Response
-    from .loaders.records import Event as Event
-    from .loaders.records import Status as Status
-    from .loaders.service import App as App
-    from .loaders.service import DynamicWorkflowBinding as DynamicWorkflowBinding
-    from .loaders.service import Service as Service
-    from .loaders.service import (
+    from .loaders.bundles.bundle import WorkerCode as WorkerCode
+    from .loaders.bundles.sources import from_folder as from_folder
+    from .loaders.bundles.sources import from_git as from_git
+    from .loaders.bundles.sources import from_mapping as from_mapping
+    from .loaders.bundles.worker import WorkerLoader as WorkerLoader
+    from .loaders.bundles.worker import WorkerStub as WorkerStub
+    from .loaders.guest.env import fetch as fetch
+    from .loaders.sdk.binding import WorkflowBinding as WorkflowBinding
+    from .loaders.sdk.binding import WorkflowInstance as WorkflowInstance
+    from .loaders.sdk.egress import AllowList as AllowList
+    from .loaders.sdk.entrypoints import EgressDeniedError as EgressDeniedError
+    from .loaders.sdk.entrypoints import NonRetryableDelayError as NonRetryableDelayError
+    from .loaders.sdk.entrypoints import NonRetryableError as NonRetryableError
+    from .loaders.sdk.entrypoints import StepError as StepError
+    from .loaders.sdk.entrypoints import WorkerEntrypoint as WorkerEntrypoint
+    from .loaders.sdk.entrypoints import WorkflowEntrypoint as WorkflowEntrypoint
+    from .loaders.sdk.entrypoints import WorkflowFatalError as WorkflowFatalError
+    from .loaders.sdk.entrypoints import WorkflowInternalError as WorkflowInternalError
+    from .loaders.sdk.entrypoints import WorkflowTimeoutError as WorkflowTimeoutError
+    from .loaders.sdk.http import Request as Request
+    from .loaders.sdk.http import Response as Response
+    from .loaders.sdk.records import Event as Event
+    from .loaders.sdk.records import Status as Status
+    from .loaders.sdk.service import App as App
+    from .loaders.sdk.service import DynamicWorkflowBinding as DynamicWorkflowBinding
+    from .loaders.sdk.service import Service as Service
+    from .loaders.sdk.service import (
         create_dynamic_workflow_entrypoint as create_dynamic_workflow_entrypoint,
     )
-    from .loaders.service import dispatch_workflow as dispatch_workflow
-    from .loaders.service import wrap_workflow_binding as wrap_workflow_binding
-    from .loaders.sources import from_folder as from_folder
-    from .loaders.sources import from_git as from_git
-    from .loaders.sources import from_mapping as from_mapping
-    from .loaders.worker import WorkerLoader as WorkerLoader
-    from .loaders.worker import WorkerStub as WorkerStub
+    from .loaders.sdk.service import dispatch_workflow as dispatch_workflow
+    from .loaders.sdk.service import wrap_workflow_binding as wrap_workflow_binding
+    from .loaders.sdk.step_config import StepConfig as StepConfig
     from .platform import Platform as Platform
     from .platform import Tenant as Tenant
     from .platform import connect as connect
@@ -75,23 +75,23 @@ _HOMES = {
         SandboxUnavailable Unavailable UnserialisableValueError ValueTooLargeError
         WorkflowFailedError WorkflowTerminatedError WorkflowsError
     """,
-    "loaders.binding": "WorkflowBinding WorkflowInstance",
-    "loaders.bindings_guest": "fetch",
-    "loaders.bundle": "WorkerCode",
-    "loaders.config": "StepConfig",
-    "loaders.entrypoints": """
+    "loaders.sdk.binding": "WorkflowBinding WorkflowInstance",
+    "loaders.guest.env": "fetch",
+    "loaders.bundles.bundle": "WorkerCode",
+    "loaders.sdk.step_config": "StepConfig",
+    "loaders.sdk.entrypoints": """
         EgressDeniedError NonRetryableDelayError NonRetryableError StepError WorkerEntrypoint
         WorkflowEntrypoint WorkflowFatalError WorkflowInternalError WorkflowTimeoutError
     """,
-    "loaders.gateway": "AllowList",
-    "loaders.http": "Request Response",
-    "loaders.records": "Event Status",
-    "loaders.service": """
+    "loaders.sdk.egress": "AllowList",
+    "loaders.sdk.http": "Request Response",
+    "loaders.sdk.records": "Event Status",
+    "loaders.sdk.service": """
         App DynamicWorkflowBinding Service create_dynamic_workflow_entrypoint dispatch_workflow
         wrap_workflow_binding
     """,
-    "loaders.sources": "from_folder from_git from_mapping",
-    "loaders.worker": "WorkerLoader WorkerStub",
+    "loaders.bundles.sources": "from_folder from_git from_mapping",
+    "loaders.bundles.worker": "WorkerLoader WorkerStub",
     "platform": "Platform Tenant connect",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

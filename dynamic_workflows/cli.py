@@ -117,7 +117,7 @@ def sql(
     ] = "sandbox",
 ) -> None:
     """Ask the log a question in SQL: one SELECT. With --tenant, as that tenant may ask it."""
-    from .eventlog.output import FORMATS, render
+    from .eventlog.query.render import FORMATS, render
 
     chosen = next((one for one in FORMATS if one == format), None)
     if chosen is None:
@@ -143,7 +143,7 @@ def sql(
 
 def _shown(text: str) -> str:
     """A file or a pipe gets every byte; what goes to a terminal must not steer it."""
-    from .eventlog.plain import plain
+    from .eventlog.sanitize import plain
 
     return plain(text.replace("\r\n", "\n")) if sys.stdout.isatty() else text
 
@@ -158,7 +158,7 @@ def _query(
     is_trusted: bool = True,
     **limits: Any,
 ) -> Any:
-    from .eventlog.query import Reader
+    from .eventlog.query.reader import Reader
 
     _check_log(log, tenant)
     reader = Reader(log, tenant=tenant, is_trusted=is_trusted, **limits)
@@ -182,10 +182,10 @@ def _check_exists(log: str) -> None:
 
 def _check_log(log: str, tenant: str | None = None) -> None:
     """Raises `log.not_found` and `tenant.not_found`, where an empty answer would say nothing."""
-    from .actors.names import check_tenant_id
+    from .actors.instances.identifiers import check_tenant_id
     from .eventlog.manifest import manifest_prefix, tenant_stream
-    from .eventlog.places import root_of
-    from .eventlog.store import open_store
+    from .eventlog.store.base import open_store
+    from .eventlog.store.locations import root_of
 
     _check_exists(log)
     store = open_store(root_of(log))
@@ -216,8 +216,8 @@ def _no_log(problem: str) -> InvalidError:
 @cli.command()
 def verify(log: Log = DEFAULT_LOG) -> None:
     """Prove that the log is whole; the exit status is 1 when it is not, or when there is none."""
-    from .eventlog.verify import verify as verify_log
-    from .loaders.code_keys import check_stored
+    from .eventlog.log.verify import verify as verify_log
+    from .loaders.bundles.code_keys import check_stored
 
     _check_exists(log)
     report = verify_log(log, check_bundle=check_stored)
@@ -250,7 +250,7 @@ def ls(
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 25,
 ) -> None:
     """A tenant's instances, newest first."""
-    from .actors.names import check_statuses, check_workflow_name
+    from .actors.instances.identifiers import check_statuses, check_workflow_name
 
     check_statuses(status)
     if workflow is not None:
@@ -269,7 +269,7 @@ cli.command("list", hidden=True, help="As ls.")(ls)
 
 
 def _table(log: str, query: str, params: list[Any], **options: Any) -> None:
-    from .eventlog.output import render
+    from .eventlog.query.render import render
 
     typer.echo(render(_query(log, query, params, **options), "table"), nl=False)
 
@@ -319,7 +319,7 @@ def history(
     if as_json:
         _print(table.to_pylist())
         return
-    from .eventlog.output import render
+    from .eventlog.query.render import render
 
     typer.echo(render(table, "table"), nl=False)
 
@@ -340,10 +340,10 @@ def why(
     if live:
         _show_why(_live_why(tenant, id, workflow, log, address, namespace))
         return
-    from .actors.standing import standing
+    from .actors.diagnosis.stored_explanation import standing
     from .eventlog.clock import SystemClock
-    from .eventlog.places import root_of
-    from .eventlog.store import open_store
+    from .eventlog.store.base import open_store
+    from .eventlog.store.locations import root_of
 
     _check_log(log, tenant)
 
@@ -415,8 +415,8 @@ def _steer(
 async def _at_work(log: str) -> Any:
     """The claim of the platform that is at work on the log."""
     from .actors.claims import Claims
-    from .eventlog.places import root_of
-    from .eventlog.store import open_store
+    from .eventlog.store.base import open_store
+    from .eventlog.store.locations import root_of
 
     store = open_store(root_of(log))
     try:
@@ -499,7 +499,7 @@ def deploy(
 
 
 def _code_in(folder: Path, main_module: str, revision: str | None) -> Any:
-    from .loaders.sources import read_folder, read_revision
+    from .loaders.bundles.sources import read_folder, read_revision
 
     if revision is None:
         return read_folder(folder, main_module=main_module)

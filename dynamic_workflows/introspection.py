@@ -12,15 +12,15 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .eventlog import codec
+from .eventlog.codec import values
 from .eventlog.errors import InstanceError, InvalidError
-from .loaders import faults
-from .loaders.binding import STATUSES, WorkflowBinding, WorkflowInstance
+from .loaders.guest import exception_codec
+from .loaders.sdk.binding import STATUSES, WorkflowBinding, WorkflowInstance
 
 if TYPE_CHECKING:
-    from .actors.local import LocalCalls
-    from .actors.mocks import InstanceMocks
-    from .actors.tenant import Tenant
+    from .actors.core.mocks import InstanceMocks
+    from .actors.in_process.local_platform import LocalCalls
+    from .actors.tenant.tenant import TenantSupervisor
     from .eventlog.events import Row
 
 Named: TypeAlias = str | Mapping[str, Any]
@@ -69,7 +69,7 @@ class _Session:
             self._is_open = False
             self._calls.platform.sessions.discard((self._calls.tenant_id, *self._name))
 
-    async def _tenant(self) -> Tenant:
+    async def _tenant(self) -> TenantSupervisor:
         if not self._is_open:
             raise InvalidError("the session is over: enter `async with` again")
         return await self._calls.platform.tenant(self._calls.tenant_id)
@@ -87,13 +87,15 @@ class _Session:
 
     async def mock_step_result(self, step: Named, value: Any) -> None:
         """Do not run the step: this is its result."""
-        (await self._mocks()).mock_step_result(_named(step), codec.encode(value))
+        (await self._mocks()).mock_step_result(_named(step), values.encode(value))
 
     async def mock_step_error(
         self, step: Named, error: BaseException | str, times: int | None = None
     ) -> None:
         """Let the next `times` attempts (None: every one) fail with this error, or its text."""
-        wire = faults.to_wire(error if isinstance(error, BaseException) else Exception(error))
+        wire = exception_codec.to_wire(
+            error if isinstance(error, BaseException) else Exception(error)
+        )
         (await self._mocks()).mock_step_error(_named(step), wire, times)
 
     async def force_step_timeout(self, step: Named, times: int | None = None) -> None:
@@ -102,7 +104,7 @@ class _Session:
 
     async def mock_event(self, type: str, payload: Any = None) -> None:
         """Give the next wait for this type this event."""
-        (await self._mocks()).mock_event(type, codec.encode(payload))
+        (await self._mocks()).mock_event(type, values.encode(payload))
 
     async def force_event_timeout(self, step: Named) -> None:
         """Let this wait time out at once."""
@@ -146,7 +148,7 @@ class InstanceIntrospector(_Session):
     async def mock_event(self, type: str, payload: Any = None) -> None:
         """Give the wait for this type this event: the one that waits now, or the next one."""
         tenant = await self._tenant()
-        await tenant.mock_event(self._key, type, codec.encode(payload))
+        await tenant.mock_event(self._key, type, values.encode(payload))
 
     async def wait_for_status(self, status: str) -> None:
         """Wait until the instance has this status; InstanceError once it can no longer have it."""
@@ -328,10 +330,10 @@ def _named_list(steps: Iterable[Named] | None) -> list[tuple[str, int]] | None:
 
 def _answer(outcome: Row) -> Any:
     """The result of a step; raises what it failed with."""
-    from .actors.payloads import Completed, Errored, decode, wire_error
+    from .actors.instances.row_payloads import Completed, Errored, decode, wire_error
 
     body = decode(outcome)
     if isinstance(body, Completed):
-        return codec.decode(bytes(body.output))
+        return values.decode(bytes(body.output))
     assert isinstance(body, Errored), f"{outcome.type} is no outcome"
-    raise faults.from_wire(wire_error(body.error))
+    raise exception_codec.from_wire(wire_error(body.error))

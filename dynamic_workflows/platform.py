@@ -9,27 +9,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .actors.codes import dispatcher_env
+from .actors.code.code_resolver import dispatcher_env
 from .actors.config import PlatformConfig
-from .actors.names import check_tenant_id, check_workflow_name
+from .actors.instances.identifiers import check_tenant_id, check_workflow_name
 from .eventlog.errors import InvalidError, PlatformClosed, WorkflowsError
 from .eventlog.ids import Ids, SystemIds
-from .eventlog.places import root_of
-from .loaders import http
-from .loaders.binding import WorkflowBinding, seconds_of
-from .loaders.bundle import WorkerCode, bundle_of
-from .loaders.calls import Calls
-from .loaders.entrypoints import build
-from .loaders.records import Record, Why
-from .loaders.service import App
-from .loaders.worker import EntrypointStub, WorkerLoader, Workers
+from .eventlog.store.locations import root_of
+from .loaders.bundles.bundle import WorkerCode, bundle_of
+from .loaders.bundles.worker import EntrypointStub, WorkerLoader, Workers
+from .loaders.protocol.calls import Calls
+from .loaders.sdk import http
+from .loaders.sdk.binding import WorkflowBinding, seconds_of
+from .loaders.sdk.entrypoints import build
+from .loaders.sdk.records import Record, Why
+from .loaders.sdk.service import App
 from .readers import KeptReaders
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .eventlog.query import Reader
-    from .eventlog.store import Store
+    from .eventlog.query.reader import Reader
+    from .eventlog.store.base import Store
 
 
 class Backend(Protocol):
@@ -140,7 +140,7 @@ class Platform:
             return reader.query(sql, params, skip_damaged=skip_damaged)
 
     def _open_reader(self, tenant_id: str | None) -> Reader:
-        from .eventlog.query import Reader
+        from .eventlog.query.reader import Reader
 
         return Reader(
             self._log,
@@ -280,9 +280,9 @@ def connect(
     timeout_s = seconds_of(timeout)
 
     async def start() -> Backend:
-        from .actors.driver import Cluster
+        from .actors.cluster.driver import RayPlatform
 
-        return await Cluster.start(
+        return await RayPlatform.start(
             root,
             load=load,
             app=app,

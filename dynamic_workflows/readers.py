@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .eventlog.errors import PlatformClosed
 
 if TYPE_CHECKING:
-    from .eventlog.query import Reader
+    from .eventlog.query.reader import Reader
 
 
 class KeptReaders:

@@ -16,8 +16,8 @@ from .platform import Platform, _settings
 
 if TYPE_CHECKING:
     from .actors.config import PlatformConfig
-    from .actors.local import LocalPlatform, TestClock
-    from .loaders.service import App
+    from .actors.in_process.local_platform import LocalPlatform, TestClock
+    from .loaders.sdk.service import App
 
 __all__ = ["TestPlatform", "connect", "introspect_instance", "introspect_workflow"]
 
@@ -58,10 +58,10 @@ def connect(
 
     `start`: what time it is at first (an aware datetime); None: what time it is now.
     """
-    from .actors.local import LocalPlatform
+    from .actors.in_process.local_platform import LocalPlatform
     from .eventlog.clock import SystemClock, VirtualClock, from_datetime
     from .eventlog.ids import SeededIds
-    from .eventlog.store_memory import MemoryStore
+    from .eventlog.store.memory import MemoryStore
 
     settings = _settings("memory", load, app, config)
     store = MemoryStore()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .query import connect_duckdb
+    from .query.reader import connect_duckdb
 
 __all__ = ["connect_duckdb"]
 
@@ -13,7 +13,7 @@ __all__ = ["connect_duckdb"]
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: duckdb and pyarrow cost too much for whoever only appends.
     if name == "connect_duckdb":
-        from .query import connect_duckdb
+        from .query.reader import connect_duckdb
 
         return connect_duckdb
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from .plain import plain
+from .sanitize import plain
 
 
 class WorkflowsError(Exception):

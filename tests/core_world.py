@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from dynamic_workflows.actors.core import TenantCore
-from dynamic_workflows.actors.decisions import (
+from dynamic_workflows.actors.core.tenant_core import TenantCore
+from dynamic_workflows.actors.instances.decisions import (
     CoreConfig,
     CreateItem,
     Decision,
@@ -27,19 +27,19 @@ from dynamic_workflows.actors.decisions import (
 )
 from dynamic_workflows.eventlog.events import Row, unfold
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.loaders.wire import (
-    Answer,
+from dynamic_workflows.loaders.protocol.messages import (
+    AttemptFailed,
     Cancel,
     Done,
     End,
     Error,
-    Failed,
     Go,
     Idle,
     Mismatch,
     Run,
     Sleep,
-    Step,
+    StepOutcome,
+    StepRequest,
     Undo,
     Wait,
 )
@@ -163,7 +163,7 @@ class Guest:
                 self.running.append((message.token, message.attempt, ask))
                 if not self.world.slow:
                     self.finish_callback()
-            case Answer():
+            case StepOutcome():
                 ask, task = self._asks.pop(message.token)
                 self._resolve(task, message.value, message.error)
             case Cancel():
@@ -180,9 +180,9 @@ class Guest:
         try:
             value = ask.callback(attempt)
         except Fatal as error:
-            self._send(Failed(token, attempt, Error("Fatal", str(error), fatal=True)))
+            self._send(AttemptFailed(token, attempt, Error("Fatal", str(error), fatal=True)))
         except Exception as error:
-            self._send(Failed(token, attempt, Error(type(error).__name__, str(error))))
+            self._send(AttemptFailed(token, attempt, Error(type(error).__name__, str(error))))
         else:
             text = json.dumps(value).encode()
             self._send(Done(token, attempt, text))
@@ -197,10 +197,10 @@ class Guest:
             handler(message)
         except Fatal as error:
             failed = Error("RollbackMissing", str(error), fatal=True)
-            self._send(Failed(message.token, message.attempt, failed))
+            self._send(AttemptFailed(message.token, message.attempt, failed))
         except Exception as error:
             failed = Error(type(error).__name__, str(error))
-            self._send(Failed(message.token, message.attempt, failed))
+            self._send(AttemptFailed(message.token, message.attempt, failed))
         else:
             self._send(Done(message.token, message.attempt, b"null"))
 
@@ -297,7 +297,9 @@ class Guest:
 def _request(token: int, ask: Ask) -> msgspec.Struct:
     if ask.kind == "do":
         has_undo = ask.undo is not None
-        return Step(token, ask.name, ask.count, ask.config, "job.py:1", has_undo, ask.undo_config)
+        return StepRequest(
+            token, ask.name, ask.count, ask.config, "job.py:1", has_undo, ask.undo_config
+        )
     if ask.kind == "sleep":
         return Sleep(token, ask.name, ask.count, ask.ms)
     return Wait(token, ask.name, ask.count, ask.type, ask.ms)

@@ -23,21 +23,17 @@ from typing import Any, TypeVar
 import msgspec
 from simdisk import Medium, SimDisk, SimStore
 
-from dynamic_workflows.eventlog import (
-    compaction,
-    manifest,
-    segment,
-    upkeep,  # noqa: F401 - or logs would import it in a thread, which is nothing for a simulation
-)
+from dynamic_workflows.eventlog import manifest
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import Corrupt, Fenced, Unavailable, WorkflowsError
 from dynamic_workflows.eventlog.events import Row, span
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.log import EventLog, LogConfig
+from dynamic_workflows.eventlog.log.event_log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import SegmentInfo
-from dynamic_workflows.eventlog.recovery import read_tail
-from dynamic_workflows.eventlog.store import Entries, Store
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.segments import compaction, segment
+from dynamic_workflows.eventlog.store.base import Entries, Store
+from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 T = TypeVar("T")
 STREAM = "tenants/tenant=t"
@@ -250,7 +246,7 @@ class StepRunner:
 
 async def _seal_cheaply(
     store: Store, manifest: Any, rows: Any, *, seq_max: int, ids: Any, now_us: int, config: Any
-) -> compaction.Change:
+) -> compaction.SegmentSwap:
     """Segments in msgpack: schedules are about order, and Parquet would be most of their time."""
     key = f"{STREAM}/events/{ids.token()}.parquet"
     data = msgspec.msgpack.encode(list(rows))
@@ -260,7 +256,7 @@ async def _seal_cheaply(
     info = SegmentInfo(
         key=key, rows=count, bytes=len(data), sha256="", seq_min=first, seq_max=seq_max
     )
-    return compaction.Change(added=(info,), sealed_seq=seq_max)
+    return compaction.SegmentSwap(added=(info,), sealed_seq=seq_max)
 
 
 async def _read_cheaply(store: Store, segments: Any, *, after: int = 0) -> Any:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dynamic_workflows.eventlog.disk import Disk
 from dynamic_workflows.eventlog.errors import Unavailable
-from dynamic_workflows.eventlog.store import Entries, Store
+from dynamic_workflows.eventlog.store.base import Entries, Store
+from dynamic_workflows.eventlog.store.filesystem import Disk
 
 BEFORE = "error before the effect"
 AFTER = "error after the effect"

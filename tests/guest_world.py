@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from dynamic_workflows.eventlog import codec
-from dynamic_workflows.loaders import wire
-from dynamic_workflows.loaders.guest import Guest
-from dynamic_workflows.loaders.wire import Frame, Known, pack
+from dynamic_workflows.eventlog.codec import values
+from dynamic_workflows.loaders.guest.guest import Guest
+from dynamic_workflows.loaders.protocol import messages
+from dynamic_workflows.loaders.protocol.messages import Frame, RecordedStep, pack
 
 Key = tuple[str, str, int]
 
@@ -29,20 +29,20 @@ class World:
         self.frames: list[list[Frame]] = []
         self.log: list[tuple[int, Any]] = []
         """Every message of the guest, with its life."""
-        self.history: dict[Key, Known] = {}
+        self.history: dict[Key, RecordedStep] = {}
         self.attempts: dict[Key, int] = {}
         self.tokens: dict[int, Key] = {}
-        self.asked: dict[Key, wire.Step] = {}
+        self.asked: dict[Key, messages.StepRequest] = {}
         self.open: dict[Key, Any] = {}
         """Sleeps and waits that were asked for and are not over."""
         self.moment = 0
         self.life = 0
-        self.ended: wire.End | None = None
-        self.loaded: wire.Loaded | None = None
+        self.ended: messages.End | None = None
+        self.loaded: messages.CodeLoaded | None = None
         self.is_idle = False
         self.resumed: list[int] = []
         self.retries = retries
-        self.on_call: Callable[[wire.Call], wire.Reply] | None = None
+        self.on_call: Callable[[messages.CallRequest], messages.Reply] | None = None
         self.before_go: Callable[[Key, int], bool] = lambda key, attempt: True
         """False keeps the Go back: the attempt is recorded, and the life is cut off there."""
         self.sent: dict[int, int] = {}
@@ -71,11 +71,11 @@ class World:
         *,
         env: dict[str, Any] | None = None,
         **options: Any,
-    ) -> wire.Loaded:
+    ) -> messages.CodeLoaded:
         files = {"index.py": code} if isinstance(code, str) else code
         modules = [_module(path, data) for path, data in files.items()]
         entries = [_entry(name, value) for name, value in (env or {}).items()]
-        self.send(wire.Load("index.py", modules, entries, [], options))
+        self.send(messages.Load("index.py", modules, entries, [], options))
         await self.until(lambda: self.loaded is not None)
         assert self.loaded is not None
         return self.loaded
@@ -86,10 +86,10 @@ class World:
         self.answered.clear()
         self.open.clear()
         self.ended = None
-        run = wire.Run(
+        run = messages.Run(
             "Flow",
             "one",
-            codec.encode(params),
+            values.encode(params),
             1_767_225_600_000_000,
             list(self.history.values()),
             steps_max,
@@ -100,7 +100,7 @@ class World:
         return self.life
 
     def drop(self) -> None:
-        self.send(wire.Drop(), self.life)
+        self.send(messages.Drop(), self.life)
 
     def finish(
         self, what: str | Key, value: Any = None, *, error: BaseException | None = None
@@ -111,13 +111,13 @@ class World:
         if error is not None:
             wired = self.guest.to_wire(error)
             self._record(key, 2, None, wired)
-            self._answer(key, wire.Answer(token, None, wired))
+            self._answer(key, messages.StepOutcome(token, None, wired))
         else:
-            text = codec.encode(value)
+            text = values.encode(value)
             self._record(key, 1, text)
-            self._answer(key, wire.Answer(token, text))
+            self._answer(key, messages.StepOutcome(token, text))
 
-    def _answer(self, key: Key, answer: wire.Answer) -> None:
+    def _answer(self, key: Key, answer: messages.StepOutcome) -> None:
         self.answered.append(key)
         self.send(answer, self.life)
 
@@ -138,7 +138,7 @@ class World:
         assert self.ended is not None
         if self.ended.error is not None:
             raise self.guest.from_wire(self.ended.error)
-        return None if self.ended.value is None else codec.decode(self.ended.value)
+        return None if self.ended.value is None else values.decode(self.ended.value)
 
     async def run(self, code: str, **options: Any) -> Any:
         """Load, run once, and give the output."""
@@ -170,7 +170,7 @@ class World:
 
     @property
     def printed(self) -> list[str]:
-        return [message.text for _, message in self.log if type(message) is wire.Log]
+        return [message.text for _, message in self.log if type(message) is messages.Log]
 
     def close(self) -> None:
         self.guest.close()
@@ -180,7 +180,7 @@ class World:
     def _take(self, frames: list[Frame]) -> None:
         self.frames.append(frames)
         for kind, life, body in frames:
-            message: Any = wire.unpack_from_guest(kind, body)
+            message: Any = messages.unpack_from_guest(kind, body)
             self.log.append((life, message))
             if life in (0, self.life):
                 self._hear(life, message)
@@ -188,50 +188,52 @@ class World:
 
     def _hear(self, life: int, message: Any) -> None:
         match message:
-            case wire.Loaded():
+            case messages.CodeLoaded():
                 self.loaded = message
-            case wire.Step():
+            case messages.StepRequest():
                 self._step(message)
-            case wire.Sleep() | wire.Wait():
-                kind = "sleep" if isinstance(message, wire.Sleep) else "wait_for_event"
+            case messages.Sleep() | messages.Wait():
+                kind = "sleep" if isinstance(message, messages.Sleep) else "wait_for_event"
                 key = (kind, message.name, message.count)
                 self.tokens[message.token] = key
                 self.open[key] = message
                 self._begin(key, message.at)
-            case wire.Done():
+            case messages.Done():
                 key = self.tokens[message.token]
-                codec.check(message.value)
+                values.check(message.value)
                 self._record(key, 1, message.value)
                 self._overtake(key, message.heard)
-            case wire.Elapsed():
+            case messages.RunTimerFired():
                 key = ("timer", "", message.number)
                 self._begin(key, message.at)
                 self._record(key, 1, None)
                 self._overtake(key, message.heard)
-            case wire.Cancelled():
+            case messages.Cancelled():
                 self._cancelled(message)
-            case wire.Failed():
+            case messages.AttemptFailed():
                 self._failed(message)
-            case wire.End():
+            case messages.End():
                 self.ended = message
-            case wire.Idle():
+            case messages.Idle():
                 if message.seen == self.sent[life]:
                     self.is_idle = True
-            case wire.Call():
+            case messages.CallRequest():
                 if self.on_call is not None:
                     self.send(self.on_call(message), life)
 
     def _begin(self, key: Key, at: str | None) -> None:
         if key not in self.history:
             self.moment += 1
-            self.history[key] = Known(*key, 0, None, None, at, self.moment)
+            self.history[key] = RecordedStep(*key, 0, None, None, at, self.moment)
 
     def _record(
-        self, key: Key, outcome: int, value: bytes | None, error: wire.Error | None = None
+        self, key: Key, outcome: int, value: bytes | None, error: messages.Error | None = None
     ) -> None:
         begun = self.history[key]
         self.moment += 1
-        self.history[key] = Known(*key, outcome, value, error, begun.at, begun.started, self.moment)
+        self.history[key] = RecordedStep(
+            *key, outcome, value, error, begun.at, begun.started, self.moment
+        )
 
     def _overtake(self, key: Key, heard: int) -> None:
         """The guest sent this before it heard of the answers that were on their way to it."""
@@ -247,7 +249,7 @@ class World:
         for known, number in zip([self.history[key], *ends], numbers, strict=True):
             known.ended = number
 
-    def _cancelled(self, message: wire.Cancelled) -> None:
+    def _cancelled(self, message: messages.Cancelled) -> None:
         key = (message.kind, message.name, message.count)
         known = self.history.get(key)
         if known is None or known.outcome not in (0, 1) or (known.outcome and key[0] == "do"):
@@ -256,9 +258,9 @@ class World:
         was_open = known.outcome == 0
         self._record(key, 3, None)
         if was_open and key[0] == "do" and message.token:
-            self.send(wire.Cancel(message.token, self.attempts.get(key, 0)), self.life)
+            self.send(messages.Cancel(message.token, self.attempts.get(key, 0)), self.life)
 
-    def _step(self, message: wire.Step) -> None:
+    def _step(self, message: messages.StepRequest) -> None:
         key = ("do", message.name, message.count)
         assert message.token not in self.tokens, "a token was used twice"
         self.tokens[message.token] = key
@@ -272,9 +274,9 @@ class World:
         self.attempts[key] = self.attempts.get(key, 0) + 1
         token = next(token for token, k in self.tokens.items() if k == key)
         if self.before_go(key, self.attempts[key]):
-            self.send(wire.Go(token, self.attempts[key]), self.life)
+            self.send(messages.Go(token, self.attempts[key]), self.life)
 
-    def _failed(self, message: wire.Failed) -> None:
+    def _failed(self, message: messages.AttemptFailed) -> None:
         key = self.tokens[message.token]
         if self.history[key].outcome:
             return
@@ -285,22 +287,22 @@ class World:
             self.go(key)
         else:
             self._record(key, 2, None, error)
-            self._answer(key, wire.Answer(message.token, None, error))
+            self._answer(key, messages.StepOutcome(message.token, None, error))
 
 
-_NEW = Known("do", "", 0, 0)
+_NEW = RecordedStep("do", "", 0, 0)
 
 
-def _module(path: str, data: str | bytes) -> wire.Module:
+def _module(path: str, data: str | bytes) -> messages.Module:
     kind = {"py": "py", "json": "json", "txt": "text"}.get(path.rpartition(".")[2], "data")
     text = textwrap.dedent(data).encode() if isinstance(data, str) else data
-    return wire.Module(path, kind, text)
+    return messages.Module(path, kind, text)
 
 
-def _entry(name: str, value: Any) -> wire.EnvEntry:
-    if isinstance(value, wire.EnvEntry):
+def _entry(name: str, value: Any) -> messages.EnvEntry:
+    if isinstance(value, messages.EnvEntry):
         return value
-    return wire.EnvEntry(name, "value", codec.encode(value))
+    return messages.EnvEntry(name, "value", values.encode(value))
 
 
 FLOW = """

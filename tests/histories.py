@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from dynamic_workflows.eventlog.clock import US, VirtualClock
-from dynamic_workflows.eventlog.codec import encode
+from dynamic_workflows.eventlog.codec.values import encode
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.log import EventLog, LogConfig
+from dynamic_workflows.eventlog.log.event_log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import tenant_stream
-from dynamic_workflows.eventlog.store import Store
+from dynamic_workflows.eventlog.store.base import Store
 
 # Each opening draws other names than the one before, as in life.
 _seeds = itertools.count(1)

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import other_host
 
-from dynamic_workflows.loaders.isolate import Exit, Isolation, Limits
-from dynamic_workflows.loaders.process import ProcessIsolates
-from dynamic_workflows.loaders.walls import WallsPlan
-from dynamic_workflows.loaders.ward import ProcessIsolate
-from dynamic_workflows.loaders.wire import Frame
+from dynamic_workflows.loaders.isolates.interface import Exit, Isolation, Limits
+from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
+from dynamic_workflows.loaders.isolates.isolate_process import ProcessIsolate
+from dynamic_workflows.loaders.protocol.messages import Frame
+from dynamic_workflows.loaders.sandbox.sandbox import WallsPlan
 
 TESTS = Path(__file__).resolve().parent
 RUN, ECHO, RESULT, ECHOED, LOG = 2, 3, 20, 21, 26

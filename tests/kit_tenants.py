@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.store.memory import MemoryStore
 
 ORDER = """
 from dynamic_workflows import WorkflowEntrypoint, NonRetryableError

@@ -29,12 +29,12 @@ from isolates import isolates, start  # noqa: E402
 from real_tenants import real_tenant, until  # noqa: E402
 
 import dynamic_workflows as dw  # noqa: E402
-from dynamic_workflows.actors.metrics import of_isolates  # noqa: E402
+from dynamic_workflows.actors.placement.metrics import of_isolates  # noqa: E402
 from dynamic_workflows.eventlog.errors import SandboxUnavailable  # noqa: E402
-from dynamic_workflows.loaders import kernel, seccomp  # noqa: E402
-from dynamic_workflows.loaders.isolate import Isolation  # noqa: E402
-from dynamic_workflows.loaders.syscalls import SYSCALLS  # noqa: E402
-from dynamic_workflows.loaders.walls import WallsPlan  # noqa: E402
+from dynamic_workflows.loaders.isolates.interface import Isolation  # noqa: E402
+from dynamic_workflows.loaders.sandbox import linux, seccomp  # noqa: E402
+from dynamic_workflows.loaders.sandbox.sandbox import WallsPlan  # noqa: E402
+from dynamic_workflows.loaders.sandbox.syscall_numbers import SYSCALLS  # noqa: E402
 
 NO_LANDLOCK = {"landlock_create_ruleset": errno.ENOSYS}
 NO_NAMESPACES = {"unshare": errno.EPERM}
@@ -57,7 +57,7 @@ JAILS = ("auto", "require", "off")
 # Some of every kind.
 SAMPLE = [attack for attack in ATTACKS if not attack.open_without_jail][::14]
 _NUMBERS = {
-    **SYSCALLS.get(kernel.MACHINE, {}),
+    **SYSCALLS.get(linux.MACHINE, {}),
     **{"landlock_create_ruleset": 444, "pidfd_open": 434, "pidfd_send_signal": 424},
 }
 _LOAD_NUMBER = (0x20, 0, 0, 0)
@@ -71,10 +71,10 @@ def refuse(calls: dict[str, int]) -> None:
         if name != NO_FILTERS:
             code += [(0x15, 0, 1, _NUMBERS[name]), (0x06, 0, 0, 0x50000 | answer)]
     if NO_FILTERS in calls:
-        code += [(0x15, 0, 3, _PRCTL[kernel.MACHINE]), (0x20, 0, 0, 16)]  # its first argument
-        code += [(0x15, 0, 1, kernel.PR_SET_SECCOMP), (0x06, 0, 0, 0x50000 | calls[NO_FILTERS])]
+        code += [(0x15, 0, 3, _PRCTL[linux.MACHINE]), (0x20, 0, 0, 16)]  # its first argument
+        code += [(0x15, 0, 1, linux.PR_SET_SECCOMP), (0x06, 0, 0, 0x50000 | calls[NO_FILTERS])]
     code.append((0x06, 0, 0, 0x7FFF0000))
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     seccomp.install(b"".join(struct.pack("=HBBI", *step) for step in code))
 
 

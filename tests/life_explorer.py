@@ -18,19 +18,19 @@ from typing import Any
 
 from explorer import StepLoop
 
-from dynamic_workflows.actors.loader import Loader
-from dynamic_workflows.actors.peers import Lost, Peer
-from dynamic_workflows.actors.serving import Moved
-from dynamic_workflows.actors.slot import Slot
-from dynamic_workflows.actors.slot_state import SlotState
-from dynamic_workflows.actors.timer import Timer
-from dynamic_workflows.actors.timer_index import TimerIndex
+from dynamic_workflows.actors.placement.loader import Loader
+from dynamic_workflows.actors.placement.worker_process import Slot
+from dynamic_workflows.actors.placement.worker_state import SlotState
+from dynamic_workflows.actors.rpc.actor_ref import ActorRef, ActorUnreachable
+from dynamic_workflows.actors.rpc.serving import NotServedHere
+from dynamic_workflows.actors.timers.timer_index import TimerIndex
+from dynamic_workflows.actors.timers.wake_service import WakeService
 from dynamic_workflows.eventlog.clock import US
 from dynamic_workflows.eventlog.errors import Fenced, PlatformClosed, WorkflowsError
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.store import Store
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.store.memory import MemoryStore
 
 TENANT = "acme"
 START_US = 1_800_000_000 * US
@@ -184,7 +184,7 @@ class Line:
         if source.is_dead:
             await world.never()
         if not done:
-            raise Lost(f"{self.name} did not answer {op}")
+            raise ActorUnreachable(f"{self.name} did not answer {op}")
         return sent.result()
 
     async def _send(self, op: str, args: tuple[Any, ...], has_timeout: bool) -> Any:
@@ -193,7 +193,7 @@ class Line:
         if fate == "lost":
             if has_timeout:
                 await world.never()
-            raise Lost(f"{op} was lost")
+            raise ActorUnreachable(f"{op} was lost")
         if fate == "double":
             again = asyncio.ensure_future(self._send_again(op, args))
             again.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -206,16 +206,16 @@ class Line:
     async def _serve(self, op: str, args: tuple[Any, ...], has_timeout: bool) -> Any:
         process = self._world.processes.get(self.name)
         if process is None or process.is_dead:
-            raise Lost(f"{self.name} is dead")
+            raise ActorUnreachable(f"{self.name} is dead")
         served = asyncio.ensure_future(getattr(process.target, op)(*args))
         await asyncio.wait({served, process.died}, return_when=asyncio.FIRST_COMPLETED)
         if process.is_dead:
             served.add_done_callback(lambda task: task.cancelled() or task.exception())
-            raise Lost(f"{self.name} died")
+            raise ActorUnreachable(f"{self.name} died")
         if await self._world.gate(f"answer to {op}", is_message=True) == "lost":
             if has_timeout:
                 await self._world.never()
-            raise Lost(f"the answer to {op} was lost")
+            raise ActorUnreachable(f"the answer to {op} was lost")
         return served.result()
 
 
@@ -273,8 +273,8 @@ class LifeWorld:
         process = self.processes[name] = Process(self.loop, name)
         return process
 
-    def _finder(self, source: Process, name: str) -> Callable[[], Coroutine[Any, Any, Peer]]:
-        async def find() -> Peer:
+    def _finder(self, source: Process, name: str) -> Callable[[], Coroutine[Any, Any, ActorRef]]:
+        async def find() -> ActorRef:
             if source.is_dead:
                 await self.never()
             return Line(self, source, name)
@@ -283,7 +283,7 @@ class LifeWorld:
 
     def start_timer(self) -> None:
         process = self._process("timer")
-        timer = Timer(
+        timer = WakeService(
             log=RowsLog(self, process, self.timer_rows),
             clock=ProcessClock(self, process),
             loader=self._finder(process, "loader"),
@@ -356,7 +356,7 @@ class LifeWorld:
                 try:
                     await line.call("slot_restarted", name, timeout_s=5.0)
                     return
-                except Lost:
+                except ActorUnreachable:
                     await asyncio.sleep(0.2)
 
     # --- a client
@@ -376,9 +376,9 @@ class LifeWorld:
                     self.unanswered -= 1
                     return
                 gone = peer.name
-            except Moved:
+            except NotServedHere:
                 gone = peer.name
-            except (Lost, WorkflowsError):
+            except (ActorUnreachable, WorkflowsError):
                 pass
             await asyncio.sleep(0.1)
 
@@ -419,7 +419,7 @@ class LifeWorld:
             resident = target._resident
             is_owner = resident is not None and resident.epoch == self.log.epoch
             return ("slot", target._state, is_owner)
-        if isinstance(target, Timer):
+        if isinstance(target, WakeService):
             entry, tried = target._index.entry(TENANT), target._schedule.get(TENANT)
             now_us = self.now_us()
             return (
@@ -468,7 +468,7 @@ class Launching:
     def __init__(self, world: LifeWorld, process: Process) -> None:
         self._world, self._process = world, process
 
-    async def start(self, name: str, *, is_spare: bool) -> Peer:
+    async def start(self, name: str, *, is_spare: bool) -> ActorRef:
         await self._world.gate("start a slot", is_message=False)
         if self._process.is_dead:
             await self._world.never()
@@ -478,7 +478,7 @@ class Launching:
     async def names(self) -> list[str]:
         return [name for name in self._world.processes if name.startswith("slot-")]
 
-    async def find(self, name: str) -> Peer | None:
+    async def find(self, name: str) -> ActorRef | None:
         known = name in self._world.processes
         return Line(self._world, self._process, name) if known else None
 

@@ -6,10 +6,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from dynamic_workflows.actors.loader import Loader
-from dynamic_workflows.actors.peers import Lost, Peer, pack_call, serve, unpack_outcome
-from dynamic_workflows.actors.slot import Slot
-from dynamic_workflows.actors.timer import Timer
+from dynamic_workflows.actors.placement.loader import Loader
+from dynamic_workflows.actors.placement.worker_process import Slot
+from dynamic_workflows.actors.rpc.actor_ref import (
+    ActorRef,
+    ActorUnreachable,
+    pack_call,
+    serve,
+    unpack_outcome,
+)
+from dynamic_workflows.actors.timers.wake_service import WakeService
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import (
     Corrupt,
@@ -20,8 +26,8 @@ from dynamic_workflows.eventlog.errors import (
     WorkflowsError,
 )
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.log import EventLog
-from dynamic_workflows.eventlog.store import Store, open_store
+from dynamic_workflows.eventlog.log.event_log import EventLog
+from dynamic_workflows.eventlog.store.base import Store, open_store
 
 
 async def until(condition: Callable[[], Any], *, what: str = "it") -> None:
@@ -98,16 +104,16 @@ class LocalPeer:
         if op == "exchange":
             self._messages.append((self.name, len(args[2])))
         if self.is_dead:
-            raise Lost(f"{self.name} is dead")
+            raise ActorUnreachable(f"{self.name} is dead")
         task = asyncio.ensure_future(serve(self.target, op, pack_call(args)))
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         # A call whose caller gives up goes on at the far end, as it would elsewhere.
         await asyncio.wait({task}, timeout=timeout_s)
         if not task.done():
-            raise Lost(f"{self.name} did not answer {op} in {timeout_s} s")
+            raise ActorUnreachable(f"{self.name} did not answer {op} in {timeout_s} s")
         if task.cancelled():
-            raise Lost(f"{self.name} died during {op}")
+            raise ActorUnreachable(f"{self.name} died during {op}")
         return unpack_outcome(task.result())
 
     def __reduce__(self) -> Any:
@@ -151,7 +157,7 @@ class World:
         self.killed: list[str] = []
         self.messages: list[tuple[str, int]] = []
         self.loader: Loader
-        self.timer: Timer
+        self.timer: WakeService
         self.loader_peer: LocalPeer | None = None
         self.timer_peer: LocalPeer | None = None
 
@@ -166,7 +172,7 @@ class World:
 
     async def start_timer(self) -> None:
         log = await self.log("timers/0")
-        self.timer = Timer(log=log, clock=self.clock, loader=self.find_loader)
+        self.timer = WakeService(log=log, clock=self.clock, loader=self.find_loader)
         self.timer_peer = self._peer("timer", self.timer)
         await self.timer.open()
 
@@ -182,14 +188,14 @@ class World:
         self.loader_peer = self._peer("loader", self.loader)
         await self.loader.open()
 
-    async def find_loader(self) -> Peer:
+    async def find_loader(self) -> ActorRef:
         if self.loader_peer is None:
-            raise Lost("no loader")
+            raise ActorUnreachable("no loader")
         return self.loader_peer
 
-    async def find_timer(self) -> Peer:
+    async def find_timer(self) -> ActorRef:
         if self.timer_peer is None:
-            raise Lost("no timer")
+            raise ActorUnreachable("no timer")
         return self.timer_peer
 
     async def stop(self) -> None:
@@ -201,7 +207,7 @@ class World:
         _peers.append(peer)
         return peer
 
-    async def home(self, tenant_id: str, gone: str | None = None) -> Peer:
+    async def home(self, tenant_id: str, gone: str | None = None) -> ActorRef:
         """Where a tenant lives, once it is open there."""
         peer = await self.loader.resolve(tenant_id, gone)
         adopted = self.loader._places[tenant_id].adopted
@@ -238,14 +244,14 @@ class World:
             idle_s=self.idle_s,
         )
 
-    async def start_slot(self, name: str, *, is_spare: bool = True) -> Peer:
+    async def start_slot(self, name: str, *, is_spare: bool = True) -> ActorRef:
         peer = self.slots[name] = self._peer(name, self._slot(name))
         return peer
 
     async def names(self) -> list[str]:
         return list(self.slots)
 
-    async def find(self, name: str) -> Peer | None:
+    async def find(self, name: str) -> ActorRef | None:
         return self.slots.get(name)
 
     async def kill(self, name: str) -> None:

@@ -62,20 +62,20 @@ def forget() -> None:
 
 def spread() -> None:
     """Zygotes forget as well, before they import anything of ours."""
-    from dynamic_workflows.loaders import spawner
+    from dynamic_workflows.loaders.isolates import zygote_client
 
     before = "from dynamic_workflows"
     lesson = f"sys.path.append({str(TESTS)!r}); import other_host; other_host.forget(); "
-    if lesson not in spawner._BOOT:
-        assert before in spawner._BOOT
-        spawner._BOOT = spawner._BOOT.replace(before, lesson + before, 1)
+    if lesson not in zygote_client._BOOT:
+        assert before in zygote_client._BOOT
+        zygote_client._BOOT = zygote_client._BOOT.replace(before, lesson + before, 1)
 
 
 def _refuse() -> None:
     """Have the kernel refuse, to this process and all that it starts."""
-    from dynamic_workflows.loaders import kernel, seccomp
+    from dynamic_workflows.loaders.sandbox import linux, seccomp
 
-    x86, arm = kernel.MACHINE == "x86_64", kernel.MACHINE == "aarch64"
+    x86, arm = linux.MACHINE == "x86_64", linux.MACHINE == "aarch64"
     assert x86 or arm
     absent = [319, 291, 213, 290, 157] if x86 else [279, 20, 19, 167]
     absent += [434, 424, 436]  # pidfd_open, pidfd_send_signal, close_range
@@ -89,7 +89,7 @@ def _refuse() -> None:
     code += [_fail(errno.EINVAL), allow]
     code += [(0x15, 0, 4, socketpair), (0x20, 0, 0, 24), (0x45, 0, 1, 4)]
     code += [_fail(errno.EPROTONOSUPPORT), allow, allow]
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     seccomp.install(b"".join(struct.pack("=HBBI", *step) for step in code))
 
 
@@ -99,13 +99,13 @@ def _fail(number: int) -> tuple[int, int, int, int]:
 
 def _empty_proc() -> None:
     """Hide what /proc tells, where this user may."""
-    from dynamic_workflows.loaders import kernel
+    from dynamic_workflows.loaders.sandbox import linux
 
     newns, rec_private = 0x20000, 0x4000 | 0x40000
     try:
-        kernel.unshare(newns)
-        kernel.mount(None, "/", None, rec_private)
-        kernel.mount("none", "/proc", "tmpfs", 0, "size=4k")
+        linux.unshare(newns)
+        linux.mount(None, "/", None, rec_private)
+        linux.mount("none", "/proc", "tmpfs", 0, "size=4k")
     except OSError as error:
         print(f"other_host: /proc stays: {error}", file=sys.stderr)
 

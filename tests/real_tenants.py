@@ -10,21 +10,21 @@ from typing import Any
 from isolates import DEFAULT
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.codes import Codes
-from dynamic_workflows.actors.isolates import isolates_of
-from dynamic_workflows.actors.opening import open_tenant
-from dynamic_workflows.actors.tenant import Tenant
+from dynamic_workflows.actors.code.code_resolver import Codes
+from dynamic_workflows.actors.placement.isolate_setup import isolates_of
+from dynamic_workflows.actors.tenant.open_tenant import open_tenant
+from dynamic_workflows.actors.tenant.tenant import TenantSupervisor
 from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.ids import SystemIds
-from dynamic_workflows.eventlog.store_memory import MemoryStore
-from dynamic_workflows.loaders.process import ProcessIsolates
-from dynamic_workflows.loaders.worker import EntrypointStub
+from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.loaders.bundles.worker import EntrypointStub
+from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
 
 
 class RealTenant:
     """One tenant, as a driver holds it."""
 
-    def __init__(self, shell: Tenant, isolates: ProcessIsolates) -> None:
+    def __init__(self, shell: TenantSupervisor, isolates: ProcessIsolates) -> None:
         self.shell = shell
         self.isolates = isolates
         self.workflows = dw.WorkflowBinding(shell)

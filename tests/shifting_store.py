@@ -14,7 +14,7 @@ from pathlib import Path
 
 from simdisk import Inode, Medium, SimDisk
 
-from dynamic_workflows.eventlog.store import Entries, Entry, NotFound
+from dynamic_workflows.eventlog.store.base import Entries, Entry, NotFound
 
 PIECE_BYTES = 192
 

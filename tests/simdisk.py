@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from dynamic_workflows.eventlog.disk import Disk, create_file, explain, replace_file
-from dynamic_workflows.eventlog.store import Entries, Entry
-from dynamic_workflows.eventlog.store_local import LocalStore
+from dynamic_workflows.eventlog.store.base import Entries, Entry
+from dynamic_workflows.eventlog.store.filesystem import Disk, create_file, explain, replace_file
+from dynamic_workflows.eventlog.store.local import LocalStore
 
 T = TypeVar("T")
 SECTOR = 512

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.loaders.binding import WorkflowBinding
-from dynamic_workflows.loaders.calls import (
+from dynamic_workflows.loaders.protocol.calls import (
     EventPage,
     StatusData,
     pack_answer,
@@ -21,7 +20,8 @@ from dynamic_workflows.loaders.calls import (
     unpack_answer,
     unpack_args,
 )
-from dynamic_workflows.loaders.records import Status
+from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
+from dynamic_workflows.loaders.sdk.records import Status
 
 CODE = """
 from dynamic_workflows import WorkflowEntrypoint, WorkerEntrypoint, WorkflowsError

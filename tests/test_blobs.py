@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from histories import Writer, opened
 
-from dynamic_workflows.eventlog import compaction
-from dynamic_workflows.eventlog.blobs import VALUE_BYTES_MAX, Blobs
 from dynamic_workflows.eventlog.clock import VirtualClock
-from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, ValueTooLargeError
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.store import Store, open_store
+from dynamic_workflows.eventlog.segments import compaction
+from dynamic_workflows.eventlog.segments.blobs import VALUE_BYTES_MAX, Blobs
+from dynamic_workflows.eventlog.segments.policy import CompactionConfig
+from dynamic_workflows.eventlog.store.base import Store, open_store
 
 STREAM = "tenants/tenant=acme"
 

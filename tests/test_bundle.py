@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.codes import Bundles
+from dynamic_workflows.actors.code.code_resolver import Bundles
 from dynamic_workflows.actors.config import PlatformConfig, TenantLimits
-from dynamic_workflows.eventlog.store_memory import MemoryStore
-from dynamic_workflows.loaders.bundle import bundle_of, code_key, from_stored
+from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.loaders.bundles.bundle import bundle_of, code_key, from_stored
 
 
 class Mail(dw.Service):
@@ -59,7 +59,7 @@ def test_equal_code_has_one_name_in_every_process() -> None:
     assert name(modules=reordered) == name()
     script = (
         "import dynamic_workflows as dw\n"
-        "from dynamic_workflows.loaders.bundle import bundle_of\n"
+        "from dynamic_workflows.loaders.bundles.bundle import bundle_of\n"
         "code = dw.WorkerCode(main_module='a.py', modules={'a.py': 'x', 'b': b'y'},\n"
         "                     env={'S': {1, 'two', (3,)}, 'T': dw.Service(props={'k': 'v'})})\n"
         "print(bundle_of(code)[0].content_hash)\n"

@@ -11,7 +11,7 @@ import pytest
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.actors.callbacks import CallbackEndedError, Callbacks
+from dynamic_workflows.actors.code.callbacks import CallbackEndedError, Callbacks
 
 INDEX = """
 from dynamic_workflows import WorkflowEntrypoint

@@ -156,7 +156,7 @@ async def test_an_attempt_that_timed_out_and_goes_on_costs_its_isolate_and_a_ret
 
 UNLOADED = """
 import sys
-sys.modules["dynamic_workflows.loaders.pulse"].Pulse._beat = lambda self: None
+sys.modules["dynamic_workflows.loaders.guest.quiescence"].Pulse._beat = lambda self: None
 """
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamic_workflows.loaders.channel import (
+from dynamic_workflows.loaders.protocol.channel import (
     BATCH_BYTES_MAX,
     BATCH_MESSAGES_MAX,
     PART,
@@ -22,7 +22,7 @@ from dynamic_workflows.loaders.channel import (
     FrameReader,
     encode,
 )
-from dynamic_workflows.loaders.wire import Frame, ProtocolViolation
+from dynamic_workflows.loaders.protocol.messages import Frame, ProtocolViolation
 
 LIMIT = 8 << 20
 # Zero is the kind of a part, below are the ends' own; above 64 bits nothing is sent.

@@ -17,7 +17,7 @@ import pytest
 import dynamic_workflows as dw
 from dynamic_workflows.actors.claims import STALE_S, Claim, Claims, machine, new_claim, started
 from dynamic_workflows.eventlog.clock import US, VirtualClock
-from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.store.base import open_store
 
 
 def claim(clock: VirtualClock, **changes: Any) -> Claim:
@@ -167,7 +167,7 @@ def test_a_process_is_known_by_its_start_and_a_zombie_is_none() -> None:
 def test_a_forked_child_of_a_connected_process_is_refused_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from dynamic_workflows.actors.ray_session import RaySession
+    from dynamic_workflows.actors.cluster.ray_session import RaySession
 
     session = RaySession(is_elsewhere=False, is_embedded=True)
     session.origin.pid = os.getppid()  # as the child finds what its parent has begun

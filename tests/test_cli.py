@@ -14,10 +14,10 @@ from kit_tenants import load
 from typer.testing import CliRunner, Result
 
 from dynamic_workflows import cli
-from dynamic_workflows.actors.local import LocalPlatform
+from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
 from dynamic_workflows.eventlog.errors import InvalidError
-from dynamic_workflows.eventlog.store import open_store
-from dynamic_workflows.loaders.binding import WorkflowBinding
+from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m"
 

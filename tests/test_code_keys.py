@@ -11,12 +11,12 @@ from pydantic import SecretStr
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.actors.codes import Bundles
-from dynamic_workflows.actors.setup import Setup
+from dynamic_workflows.actors.code.code_resolver import Bundles
+from dynamic_workflows.actors.rpc.actor_settings import Setup
 from dynamic_workflows.eventlog.errors import CodeError, Corrupt, InvalidError
-from dynamic_workflows.eventlog.store_memory import MemoryStore
-from dynamic_workflows.loaders.bundle import Bundle, WorkerCode, bundle_of, code_key
-from dynamic_workflows.loaders.code_keys import CodeKeys, check_stored, new_key
+from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.loaders.bundles.bundle import Bundle, WorkerCode, bundle_of, code_key
+from dynamic_workflows.loaders.bundles.code_keys import CodeKeys, check_stored, new_key
 
 OLD, NEW, OTHER = (base64.urlsafe_b64encode(bytes([n]) * 32).decode() for n in (1, 2, 3))
 

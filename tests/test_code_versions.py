@@ -8,7 +8,7 @@ import pytest
 from real_tenants import RealTenant, real_tenant
 
 import dynamic_workflows as dw
-from dynamic_workflows.loaders.bundle import bundle_of
+from dynamic_workflows.loaders.bundles.bundle import bundle_of
 
 CODE = """
 import os

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dynamic_workflows.eventlog import codec, tagging, untagging
+from dynamic_workflows.eventlog.codec import decode, encode, values
 from dynamic_workflows.eventlog.errors import UnserialisableValueError, ValueTooLargeError
 
 ZONES = ["Europe/Berlin", "America/New_York", "UTC", "Australia/Lord_Howe"]
@@ -116,16 +116,16 @@ def facts(value: Any) -> Any:
 @settings(max_examples=400)
 @pytest.mark.behaviour(113, 365)
 def test_every_value_comes_back_with_its_types(value: Any) -> None:
-    text = codec.encode(value)
-    codec.check(text)
-    assert facts(codec.decode(text)) == facts(value)
-    assert codec.encode(codec.decode(text)) == text
+    text = values.encode(value)
+    values.check(text)
+    assert facts(values.decode(text)) == facts(value)
+    assert values.encode(values.decode(text)) == text
 
 
 @given(VALUES)
 @settings(max_examples=100)
 def test_the_text_is_json_that_anybody_reads(value: Any) -> None:
-    msgspec.json.decode(codec.encode(value))
+    msgspec.json.decode(values.encode(value))
 
 
 @given(st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), TEXTS),
@@ -133,7 +133,7 @@ def test_the_text_is_json_that_anybody_reads(value: Any) -> None:
                     max_leaves=8))  # fmt: skip
 @settings(max_examples=100)
 def test_plain_values_look_plain(value: Any) -> None:
-    if b'"$' not in (text := codec.encode(value)):
+    if b'"$' not in (text := values.encode(value)):
         assert msgspec.json.decode(text) == value
 
 
@@ -141,12 +141,12 @@ def test_plain_values_look_plain(value: Any) -> None:
 @settings(max_examples=200)
 def test_bytes_from_anywhere_are_a_value_or_refused(data: bytes) -> None:
     try:
-        codec.check(data)
+        values.check(data)
     except UnserialisableValueError:
         with pytest.raises(UnserialisableValueError):
-            codec.decode(data)
+            values.decode(data)
     else:
-        codec.decode(data)
+        values.decode(data)
 
 
 FORGED = st.recursive(
@@ -154,7 +154,7 @@ FORGED = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.dictionaries(
-            st.sampled_from([*untagging._READERS, "$nonsense", "a"]), inner, min_size=1, max_size=2
+            st.sampled_from([*decode._READERS, "$nonsense", "a"]), inner, min_size=1, max_size=2
         ),
     ),
     max_leaves=8,
@@ -166,11 +166,11 @@ FORGED = st.recursive(
 def test_forged_tags_are_refused_or_are_values_like_any_other(forged: Any) -> None:
     text = msgspec.json.encode(forged)
     try:
-        codec.check(text)
+        values.check(text)
     except UnserialisableValueError:
         return
-    again = codec.decode(codec.encode(codec.decode(text)))
-    assert facts(again) == facts(codec.decode(text))
+    again = values.decode(values.encode(values.decode(text)))
+    assert facts(again) == facts(values.decode(text))
 
 
 @pytest.mark.parametrize(
@@ -186,55 +186,55 @@ def test_forged_tags_are_refused_or_are_values_like_any_other(forged: Any) -> No
 )  # fmt: skip
 def test_texts_that_the_codec_never_writes_are_refused(text: bytes) -> None:
     with pytest.raises(UnserialisableValueError):
-        codec.check(text)
+        values.check(text)
     with pytest.raises(UnserialisableValueError):
-        codec.decode(text)
+        values.decode(text)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"$tuple":[', b"[[[["])
 def test_a_million_levels_are_refused_and_not_followed(opening: bytes) -> None:
     with pytest.raises(UnserialisableValueError):
-        codec.check(opening * 1_000_000)
+        values.check(opening * 1_000_000)
 
 
 @pytest.mark.parametrize("text", [b'"\xff"', b"1e999", b"9" * 5000])
 def test_large_texts_are_proven_like_small_ones(text: bytes) -> None:
     large = b"[" + b'"' + b"x" * 300_000 + b'",' + text + b"]"
     with pytest.raises(UnserialisableValueError):
-        codec.check(large)
-    codec.check(b"[" + b'"' + b"x" * 300_000 + b'",1]')
+        values.check(large)
+    values.check(b"[" + b'"' + b"x" * 300_000 + b'",1]')
 
 
 def test_deep_values_are_taken_to_a_stated_depth_and_no_further() -> None:
     fits: Any = 1
-    for _ in range(codec.DEPTH_MAX):
+    for _ in range(values.DEPTH_MAX):
         fits = [fits]
-    assert codec.decode(codec.encode(fits)) == fits
+    assert values.decode(values.encode(fits)) == fits
     with pytest.raises(UnserialisableValueError, match="deeper than"):
-        codec.encode([fits])
+        values.encode([fits])
     deepest = fits
     for _ in range(100_000):
         deepest = [deepest]
     with pytest.raises(UnserialisableValueError, match="deeper than"):
-        codec.encode(deepest)
+        values.encode(deepest)
 
 
 def test_a_cycle_is_called_a_cycle() -> None:
     knot: dict[str, Any] = {"inner": []}
     knot["inner"].append(knot)
     with pytest.raises(UnserialisableValueError, match="cycle"):
-        codec.encode(knot)
+        values.encode(knot)
 
 
 def test_sharing_that_would_explode_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tagging, "NODES_MAX", 10_000)
-    monkeypatch.setattr(tagging, "TAGGED_NODES_MAX", 10_000)
+    monkeypatch.setattr(encode, "NODES_MAX", 10_000)
+    monkeypatch.setattr(encode, "TAGGED_NODES_MAX", 10_000)
     shared: Any = [1]
     for _ in range(100):
         shared = [shared, shared]
     for value in (shared, (shared,)):
         with pytest.raises(ValueTooLargeError):
-            codec.encode(value)
+            values.encode(value)
 
 
 class Colour(enum.Enum):
@@ -274,40 +274,40 @@ def test_what_would_come_back_as_something_else_is_refused_with_its_place(
     value: Any, hint: str
 ) -> None:
     with pytest.raises(UnserialisableValueError, match=hint):
-        codec.encode(value)
+        values.encode(value)
     with pytest.raises(UnserialisableValueError, match=r"value\.orders\[1\]\.what"):
-        codec.encode({"orders": [1, {"what": value}]})
+        values.encode({"orders": [1, {"what": value}]})
 
 
 @pytest.mark.parametrize("value", ["\ud800", ["a\udfff"], {"\ud800": 1}, {"a": ("\ud800",)}])
 def test_lone_surrogates_are_refused(value: Any) -> None:
     with pytest.raises(UnserialisableValueError, match="surrogate"):
-        codec.encode(value)
+        values.encode(value)
 
 
 def test_a_value_above_the_limit_is_too_large_on_both_ways() -> None:
     with pytest.raises(ValueTooLargeError) as caught:
-        codec.encode("x" * 100, bytes_max=101)
+        values.encode("x" * 100, bytes_max=101)
     assert caught.value.code == "value.too_large"
-    assert codec.encode("x" * 99, bytes_max=101)
+    assert values.encode("x" * 99, bytes_max=101)
     with pytest.raises(ValueTooLargeError):
-        codec.check(b'"' + b"x" * 100 + b'"', 101)
+        values.check(b'"' + b"x" * 100 + b'"', 101)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 100, 66_000, 200_001])
 def test_bytes_count_as_bytes_and_come_back_however_large(count: int) -> None:
     data = random.Random(count).randbytes(count)
     for value in (data, [data, {"a": data}, "text"], {"$x": (data, 2**70)}, {"a": '{"$bytes":"'}):
-        text = codec.encode(value)
-        assert codec.decode(text) == value
-        size = codec.size(text)
-        codec.check(text, size)
-        assert codec.encode(value, bytes_max=size) == text
+        text = values.encode(value)
+        assert values.decode(text) == value
+        size = values.size(text)
+        values.check(text, size)
+        assert values.encode(value, bytes_max=size) == text
         with pytest.raises(ValueTooLargeError, match=f" {size} bytes"):
-            codec.encode(value, bytes_max=size - 1)
+            values.encode(value, bytes_max=size - 1)
         with pytest.raises(ValueTooLargeError):
-            codec.check(text, size - 1)
-    assert codec.size(codec.encode(data)) == count + len('{"$bytes":""}')
+            values.check(text, size - 1)
+    assert values.size(values.encode(data)) == count + len('{"$bytes":""}')
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_bytes_count_as_bytes_and_come_back_however_large(count: int) -> None:
 )  # fmt: skip
 def test_large_bytes_that_the_codec_never_writes_are_refused(text: bytes) -> None:
     text = text.replace(b"%b", b"A" * 80_000)
-    for judge in (codec.decode, codec.check):
+    for judge in (values.decode, values.check):
         with pytest.raises(UnserialisableValueError):
             judge(text)
 
@@ -329,7 +329,7 @@ def test_sets_are_written_in_one_order() -> None:
     texts = set()
     for seed in range(5):
         random.Random(seed).shuffle(names)
-        texts.add(codec.encode(set(names)))
+        texts.add(values.encode(set(names)))
     assert len(texts) == 1
 
 
@@ -347,8 +347,8 @@ class Model(pydantic.BaseModel):
 def test_dataclasses_and_models_become_dicts() -> None:
     order = Order("tea", date(2026, 1, 2))
     plain = {"sku": "tea", "when": date(2026, 1, 2)}
-    assert codec.decode(codec.encode(order)) == plain
-    assert codec.decode(codec.encode([Model(order=order, ids={1})])) == [
+    assert values.decode(values.encode(order)) == plain
+    assert values.decode(values.encode([Model(order=order, ids={1})])) == [
         {"order": plain, "ids": {1}}
     ]
 
@@ -364,9 +364,9 @@ def test_elements_of_one_hash_cannot_hold_up_who_reads_them(kind: str) -> None:
         items = [b"[%s,0]" % one for one in ints] if kind == "$dict" else ints
         return b'{"%s":[%s]}' % (kind.encode(), b",".join(items))
 
-    assert len(codec.decode(text(100))) == 100
+    assert len(values.decode(text(100))) == 100
     # Were it built after all, this would take minutes.
-    for judge in (codec.decode, codec.check):
+    for judge in (values.decode, values.check):
         with pytest.raises(UnserialisableValueError):
             judge(text(200_000))
 
@@ -374,15 +374,15 @@ def test_elements_of_one_hash_cannot_hold_up_who_reads_them(kind: str) -> None:
 @pytest.mark.parametrize("build", [set, frozenset, dict.fromkeys])
 def test_what_would_be_refused_when_read_is_refused_when_written(build: Any) -> None:
     few, many = ([n * PRIME for n in range(count)] for count in (128, 129))
-    assert codec.decode(codec.encode(build(few))) == build(few)
+    assert values.decode(values.encode(build(few))) == build(few)
     with pytest.raises(UnserialisableValueError, match="129 elements of one hash"):
-        codec.encode({"x": build(many)})
+        values.encode({"x": build(many)})
 
 
 def test_sets_with_many_small_collisions_are_values() -> None:
     grid = {(x, y, z) for x in range(-9, 9) for y in range(-9, 9) for z in range(-9, 9)}
     assert len(set(map(hash, grid))) < len(grid) - 500
-    assert codec.decode(codec.encode(grid)) == grid
+    assert values.decode(values.encode(grid)) == grid
 
 
 def test_zones_that_somebody_made_up_are_looked_for_a_bounded_number_of_times(
@@ -394,12 +394,12 @@ def test_zones_that_somebody_made_up_are_looked_for_a_bounded_number_of_times(
         asked.append(key)
         return ZoneInfo(key)
 
-    monkeypatch.setattr(untagging, "ZoneInfo", find)
-    monkeypatch.setattr(untagging, "_lacking", set())
-    monkeypatch.setattr(untagging, "_zones", {})
+    monkeypatch.setattr(decode, "ZoneInfo", find)
+    monkeypatch.setattr(decode, "_lacking", set())
+    monkeypatch.setattr(decode, "_zones", {})
     moment = '{"$datetime":["2026-07-01T12:00:00+02:00","zone","%s",0]}'
     names = [f"Mars/{n}" for n in range(5_000)] + ["Europe/Paris"]
-    found = codec.decode(f"[{','.join(moment % name for name in names)}]".encode())
+    found = values.decode(f"[{','.join(moment % name for name in names)}]".encode())
     assert [str(one.tzinfo) for one in found] == names
     assert type(found[-1].tzinfo) is ZoneInfo
     assert len(asked) < 1_100
@@ -407,14 +407,14 @@ def test_zones_that_somebody_made_up_are_looked_for_a_bounded_number_of_times(
 
 def test_a_zone_that_this_host_lacks_keeps_the_instant() -> None:
     text = b'{"$datetime":["2026-07-01T12:00:00+02:00","zone","Mars/Olympus",0]}'
-    moment = codec.decode(text)
+    moment = values.decode(text)
     assert moment == datetime(2026, 7, 1, 10, tzinfo=UTC)
     assert str(moment.tzinfo) == "Mars/Olympus"
 
 
 def test_uuids_and_decimals_keep_every_digit() -> None:
     value = {"id": UUID(int=7), "price": Decimal("1.500"), "nothing": Decimal("-0E+5")}
-    again = codec.decode(codec.encode(value))
+    again = values.decode(values.encode(value))
     assert str(again["price"]) == "1.500"
     assert str(again["nothing"]) == "-0E+5"
     assert again["id"] == UUID(int=7)
@@ -431,4 +431,4 @@ _ODD = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}")
 def test_numbers_that_may_be_refused_are_found_like_by_the_expression_that_describes_them(
     text: bytes,
 ) -> None:
-    assert codec._may_have_odd_number(text) == bool(_ODD.search(text))
+    assert values._may_have_odd_number(text) == bool(_ODD.search(text))

@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from dynamic_workflows.eventlog import segment
 from dynamic_workflows.eventlog.clock import US, VirtualClock
-from dynamic_workflows.eventlog.compaction import (
-    Plan,
+from dynamic_workflows.eventlog.events import Row, span, unfold
+from dynamic_workflows.eventlog.ids import SeededIds
+from dynamic_workflows.eventlog.manifest import Manifest
+from dynamic_workflows.eventlog.segments import segment
+from dynamic_workflows.eventlog.segments.compaction import (
+    CompactionPlan,
     apply,
     compact,
     expired,
@@ -23,11 +26,8 @@ from dynamic_workflows.eventlog.compaction import (
     seal,
     sweep,
 )
-from dynamic_workflows.eventlog.compaction_config import CompactionConfig
-from dynamic_workflows.eventlog.events import Row, span, unfold
-from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.manifest import Manifest
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.segments.policy import CompactionConfig
+from dynamic_workflows.eventlog.store.memory import MemoryStore
 
 STREAM = "tenants/tenant=acme"
 CONFIG = CompactionConfig(fan_in=3, rows_max=40, erase_delay_s=10, grace_s=5)
@@ -65,7 +65,7 @@ class Owner:
         self.manifest = apply(self.manifest, change, now_us=self.clock.now_us())
         self.tail = []
 
-    async def compact(self, *, erase_now: bool = False) -> list[Plan]:
+    async def compact(self, *, erase_now: bool = False) -> list[CompactionPlan]:
         done = []
         while (
             what := plan(

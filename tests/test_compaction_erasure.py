@@ -9,8 +9,8 @@ import pytest
 from histories import Writer, opened
 
 from dynamic_workflows.eventlog.clock import US, VirtualClock
-from dynamic_workflows.eventlog.log import LogConfig
-from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.log.event_log import LogConfig
+from dynamic_workflows.eventlog.store.base import open_store
 
 SECRET = "jane.doe-1985"
 

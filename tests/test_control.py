@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dynamic_workflows.loaders import control
-from dynamic_workflows.loaders.control import Control, Message, StreamControl
+from dynamic_workflows.loaders.protocol import control_socket
+from dynamic_workflows.loaders.protocol.control_socket import Control, Message, StreamControl
 
 
 @pytest.fixture(params=[socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
@@ -18,7 +18,7 @@ def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Control, Control]]:
     ours.setblocking(False)
     theirs.setblocking(False)
     with ours, theirs:
-        yield control.over(ours), control.over(theirs)
+        yield control_socket.over(ours), control_socket.over(theirs)
 
 
 def heard(end: Control, count: int) -> list[Message]:
@@ -65,9 +65,9 @@ def test_the_end_of_the_other_side_is_heard_after_its_last_words(
 
 def test_a_message_in_pieces_is_one_message() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    end = control.over(theirs)
+    end = control_socket.over(theirs)
     assert isinstance(end, StreamControl)
-    whole = control._HEAD.pack(5, 0) + b"hello" + control._HEAD.pack(2, 0) + b"ho"
+    whole = control_socket._HEAD.pack(5, 0) + b"hello" + control_socket._HEAD.pack(2, 0) + b"ho"
     with ours, theirs:
         found: list[Message] = []
         for byte in whole:
@@ -80,10 +80,10 @@ def test_descriptors_that_found_no_room_are_missed_by_their_own_message_alone() 
     """The kernel cuts what is beside a message when the receiver may hold no more files."""
     resource = pytest.importorskip("resource")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    end = control.over(theirs)
+    end = control_socket.over(theirs)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ours, theirs:
-        sender = control.over(ours)
+        sender = control_socket.over(ours)
         kept = [named(number) for number in (1, 2)]
         sender.send(b"first", kept[:1])
         sender.send(b"second", kept[1:])

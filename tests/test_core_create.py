@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from core_world import START, WORKFLOW, S, StepApi, World, payload
 
-from dynamic_workflows.actors.decisions import CreateItem
-from dynamic_workflows.actors.names import (
+from dynamic_workflows.actors.instances.decisions import CreateItem
+from dynamic_workflows.actors.instances.identifiers import (
     check_event_type,
     check_id,
     check_new_id,
@@ -17,7 +17,7 @@ from dynamic_workflows.actors.names import (
     check_workflow_name,
 )
 from dynamic_workflows.eventlog.errors import InstanceError, InvalidError, LimitExceededError
-from dynamic_workflows.loaders.wire import Run
+from dynamic_workflows.loaders.protocol.messages import Run
 
 
 async def quick(step: StepApi, params: Any) -> Any:

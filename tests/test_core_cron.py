@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from core_world import START, S, StepApi, World, payload
 
-from dynamic_workflows.actors.cron import check_cron, missed, next_us
-from dynamic_workflows.eventlog import codec
+from dynamic_workflows.actors.instances.cron import check_cron, missed, next_us
+from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import InvalidError, LimitExceededError
-from dynamic_workflows.loaders.wire import Run
+from dynamic_workflows.loaders.protocol.messages import Run
 
 HOUR = 3_600 * S
 HOURLY = "0 * * * *"
@@ -40,7 +40,7 @@ def test_a_schedule_creates_an_instance_at_each_firing_and_run_sees_when() -> No
         f"{HOURLY}-{(START + HOUR) // 1000}",
         f"{HOURLY}-{(START + 2 * HOUR) // 1000}",
     ]
-    schedule = codec.decode(world.sent(Run)[0].schedule)
+    schedule = values.decode(world.sent(Run)[0].schedule)
     assert schedule["cron"] == HOURLY
     assert schedule["scheduled_us"] == START + HOUR
     assert schedule["scheduled_time"].isoformat() == "2026-01-01T01:00:00+00:00"
@@ -59,7 +59,7 @@ def test_missed_firings_are_caught_up_once_and_it_says_how_many_were_left_out() 
     world.pump()
     assert len(ids(world)) == 2
     queued = [row for row in world.rows if row.type == "workflow_queued"][1]
-    schedule = codec.decode(codec.encode(payload(queued)["schedule"]))
+    schedule = values.decode(values.encode(payload(queued)["schedule"]))
     assert schedule["missed"] == 4
     assert ids(world)[1] == f"{HOURLY}-{(START + 6 * HOUR) // 1000}"
     world.crash()

@@ -14,18 +14,18 @@ from core_world import World, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamic_workflows.actors.decisions import Send
+from dynamic_workflows.actors.instances.decisions import Send
 from dynamic_workflows.eventlog.errors import InstanceError
-from dynamic_workflows.loaders.wire import (
+from dynamic_workflows.loaders.protocol.messages import (
+    AttemptFailed,
     Done,
     End,
     Error,
-    Failed,
     Idle,
     Mismatch,
     ProtocolViolation,
     Sleep,
-    Step,
+    StepRequest,
     Wait,
 )
 
@@ -81,7 +81,7 @@ class Fuzzer:
         if chance.random() < 0.5:
             return Done(token, attempt, b'"v"')
         broken = error if chance.random() < 0.1 else None
-        return Failed(token, attempt, error, chance.choice([None, 7]), broken)
+        return AttemptFailed(token, attempt, error, chance.choice([None, 7]), broken)
 
     def request(self, token: int) -> Any:
         chance = self.random
@@ -98,8 +98,8 @@ class Fuzzer:
             text = chance.choice([b"[]", b"{", b'{"retries":{"limit":-1}}'])
         bad = chance.random() < 0.04
         kinds: list[Any] = [
-            Step(token, name, count, text, None, chance.random() < 0.5, None),
-            Step(token, name, count, text, None, chance.random() < 0.5, None),
+            StepRequest(token, name, count, text, None, chance.random() < 0.5, None),
+            StepRequest(token, name, count, text, None, chance.random() < 0.5, None),
             Sleep(token, name, count, -5 if bad else chance.choice([0, 1_000, 60_000])),
             Sleep(token, name, count, None, self.world.now + chance.choice([-1, 5, 10**18])),
             Wait(token, name, count, "a.b" if bad else chance.choice(["go", "no"]), 5_000),

@@ -11,7 +11,7 @@ from core_world import START, S, StepApi, StepFailed, World, config, payload
 
 from dynamic_workflows.eventlog.errors import InstanceError
 from dynamic_workflows.eventlog.events import INSTANCE_TYPES
-from dynamic_workflows.loaders.wire import Done, End, Error, Failed
+from dynamic_workflows.loaders.protocol.messages import AttemptFailed, Done, End, Error
 
 KEY = ("Job", "i")
 
@@ -183,7 +183,7 @@ def test_a_non_retryable_error_is_known_by_its_class_even_with_an_empty_message(
     key = world.create()
     world.pump()
     error = Error("NonRetryableError", "", "dynamic_workflows")
-    world.take(world.core.on_message(1, Failed(1, 1, error), now_us=world.now))
+    world.take(world.core.on_message(1, AttemptFailed(1, 1, error), now_us=world.now))
     world.pump()
     assert world.status(key) == "errored"
     assert world.error(key) == error
@@ -280,7 +280,7 @@ def test_the_audit_finds_an_instance_that_nothing_will_wake_and_the_repair_wakes
 
 
 def test_a_replay_of_many_sleepers_keeps_only_when_they_wake() -> None:
-    from dynamic_workflows.actors import core as module
+    from dynamic_workflows.actors.core import tenant_core as module
 
     async def program(step: StepApi, params: Any) -> Any:
         await step.sleep("nap", 60_000 * (params + 1))

@@ -9,7 +9,7 @@ import pytest
 from core_world import StepApi, StepFailed, World, config, payload
 
 from dynamic_workflows.eventlog.errors import InvalidError
-from dynamic_workflows.loaders.wire import Error
+from dynamic_workflows.loaders.protocol.messages import Error
 
 KEY = ("Job", "i")
 

@@ -8,7 +8,7 @@ import pytest
 from core_world import START, S, StepApi, StepFailed, World, config, gather, payload
 
 from dynamic_workflows.eventlog.errors import InstanceError, LimitExceededError
-from dynamic_workflows.loaders.wire import Mismatch
+from dynamic_workflows.loaders.protocol.messages import Mismatch
 
 KEY = ("Job", "i")
 

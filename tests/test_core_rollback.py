@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from core_world import Fatal, S, StepApi, StepFailed, World, config, gather, payload
 
-from dynamic_workflows.loaders.wire import Answer, Error, Run, Step, Undo
+from dynamic_workflows.loaders.protocol.messages import Error, Run, StepOutcome, StepRequest, Undo
 
 KEY = ("Job", "i")
 
@@ -143,7 +143,7 @@ def test_failed_and_unfinished_steps_are_undone_too() -> None:
     guest.running.reverse()
     world.finish()
     # The other branch still runs: the run ends by itself, as it does in a real event loop.
-    from dynamic_workflows.loaders.wire import End
+    from dynamic_workflows.loaders.protocol.messages import End
 
     guest.outbox.append(End(None, Error("Fatal", "no")))
     world.pump()
@@ -290,9 +290,9 @@ def test_a_step_that_is_asked_for_in_a_rollback_is_refused() -> None:
     trip.world.command("terminate", KEY, rollback=True)
     trip.world.start_runnable()
     life = next(iter(trip.world.guests))
-    d = trip.world.core.on_message(life, Step(70, "new", 1, config()), now_us=trip.world.now)
+    d = trip.world.core.on_message(life, StepRequest(70, "new", 1, config()), now_us=trip.world.now)
     answer = d.effects[0].message  # type: ignore[union-attr]
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, StepOutcome)
     assert answer.error is not None
     assert answer.error.name == "WorkflowFatalError"
     assert d.rows == []

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from core_world import Fatal, S, StepApi, StepFailed, World, config, gather, payload
 
-from dynamic_workflows.loaders.wire import (
+from dynamic_workflows.loaders.protocol.messages import (
+    AttemptFailed,
     Done,
     Error,
-    Failed,
     Go,
     Idle,
     Mismatch,
     ProtocolViolation,
     Sleep,
-    Step,
+    StepRequest,
     Wait,
 )
 
@@ -227,7 +227,7 @@ def test_a_failure_that_comes_after_its_attempt_was_over_changes_nothing() -> No
     world.now += 2 * S
     world.take(world.core.due(world.now))
     before = world.core.last_seq
-    late = Failed(token, 1, Error("ValueError", "late"))
+    late = AttemptFailed(token, 1, Error("ValueError", "late"))
     world.take(world.core.on_message(life, late, now_us=world.now))
     assert world.core.last_seq == before
     assert life in world.guests
@@ -243,8 +243,8 @@ FORGED: dict[str, Callable[[int], list[Any]]] = {
 }
 
 
-def _failed(token: int) -> Failed:
-    return Failed(token, 1, Error("ValueError", "no"))
+def _failed(token: int) -> AttemptFailed:
+    return AttemptFailed(token, 1, Error("ValueError", "no"))
 
 
 @pytest.mark.parametrize("what", FORGED)
@@ -295,7 +295,7 @@ def test_a_delay_that_a_function_answers_is_taken_and_backed_off() -> None:
     failed = Error("ValueError", "no")
     for attempt, answered, delay in ((1, 70, 70), (2, 100, 200), (3, None, 3_000)):
         token = guest.running.pop()[0]
-        message = Failed(token, attempt, failed, answered)
+        message = AttemptFailed(token, attempt, failed, answered)
         world.take(world.core.on_message(1, message, now_us=world.now))
         body = payload(of_type(world, "attempt_errored")[-1])
         assert body["retry_delay_ms"] == delay
@@ -310,7 +310,7 @@ def test_a_broken_delay_function_fails_the_step_with_its_own_error() -> None:
     world.pump()
     broken = Error("NonRetryableDelayError", "took too long", "dynamic_workflows", fatal=True)
     token = world.guests[1].running.pop()[0]
-    message = Failed(token, 1, Error("ValueError", "no"), None, broken)
+    message = AttemptFailed(token, 1, Error("ValueError", "no"), None, broken)
     world.take(world.core.on_message(1, message, now_us=world.now))
     world.pump()
     assert world.output(KEY) == ["NonRetryableDelayError", "took too long"]
@@ -653,23 +653,23 @@ def test_more_steps_than_the_limit_end_the_isolate_if_the_guest_does_not_see_to_
     "message",
     [
         Done(99, 1, b"1"),
-        Failed(99, 1, Error("E", "")),
-        Step(1, "again", 1, config()),
-        Step(7, "work", 1, config()),
-        Step(7, "x" * 257, 1, config()),
-        Step(7, "a\x00", 1, config()),
-        Step(7, "a", 0, config()),
-        Step(7, "a", 2**31, config()),
+        AttemptFailed(99, 1, Error("E", "")),
+        StepRequest(1, "again", 1, config()),
+        StepRequest(7, "work", 1, config()),
+        StepRequest(7, "x" * 257, 1, config()),
+        StepRequest(7, "a\x00", 1, config()),
+        StepRequest(7, "a", 0, config()),
+        StepRequest(7, "a", 2**31, config()),
         Sleep(7, "a", 2**63, 1_000),
         Wait(7, "a", 2**64 - 1, "t", 1_000),
-        Failed(1, 1, Error("E", ""), -(2**63)),
+        AttemptFailed(1, 1, Error("E", ""), -(2**63)),
         Mismatch("\x1b[2J", "a", 1, None, None, None, 0, None),
         Mismatch("do", "a", 1, None, "\x9b2J", "a", 1, None),
-        Step(7, "a", 1, b"{"),
-        Step(7, "a", 1, config(backoff="random")),
-        Step(7, "a", 1, config(limit=10_001)),
-        Step(-7, "a", 1, config()),
-        Step(7, "a", 1, config(), "x" * 2_000),
+        StepRequest(7, "a", 1, b"{"),
+        StepRequest(7, "a", 1, config(backoff="random")),
+        StepRequest(7, "a", 1, config(limit=10_001)),
+        StepRequest(-7, "a", 1, config()),
+        StepRequest(7, "a", 1, config(), "x" * 2_000),
         Go(1, 1),
     ],
 )
@@ -688,7 +688,7 @@ def test_messages_of_a_lifetime_that_is_over_are_ignored() -> None:
     world = world_of(failing(0))
     world.pump()
     before = world.core.last_seq
-    for message in (Done(1, 1, b"1"), Step(9, "a", 1, b"{"), Idle(3)):
+    for message in (Done(1, 1, b"1"), StepRequest(9, "a", 1, b"{"), Idle(3)):
         assert world.core.on_message(1, message, now_us=world.now).rows == []
         assert world.core.on_message(77, message, now_us=world.now).rows == []
     assert world.core.last_seq == before

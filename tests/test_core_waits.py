@@ -8,7 +8,13 @@ import pytest
 from core_world import START, S, StepApi, StepFailed, World, gather, payload
 
 from dynamic_workflows.eventlog.errors import InstanceError, InvalidError
-from dynamic_workflows.loaders.wire import Answer, Idle, ProtocolViolation, Sleep, Wait
+from dynamic_workflows.loaders.protocol.messages import (
+    Idle,
+    ProtocolViolation,
+    Sleep,
+    StepOutcome,
+    Wait,
+)
 
 KEY = ("Job", "i")
 
@@ -93,7 +99,7 @@ def test_a_sleep_until_a_moment_keeps_it_and_refuses_the_past() -> None:
         d = world.core.on_message(life, Sleep(token, name, 1, None, until_us), now_us=world.now)
         assert d.rows == []
         answer = d.effects[0].message  # type: ignore[union-attr]
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, StepOutcome)
         assert answer.error is not None
         assert answer.error.name == error
     sleep = Sleep(52, "good", 1, None, world.now + 60 * S)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamic_workflows.loaders.durations import parse_ms
+from dynamic_workflows.loaders.sdk.durations import parse_ms
 
 
 @pytest.mark.parametrize(

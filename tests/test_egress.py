@@ -17,7 +17,7 @@ from real_tenants import real_tenant
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.loaders import addresses, http
+from dynamic_workflows.loaders.sdk import http, ip_ranges
 
 SECRET = "Bearer s3cr3t"
 TENANT = """
@@ -297,7 +297,7 @@ async def test_a_wildcard_does_not_take_a_private_address_in_any_notation(
     "address", ["93.184.215.14", "2606:2800:21f:cb07::1", "64:ff9b::5db8:d70e", "2002:5db8:d70e::1"]
 )
 def test_addresses_of_the_internet_at_large_are_public(address: str) -> None:
-    assert addresses.is_public(address)
+    assert ip_ranges.is_public(address)
 
 
 async def test_a_host_that_does_not_answer_is_a_connection_error() -> None:

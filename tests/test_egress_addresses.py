@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_egress import upstream
 
 import dynamic_workflows as dw
-from dynamic_workflows.loaders import addresses
+from dynamic_workflows.loaders.sdk import ip_ranges
 
 # IANA's special-purpose registries of IPv4 and IPv6 as of 2025-10, each prefix in full; what is
 # judged by the address that it carries (mapped, NAT64, 6to4) has tests of its own below.
@@ -55,12 +55,12 @@ def test_nothing_that_is_registered_for_a_purpose_is_public(prefix: str) -> None
     network = ipaddress.ip_network(prefix)
     step = max(1, network.num_addresses // 64)
     tried = [network[i] for i in range(0, network.num_addresses, step)] + [network[-1]]
-    assert not [str(address) for address in tried if addresses.is_public(str(address))]
+    assert not [str(address) for address in tried if ip_ranges.is_public(str(address))]
 
 
 @pytest.mark.parametrize("v4", PUBLIC_V4)
 def test_neighbours_of_what_is_registered_are_public(v4: str) -> None:
-    assert addresses.is_public(v4)
+    assert ip_ranges.is_public(v4)
 
 
 @pytest.mark.parametrize("notation", CARRYING)
@@ -68,14 +68,14 @@ def test_an_address_is_judged_by_the_one_that_it_carries(notation: str) -> None:
     def carrying(v4: str) -> str:
         return str(ipaddress.IPv6Address(CARRYING[notation](int(ipaddress.IPv4Address(v4)))))
 
-    assert all(addresses.is_public(carrying(v4)) for v4 in PUBLIC_V4)
-    assert not any(addresses.is_public(carrying(v4)) for v4 in PRIVATE_V4)
+    assert all(ip_ranges.is_public(carrying(v4)) for v4 in PUBLIC_V4)
+    assert not any(ip_ranges.is_public(carrying(v4)) for v4 in PRIVATE_V4)
 
 
 @given(st.ip_addresses(v=6))
 def test_beyond_what_is_handed_out_no_address_of_ipv6_is_public(address: Any) -> None:
-    if addresses.is_public(str(address)):
-        assert address in addresses.GLOBAL_V6 or any(address in n for n in addresses.CARRIERS)
+    if ip_ranges.is_public(str(address)):
+        assert address in ip_ranges.GLOBAL_V6 or any(address in n for n in ip_ranges.CARRIERS)
         assert address.ipv4_mapped or address.is_global or address.sixtofour
 
 
@@ -85,7 +85,7 @@ def test_what_the_standard_library_calls_private_never_is_public(address: Any) -
         address = address.ipv4_mapped
     if address.is_private or address.is_multicast or address.is_reserved:
         is_nat64 = address in ipaddress.ip_network("64:ff9b::/96")
-        assert is_nat64 or not addresses.is_public(str(address))
+        assert is_nat64 or not ip_ranges.is_public(str(address))
 
 
 def resolving(*answers: str) -> Callable[..., list[Any]]:

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from ray_world import eventually
 
-from dynamic_workflows.actors import listening, reaper
-from dynamic_workflows.actors.ray_token import MODE, PATH, VALUE, RayToken
-from dynamic_workflows.actors.runtime_folder import RuntimeFolder
+from dynamic_workflows.actors.cluster import open_ports, orphan_reaper
+from dynamic_workflows.actors.cluster.ray_token import MODE, PATH, VALUE, RayToken
+from dynamic_workflows.actors.cluster.runtime_folder import RuntimeFolder
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_what_a_killed_driver_and_its_killed_reaper_left_is_reaped_by_the_next(
 ) -> None:
     left = place / "dw-leftover"
     left.mkdir(mode=0o700)
-    (left / reaper.LOCK).touch()
+    (left / orphan_reaper.LOCK).touch()
     with subprocess.Popen(
         [
             sys.executable,
@@ -136,13 +136,13 @@ def test_a_folder_is_left_over_only_if_it_is_ours_and_nobody_holds_it(place: Pat
     young, wide, free = (place / f"dw-{name}" for name in ("young", "wide", "free"))
     for folder in (young, wide, free):
         folder.mkdir(mode=0o700)
-    (wide / reaper.LOCK).touch()
+    (wide / orphan_reaper.LOCK).touch()
     wide.chmod(0o777)
-    (free / reaper.LOCK).touch()
+    (free / orphan_reaper.LOCK).touch()
     link = place / "dw-link"
     link.symlink_to(free)
     found = {
-        folder.name: reaper._is_left_over(str(folder))
+        folder.name: orphan_reaper._is_left_over(str(folder))
         for folder in (living.path, young, wide, free, link)
     }
     assert found == {
@@ -157,7 +157,7 @@ def test_a_folder_is_left_over_only_if_it_is_ours_and_nobody_holds_it(place: Pat
 
 def test_the_reaper_holds_the_folder_when_only_its_driver_was_killed(place: Path) -> None:
     code = (
-        "from dynamic_workflows.actors.runtime_folder import RuntimeFolder\n"
+        "from dynamic_workflows.actors.cluster.runtime_folder import RuntimeFolder\n"
         "import os\nfolder = RuntimeFolder()\nprint(folder.path, flush=True)\ninput()"
     )
     with subprocess.Popen(
@@ -169,7 +169,7 @@ def test_the_reaper_holds_the_folder_when_only_its_driver_was_killed(place: Path
     ) as driver:
         assert driver.stdout is not None
         path = Path(driver.stdout.readline().strip())
-        with open(path / reaper.LOCK) as lock, pytest.raises(BlockingIOError):
+        with open(path / orphan_reaper.LOCK) as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         driver.kill()
     asyncio.run(eventually(lambda: not path.exists(), what="the folder's end"))
@@ -197,7 +197,7 @@ def test_a_port_that_others_reach_is_named(
             pytest.skip(f"{address}: {error}")
         server.listen()
         port = server.getsockname()[1]
-        found = [one for one in listening.beyond_loopback([os.getpid()]) if one.port == port]
+        found = [one for one in open_ports.beyond_loopback([os.getpid()]) if one.port == port]
     assert len(found) == is_open
     if found:
         assert found[0].pid == os.getpid()
@@ -209,6 +209,6 @@ def test_a_client_is_no_listener_and_a_process_that_has_gone_has_none() -> None:
         server.bind(("127.0.0.1", 0))
         server.listen()
         client.connect(server.getsockname())
-        assert listening.beyond_loopback([2**22 + 1]) == []
-    assert listening.is_loopback(ipaddress.ip_address("::ffff:127.0.0.1"))
-    assert not listening.is_loopback(ipaddress.ip_address("::ffff:10.0.0.1"))
+        assert open_ports.beyond_loopback([2**22 + 1]) == []
+    assert open_ports.is_loopback(ipaddress.ip_address("::ffff:127.0.0.1"))
+    assert not open_ports.is_loopback(ipaddress.ip_address("::ffff:10.0.0.1"))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors import embedded_memory
-from dynamic_workflows.actors.embedded_memory import MIB, offered, tenants_that_fit, total_memory
+from dynamic_workflows.actors.cluster import embedded_memory
+from dynamic_workflows.actors.cluster.embedded_memory import (
+    MIB,
+    offered,
+    tenants_that_fit,
+    total_memory,
+)
 
 GIB = 1024 * MIB
 

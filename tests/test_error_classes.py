@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 from guest_world import World, flow
 
-from dynamic_workflows.eventlog import codec
-from dynamic_workflows.loaders import faults, wire
-from dynamic_workflows.loaders.plain import plain_error
+from dynamic_workflows.eventlog.codec import values
+from dynamic_workflows.loaders.guest import exception_codec
+from dynamic_workflows.loaders.guest.sanitize import plain_error
+from dynamic_workflows.loaders.protocol import messages
 
 BEFORE = """
 import pydantic
@@ -293,11 +294,11 @@ def renamed():
 
 def test_outside_of_isolates_no_class_is_looked_for_and_no_attribute_is_set() -> None:
     held = {"args": ["x"], "fields": {"name": "n", "__class__": 1, "other": 2}, "cause": ["a", "b"]}
-    error = wire.Error("ImportError", "x", "builtins", codec.encode(held))
-    raised = faults.from_wire(plain_error(error, 100))
+    error = messages.Error("ImportError", "x", "builtins", values.encode(held))
+    raised = exception_codec.from_wire(plain_error(error, 100))
     assert (type(raised), raised.args, vars(raised)) == (ImportError, ("x",), {})
-    foreign = wire.Error("JSONDecodeError", "x", "json.decoder", codec.encode(held))
-    assert type(faults.from_wire(foreign)).__name__ == "StepError"
+    foreign = messages.Error("JSONDecodeError", "x", "json.decoder", values.encode(held))
+    assert type(exception_codec.from_wire(foreign)).__name__ == "StepError"
 
 
 def test_what_the_platforms_own_errors_hold_is_not_told() -> None:
@@ -306,14 +307,14 @@ def test_what_the_platforms_own_errors_hold_is_not_told() -> None:
 
     error = Own("text")
     error.secret = "token"  # type: ignore[attr-defined]
-    assert b"token" not in (faults.to_wire(error).args or b"")
+    assert b"token" not in (exception_codec.to_wire(error).args or b"")
 
 
 def test_attributes_take_no_more_than_their_room() -> None:
     error = OSError("x")
     error.large = "y" * 100_000  # type: ignore[attr-defined]
     error.small = 1  # type: ignore[attr-defined]
-    wired = faults.to_wire(error)
+    wired = exception_codec.to_wire(error)
     assert wired.args is not None
     assert len(wired.args) < 1_000
-    assert codec.decode(wired.args)["fields"] == {"small": 1}
+    assert values.decode(wired.args)["fields"] == {"small": 1}

@@ -23,16 +23,16 @@ import value_types
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamic_workflows.eventlog import codec
+from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import UnserialisableValueError, ValueTooLargeError
-from dynamic_workflows.loaders.annotations import Reviver, Revivers
+from dynamic_workflows.loaders.values.typed_values import Revivers, TypedCodec
 
 MIB = 1 << 20
 v: Any = value_types
 moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 
 
-def reviver(annotation: Any) -> Reviver:
+def reviver(annotation: Any) -> TypedCodec:
     def function() -> None: ...
 
     function.__annotations__["return"] = annotation
@@ -44,7 +44,7 @@ def reviver(annotation: Any) -> Reviver:
 def there_and_back(annotation: Any, value: Any) -> Any:
     made = reviver(annotation)
     text = made.encode(value, bytes_max=64 * MIB)
-    codec.check(text)
+    values.check(text)
     assert made.encode(made.decode(text), bytes_max=64 * MIB) == text
     # Each lifetime has revivers of its own.
     return reviver(annotation).decode(text)
@@ -289,12 +289,12 @@ def test_sql_and_drivers_see_the_fields() -> None:
     assert text == b'{"id":1,"more":{"a":"r"}}'
     text = reviver(v.Cat | v.Dog).encode(v.Dog("rex"), bytes_max=MIB)
     assert text == b'{"name":"rex","$object":"value_types:Dog"}'
-    assert codec.decode(text) == {"name": "rex"}
+    assert values.decode(text) == {"name": "rex"}
     text = reviver(v.Box).encode(
         v.Box([pathlib.PurePosixPath("/x"), v.Puppy("p", 1)]), bytes_max=MIB
     )
-    assert codec.decode(text) == {"item": ["/x", {"name": "p", "weeks": 1}]}
-    assert codec.decode(reviver(v.Shy).encode(v.shy(), bytes_max=MIB)) == {
+    assert values.decode(text) == {"item": ["/x", {"name": "p", "weeks": 1}]}
+    assert values.decode(reviver(v.Shy).encode(v.shy(), bytes_max=MIB)) == {
         "shown": 1,
         "hidden": "h",
     }
@@ -310,7 +310,7 @@ def test_sql_and_drivers_see_the_fields() -> None:
 )  # fmt: skip
 def test_marks_that_nobody_writes_are_refused(text: bytes) -> None:
     with pytest.raises(UnserialisableValueError):
-        codec.check(text)
+        values.check(text)
 
 
 def test_a_field_that_the_code_has_no_more_is_left_out_and_a_new_one_gets_its_default() -> None:

@@ -9,9 +9,9 @@ import pytest
 from local_world import LocalPeer
 from test_timer import Bench
 
-from dynamic_workflows.actors import lateness
-from dynamic_workflows.actors.explained_calls import ExplainedCalls
-from dynamic_workflows.actors.peers import Lost, Peer
+from dynamic_workflows.actors.diagnosis import lateness
+from dynamic_workflows.actors.diagnosis.explained_calls import ExplainedCalls
+from dynamic_workflows.actors.rpc.actor_ref import ActorRef, ActorUnreachable
 from dynamic_workflows.eventlog.errors import (
     Corrupt,
     InstanceError,
@@ -42,8 +42,8 @@ class Explained(Bench):
         super().__init__()
         self.asked: list[tuple[str, int]] = []
 
-    async def find_timer(self) -> Peer:
-        peer: Peer = LocalPeer("timer", self.timer, self.asked)
+    async def find_timer(self) -> ActorRef:
+        peer: ActorRef = LocalPeer("timer", self.timer, self.asked)
         return peer
 
     async def why(self, error: WorkflowsError | None = None, op: str = "why") -> Any:
@@ -119,11 +119,11 @@ async def test_a_timer_that_does_not_answer_is_named_in_time(
     bench = await late()
     monkeypatch.setattr(lateness, "TIMER_S", 0.01)
 
-    async def lost() -> Peer:
-        raise Lost("no timer")
+    async def lost() -> ActorRef:
+        raise ActorUnreachable("no timer")
 
-    async def hanging() -> Peer:
-        never: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
+    async def hanging() -> ActorRef:
+        never: asyncio.Future[ActorRef] = asyncio.get_running_loop().create_future()
         return await never
 
     for find in (lost, hanging):

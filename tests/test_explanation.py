@@ -10,13 +10,13 @@ import pytest
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.claims import new_claim
-from dynamic_workflows.actors.explanation import explain, remedy
-from dynamic_workflows.actors.local import LocalPlatform
-from dynamic_workflows.actors.machine import STATUSES
-from dynamic_workflows.actors.standing import standing
-from dynamic_workflows.actors.summary import Summary
-from dynamic_workflows.eventlog.store import open_store
-from dynamic_workflows.loaders.binding import WorkflowBinding
+from dynamic_workflows.actors.core.explanation import explain, remedy
+from dynamic_workflows.actors.diagnosis.stored_explanation import standing
+from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
+from dynamic_workflows.actors.instances.index_entry import IndexEntry
+from dynamic_workflows.actors.instances.state_machine import STATUSES
+from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 CODE = """
 import asyncio
@@ -152,7 +152,7 @@ async def test_why_says_what_happened_and_what_to_do_live_and_from_files(
 
 @pytest.mark.parametrize("status", sorted(STATUSES))
 def test_every_status_has_a_sentence_even_when_nothing_is_loaded(status: str) -> None:
-    summary = Summary(("TenantWorkflow", "one"))
+    summary = IndexEntry(("TenantWorkflow", "one"))
     summary.status, summary.ended_us = status, 1_000_000
     code, text = explain(summary, status, 2_000_000)
     assert code == status
@@ -162,7 +162,7 @@ def test_every_status_has_a_sentence_even_when_nothing_is_loaded(status: str) ->
 @pytest.mark.parametrize("code", ["run.stuck", "replay.mismatch", "isolate.died", "other.reason"])
 @pytest.mark.parametrize("pin", ["hash", "latest"])
 def test_every_reason_to_park_has_a_remedy_that_fits_the_pin(code: str, pin: str) -> None:
-    summary: Any = Summary(("TenantWorkflow", "one"))
+    summary: Any = IndexEntry(("TenantWorkflow", "one"))
     summary.code_hash = "abcdef" * 10
     summary.set("pin", None if pin == "hash" else pin)
     text = remedy(summary, code)

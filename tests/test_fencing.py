@@ -15,17 +15,20 @@ import pytest
 from faults import AFTER, BEFORE, DELAY, TORN, FaultStore
 from simdisk import SimDisk
 
-from dynamic_workflows.eventlog import compaction, log, manifest, segment, wal_local
+from dynamic_workflows.eventlog import manifest
 from dynamic_workflows.eventlog.clock import SystemClock, VirtualClock
 from dynamic_workflows.eventlog.errors import Corrupt, Fenced, Unavailable
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds, SystemIds
-from dynamic_workflows.eventlog.log import EventLog
+from dynamic_workflows.eventlog.log import event_log as log
+from dynamic_workflows.eventlog.log.event_log import EventLog
 from dynamic_workflows.eventlog.manifest import tenant_stream
-from dynamic_workflows.eventlog.store import Store, open_store
-from dynamic_workflows.eventlog.store_local import LocalStore
-from dynamic_workflows.eventlog.store_memory import MemoryStore
-from dynamic_workflows.eventlog.wal_file import WalFile
+from dynamic_workflows.eventlog.segments import compaction, segment
+from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.local import LocalStore
+from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.wal import local
+from dynamic_workflows.eventlog.wal.file import WalFile
 
 HERE = Path(__file__).parent
 STREAM = tenant_stream("t")
@@ -93,7 +96,7 @@ MUTANTS = {
     "an owner that does not look for a newer one": (SimDisk, "exists", _never),
     "an owner that forgets that names can be removed": (SimDisk, "has_name", _always),
     "written rows that are acknowledged without a look": (WalFile, "is_fenced", _never),
-    "a takeover that trusts its first reading": (wal_local.LocalWal, "_has_block", _never),
+    "a takeover that trusts its first reading": (local.LocalWal, "_has_block", _never),
     "a disk that does not sync": (SimDisk, "datasync", _nothing),
     "names that are not synced": (SimDisk, "sync_directory", _nothing),
     "a publisher that trusts a free number": (log, "newest_version", lambda *_: 0),

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from isolates import ECHO, ECHOED, LOG, Talk, isolates, start
 
-from dynamic_workflows.loaders.isolate import Exit, Limits
-from dynamic_workflows.loaders.wire import Log
+from dynamic_workflows.loaders.isolates.interface import Exit, Limits
+from dynamic_workflows.loaders.protocol.messages import Log
 
 PATIENT = Limits(turn_cpu_ms=60_000, turn_wall_ms=120_000)
 """At the rate that is kept, what these tests write would take far longer."""
@@ -101,7 +101,7 @@ async def test_after_a_flood_output_is_kept_again() -> None:
 
 
 IDLING = """
-from dynamic_workflows.loaders.wire import Idle, pack
+from dynamic_workflows.loaders.protocol.messages import Idle, pack
 idle = pack(Idle(1), life=1)
 async def main():
     for _ in range({count}):

@@ -8,8 +8,8 @@ import pytest
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.actors.tenant_guests import ERROR_ARGS_BYTES_MAX
-from dynamic_workflows.loaders.wire import End, Error, Failed
+from dynamic_workflows.actors.tenant.isolate_events import ERROR_ARGS_BYTES_MAX
+from dynamic_workflows.loaders.protocol.messages import AttemptFailed, End, Error
 
 CODE = """
 import asyncio
@@ -27,8 +27,8 @@ ARGS = {
 }
 MESSAGES: dict[str, Any] = {
     "end": lambda error: End(None, error),
-    "failed": lambda error: Failed(1, 1, error),
-    "delay": lambda error: Failed(1, 1, Error("E", "m"), None, error),
+    "failed": lambda error: AttemptFailed(1, 1, error),
+    "delay": lambda error: AttemptFailed(1, 1, Error("E", "m"), None, error),
 }
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors import forks, reaper
-from dynamic_workflows.actors.client import TenantClient
+from dynamic_workflows.actors.cluster import orphan_reaper
+from dynamic_workflows.actors.cluster.driver import Order, RayPlatform
+from dynamic_workflows.actors.cluster.embedded_ray import RayThread
+from dynamic_workflows.actors.cluster.ray_session import RaySession
+from dynamic_workflows.actors.cluster.runtime_folder import RuntimeFolder
 from dynamic_workflows.actors.config import PlatformConfig
-from dynamic_workflows.actors.driver import Cluster, Order
-from dynamic_workflows.actors.embedded import RayThread
-from dynamic_workflows.actors.ray_session import RaySession
-from dynamic_workflows.actors.remote import Persistent
-from dynamic_workflows.actors.runtime_folder import RuntimeFolder
+from dynamic_workflows.actors.rpc import fork_guard
+from dynamic_workflows.actors.rpc.client import TenantClient
+from dynamic_workflows.actors.rpc.reconnecting import ReconnectingRef
 
 PROGRAM = """
 import asyncio, os, signal, sys, time
@@ -120,7 +121,7 @@ async def never(*_: Any) -> Any:
 
 async def test_a_client_that_was_made_before_the_fork_refuses_every_call_at_once(fork: Any) -> None:
     client = TenantClient("acme", client_id="c", resolve=never, timeout_s=30.0)
-    peer = Persistent("the loader actor", never, timeout_s=30.0)
+    peer = ReconnectingRef("the loader actor", never, timeout_s=30.0)
     fork()
     for call in (client.call("get", {}), client.call("result", {}), peer.call("stats")):
         with pytest.raises(dw.PlatformBusy, match="was forked from process .*connect after"):
@@ -130,7 +131,7 @@ async def test_a_client_that_was_made_before_the_fork_refuses_every_call_at_once
 async def test_a_platform_that_is_closed_in_a_forked_child_keeps_its_session_and_its_claim(
     tmp_path: Path, fork: Any
 ) -> None:
-    cluster = Cluster(Order(str(tmp_path), None, None, None, "n", PlatformConfig()))
+    cluster = RayPlatform(Order(str(tmp_path), None, None, None, "n", PlatformConfig()))
     session = cluster._session = RaySession(is_elsewhere=False, is_embedded=True)
     session.use(cluster._order.platform)
     session._ray = RayThread(lambda folder: None, lambda: None, has_folder=False)
@@ -155,13 +156,13 @@ def test_a_forked_child_lets_go_of_the_reaper_which_spares_it() -> None:
         signal.pause()
     try:
         # On a busy machine the child gets to run later than its parent.
-        while pid not in reaper.guests(str(folder.path)):
+        while pid not in orphan_reaper.guests(str(folder.path)):
             time.sleep(0.01)
         began = time.monotonic()
         folder.remove()
         assert time.monotonic() - began < 20.0
         assert not folder.path.exists()
-        assert forks._letting_go.count(folder._let_go) == 0
+        assert fork_guard._letting_go.count(folder._let_go) == 0
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
     finally:
         os.kill(pid, 9)

@@ -18,15 +18,15 @@ from local_world import World, until
 from ray_world import eventually, expected, loader_of
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.client import TenantClient
-from dynamic_workflows.actors.house import may_go_on
-from dynamic_workflows.actors.listing import Listing
-from dynamic_workflows.actors.local import LocalPlatform
-from dynamic_workflows.actors.setup import Setup
-from dynamic_workflows.eventlog.disk import explain
+from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
+from dynamic_workflows.actors.placement.wiring import may_go_on
+from dynamic_workflows.actors.rpc.actor_settings import Setup
+from dynamic_workflows.actors.rpc.client import TenantClient
+from dynamic_workflows.actors.timers.open_registration import OpenRegistration
 from dynamic_workflows.eventlog.errors import Unavailable, needs_operator
-from dynamic_workflows.eventlog.store import can_write
-from dynamic_workflows.eventlog.store_local import LocalStore
+from dynamic_workflows.eventlog.store.base import can_write
+from dynamic_workflows.eventlog.store.filesystem import explain
+from dynamic_workflows.eventlog.store.local import LocalStore
 
 SOON_S = 20
 """Generous; a call that waited for its limit would take longer (the limit is 600 s)."""
@@ -84,7 +84,7 @@ async def test_each_call_is_told_at_once_and_the_tenant_keeps_its_one_slot(code:
 async def test_a_tenant_is_opened_by_itself_when_there_is_space_though_nobody_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamic_workflows.actors.loader.LOOK_S", 0.01)
+    monkeypatch.setattr("dynamic_workflows.actors.placement.loader.LOOK_S", 0.01)
     world = await World().start()
     world.unopenable["acme"] = full()
     answer = await world.loader.wake(["acme"])
@@ -111,13 +111,13 @@ async def test_a_timer_whose_log_takes_nothing_tells_who_opens_a_tenant() -> Non
 
     async with asyncio.timeout(SOON_S):
         with pytest.raises(Unavailable, match="No space left"):
-            await Listing("acme", find).confirmed(1)
+            await OpenRegistration("acme", find).confirmed(1)
 
 
 async def test_a_slot_that_is_not_ready_does_not_stop_the_loader_from_looking_at_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamic_workflows.actors.loader.LOOK_S", 0.01)
+    monkeypatch.setattr("dynamic_workflows.actors.placement.loader.LOOK_S", 0.01)
     world = await World().start()
     peer = await world.home("acme")
 

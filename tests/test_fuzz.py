@@ -7,10 +7,11 @@ from fuzz.targets import TARGETS, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamic_workflows.eventlog import untagging
-from dynamic_workflows.loaders import faults, wire
-from dynamic_workflows.loaders.entrypoints import StepError
-from dynamic_workflows.loaders.wire import Error
+from dynamic_workflows.eventlog.codec import decode
+from dynamic_workflows.loaders.guest import exception_codec
+from dynamic_workflows.loaders.protocol import messages
+from dynamic_workflows.loaders.protocol.messages import Error
+from dynamic_workflows.loaders.sdk.entrypoints import StepError
 
 ALIKE = [b'{"$int":"0x%x"}' % (n * (2**61 - 1)) for n in range(200)]
 BROKE = [
@@ -49,7 +50,7 @@ def test_bytes_near_good_ones_hold(name: str, data: st.DataObject) -> None:
 
 def test_a_step_error_always_has_its_name_and_message() -> None:
     for args in (None, b"[]", b"[[1]]", b'["m","n",3]', b'["no such"]'):
-        revived = faults.from_wire(Error("StepError", "said", "dynamic_workflows", args))
+        revived = exception_codec.from_wire(Error("StepError", "said", "dynamic_workflows", args))
         assert type(revived) is StepError
         assert (revived.name, revived.message) == ("StepError", "said")
 
@@ -57,9 +58,9 @@ def test_a_step_error_always_has_its_name_and_message() -> None:
 def test_a_target_finds_a_reader_that_lets_something_else_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(untagging._READERS, "$uuid", lambda value: {}[value])
+    monkeypatch.setitem(decode._READERS, "$uuid", lambda value: {}[value])
     with pytest.raises(KeyError):
         TARGETS["values"](b'{"$uuid":"7"}')
-    monkeypatch.setattr(wire, "_unpack", lambda decoders, kind, body: decoders[-1])
+    monkeypatch.setattr(messages, "_unpack", lambda decoders, kind, body: decoders[-1])
     with pytest.raises(KeyError):
         TARGETS["from_guest"](seeds("from_guest")[0])

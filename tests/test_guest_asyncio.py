@@ -12,7 +12,7 @@ from guest_world import World, flow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamic_workflows.loaders import wire
+from dynamic_workflows.loaders.protocol import messages
 
 EXAMPLES = int(os.environ.get("ASYNCIO_EXAMPLES", "25"))
 
@@ -236,7 +236,7 @@ class Keeper(World):
     def __init__(self, chance: random.Random) -> None:
         super().__init__()
         self.chance = chance
-        self.kept: list[dict[Any, wire.Known]] = []
+        self.kept: list[dict[Any, messages.RecordedStep]] = []
 
     def _take(self, frames: Any) -> None:
         for frame in frames:
@@ -248,7 +248,7 @@ class Keeper(World):
 
     @property
     def is_over(self) -> bool:
-        return self.ended is not None or bool(self.of(wire.Mismatch))
+        return self.ended is not None or bool(self.of(messages.Mismatch))
 
     async def live(self, program: Any) -> Any:
         """Run it to its end, ending sleeps and waits meanwhile; what it returned."""
@@ -268,8 +268,8 @@ class Keeper(World):
                 self.keep()
             if self.is_over:
                 break
-        assert not self.of(wire.Mismatch), self.of(wire.Mismatch)
-        assert self.ended is not None, f"it hangs: {self.of(wire.Awaits)}"
+        assert not self.of(messages.Mismatch), self.of(messages.Mismatch)
+        assert self.ended is not None, f"it hangs: {self.of(messages.Awaits)}"
         assert not any("DIVERGED" in line for line in self.printed), self.printed
         if self.ended.error is not None:
             return self.ended.error
@@ -296,7 +296,7 @@ async def replayed(program: Any, seed: int) -> None:
         first.close()
 
 
-def _over(history: dict[Any, wire.Known], seed: int) -> Keeper:
+def _over(history: dict[Any, messages.RecordedStep], seed: int) -> Keeper:
     world = Keeper(random.Random(seed))
     world.history = {key: msgspec.structs.replace(known) for key, known in history.items()}
     world.moment = max((known.ended for known in history.values()), default=0)

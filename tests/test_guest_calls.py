@@ -12,12 +12,13 @@ import pytest
 from guest_world import World, flow
 from real_tenants import until
 
-from dynamic_workflows.eventlog import codec
+from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import InstanceError, InvalidError
-from dynamic_workflows.loaders import calls, http, wire
-from dynamic_workflows.loaders import logs as logs_module
-from dynamic_workflows.loaders.entrypoints import EgressDeniedError
-from dynamic_workflows.loaders.logs import DROPPED
+from dynamic_workflows.loaders.guest import logs as logs_module
+from dynamic_workflows.loaders.guest.logs import DROPPED
+from dynamic_workflows.loaders.protocol import calls, messages
+from dynamic_workflows.loaders.sdk import http
+from dynamic_workflows.loaders.sdk.entrypoints import EgressDeniedError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,7 +84,8 @@ async def test_code_that_cannot_be_loaded_says_why(
 
 def test_the_guest_is_light() -> None:
     code = (
-        "import sys, asyncio, dynamic_workflows.loaders.guest, dynamic_workflows.loaders.binding\n"
+        "import sys, asyncio, dynamic_workflows.loaders.guest.guest\n"
+        "import dynamic_workflows.loaders.sdk.binding\n"
         "print(*sorted({m.partition('.')[0] for m in sys.modules} - sys.stdlib_module_names))"
     )
     done = subprocess.run(
@@ -137,18 +139,18 @@ async def test_a_service_is_called_and_its_errors_keep_their_class(world: World)
     return answers
     """)
 
-    def serve(call: wire.Call) -> wire.Reply:
+    def serve(call: messages.CallRequest) -> messages.Reply:
         assert call.target == "SVC"
-        args, kwargs = codec.decode(call.args), codec.decode(call.kwargs)
+        args, kwargs = values.decode(call.args), values.decode(call.kwargs)
         if call.method == "add":
-            return wire.Reply(call.call, codec.encode([args, kwargs]))
+            return messages.Reply(call.call, values.encode([args, kwargs]))
         if call.method == "make":
             answer = http.to_plain(http.Response("hello", 201))
-            return wire.Reply(call.call, codec.encode(answer))
-        return wire.Reply(call.call, error=wire.Error("KeyError", "'k'", args=b'["k"]'))
+            return messages.Reply(call.call, values.encode(answer))
+        return messages.Reply(call.call, error=messages.Error("KeyError", "'k'", args=b'["k"]'))
 
     world.on_call = serve
-    await world.load(code, env={"SVC": wire.EnvEntry("SVC", "service")})
+    await world.load(code, env={"SVC": messages.EnvEntry("SVC", "service")})
     world.start()
     assert await world.until_ended() == [
         [[1], {"by": {2}}], [201, "hello"], "k", "private",
@@ -165,19 +167,19 @@ async def test_the_workflow_binding_is_the_drivers_own(world: World) -> None:
     return [instance.id, (await instance.status()).status, problem]
     """)
 
-    def serve(call: wire.Call) -> wire.Reply:
+    def serve(call: messages.CallRequest) -> messages.Reply:
         args = calls.unpack_args(call.args)
         if call.method == "create_batch":
             assert args["workflow"] == "Flow"
-            return wire.Reply(call.call, calls.pack_answer([args["items"][0]["id"]]))
+            return messages.Reply(call.call, calls.pack_answer([args["items"][0]["id"]]))
         if call.method == "status":
             answer = calls.pack_answer(calls.StatusData(status="queued"))
-            return wire.Reply(call.call, answer)
+            return messages.Reply(call.call, answer)
         missing = InstanceError("there is none", code="instance.not_found")
-        return wire.Reply(call.call, error=world.guest.to_wire(missing))
+        return messages.Reply(call.call, error=world.guest.to_wire(missing))
 
     world.on_call = serve
-    await world.load(code, env={"WORKFLOWS": wire.EnvEntry("WORKFLOWS", "workflows", b"Flow")})
+    await world.load(code, env={"WORKFLOWS": messages.EnvEntry("WORKFLOWS", "workflows", b"Flow")})
     world.start()
     assert await world.until_ended() == [
         "child", "queued", ["InstanceError", "instance.not_found"],
@@ -216,22 +218,22 @@ async def invoke(
     if world.loaded is None:
         await world.load(ENTRYPOINTS)
     number = len(world.log) + 1
-    props = codec.encode({"n": 7})
+    props = values.encode({"n": 7})
     world.send(
-        wire.Invoke(
-            number, entrypoint, method, codec.encode(list(args)), codec.encode(kwargs), props
+        messages.Invoke(
+            number, entrypoint, method, values.encode(list(args)), values.encode(kwargs), props
         )
     )
 
-    def replies() -> list[wire.Reply]:
-        return [m for _, m in world.log if type(m) is wire.Reply and m.call == number]
+    def replies() -> list[messages.Reply]:
+        return [m for _, m in world.log if type(m) is messages.Reply and m.call == number]
 
     await world.until(lambda: bool(replies()))
     (reply,) = replies()
     if reply.error is not None:
         raise world.guest.from_wire(reply.error)
     assert reply.value is not None
-    return codec.decode(reply.value)
+    return values.decode(reply.value)
 
 
 async def test_public_methods_can_be_called(world: World) -> None:
@@ -283,17 +285,17 @@ return [response.status, response.ok, await response.text(), response.headers["s
 async def test_without_a_gateway_nothing_leaves(world: World) -> None:
     with pytest.raises(EgressDeniedError):
         await world.run(FETCH)
-    assert world.of(wire.Call) == []
+    assert world.of(messages.CallRequest) == []
 
 
 async def test_the_gateway_gets_every_request(world: World) -> None:
-    def serve(call: wire.Call) -> wire.Reply:
+    def serve(call: messages.CallRequest) -> messages.Reply:
         assert (call.target, call.method) == ("", "fetch")
-        request = http.request_from_plain(codec.decode(call.args)[0])
+        request = http.request_from_plain(values.decode(call.args)[0])
         assert (request.method, request.url) == ("PUT", "https://example.test/a")
         assert request.headers["a"] == "b"
         answer = http.Response("fine", 200, {"Server": "gate"})
-        return wire.Reply(call.call, codec.encode(http.response_to_plain(answer)))
+        return messages.Reply(call.call, values.encode(http.response_to_plain(answer)))
 
     world.on_call = serve
     await world.load(FETCH, network=True)
@@ -316,7 +318,7 @@ async def test_lines_carry_step_and_attempt(world: World) -> None:
     await step.do("s", work)
     """).replace("import asyncio", "import asyncio, sys")
     await world.run(code)
-    logs = [m for _, m in world.log if type(m) is wire.Log]
+    logs = [m for _, m in world.log if type(m) is messages.Log]
     assert [(m.level, m.text, m.step, m.attempt) for m in logs if "Trace" not in m.text] == [
         ("info", "a-1!", None, 0),
         ("info", "in 1", "s", 1), ("error", "task", "s", 1), ("error", "second line", "s", 1),
@@ -339,12 +341,12 @@ async def test_a_flood_is_cut_and_counted(world: World) -> None:
     await world.load(code)
     world.start(params=5_000)
     await world.until_idle()
-    logs = [m for _, m in world.log if type(m) is wire.Log]
+    logs = [m for _, m in world.log if type(m) is messages.Log]
     assert 1_000 <= len(logs) < 4_000
     world.guest.logs._rate._filled_s -= 60
     world.finish("refill")
     await world.until_ended()
-    logs = [m for _, m in world.log if type(m) is wire.Log]
+    logs = [m for _, m in world.log if type(m) is messages.Log]
     assert logs[-1].text == "after"
     lines = [m for m in logs if m.level != DROPPED]
     assert len(lines) + sum(m.dropped for m in logs) == 5_002
@@ -358,8 +360,8 @@ async def test_a_count_of_dropped_lines_needs_no_line_to_travel_with(
     await world.load(flow("for i in range(event.payload): print(i)\nawait step.sleep('s', 1)"))
     world.start(params=3_000)
 
-    def logs() -> list[wire.Log]:
-        return [message for _, message in world.log if type(message) is wire.Log]
+    def logs() -> list[messages.Log]:
+        return [message for _, message in world.log if type(message) is messages.Log]
 
     await until(lambda: logs() and logs()[-1].level == DROPPED, "the count")
     lines = [message for message in logs() if message.level != DROPPED]
@@ -385,7 +387,7 @@ def test_what_is_no_response_is_refused(plain: Any) -> None:
 
 async def test_messages_survive_the_way(world: World) -> None:
     request = http.Request("get", "https://x", {"A": "1", "b-1": "2"}, b"\xff")
-    again = http.from_plain(codec.decode(codec.encode(http.to_plain(request))))
+    again = http.from_plain(values.decode(values.encode(http.to_plain(request))))
     assert (again.method, dict(again.headers), await again.body()) == (
         "GET", {"a": "1", "b-1": "2"}, b"\xff",
     )  # fmt: skip

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 from guest_world import World, flow
 
-from dynamic_workflows.loaders import wire
-from dynamic_workflows.loaders.guest import Guest
-from dynamic_workflows.loaders.pulse import CURRENT
-from dynamic_workflows.loaders.wire import Frame, pack
+from dynamic_workflows.loaders.guest.guest import Guest
+from dynamic_workflows.loaders.guest.quiescence import CURRENT
+from dynamic_workflows.loaders.protocol import messages
+from dynamic_workflows.loaders.protocol.messages import Frame, pack
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ async def test_idle_is_told_once_for_each_burst(world: World, body: str) -> None
     await world.until_idle()
     for _ in range(20):
         await asyncio.sleep(0)
-    assert [m.seen for m in world.of(wire.Idle)] == [1]
+    assert [m.seen for m in world.of(messages.Idle)] == [1]
     last = world.frames[-1]
     assert last[-1][0] == 23, "Idle ends the burst"
     assert any(frame[0] in (18, 19) for frame in last), "in the frame of what is waited for"
@@ -98,24 +98,24 @@ async def test_nothing_is_idle_while_a_callback_runs(world: World) -> None:
     await world.until(lambda: "begun" in world.printed)
     for _ in range(50):
         await asyncio.sleep(0)
-    assert [m.seen for m in world.of(wire.Idle)] == [1], "only from before the Go"
+    assert [m.seen for m in world.of(messages.Idle)] == [1], "only from before the Go"
     world.finish("opener")
     await world.until_ended()
 
 
 async def test_nothing_is_idle_while_a_call_is_out(world: World) -> None:
-    service = wire.EnvEntry("SVC", "service")
+    service = messages.EnvEntry("SVC", "service")
     code = flow("""
     async def ask(): return await self.env.SVC.ask()
     return (await asyncio.gather(ask(), step.sleep("s", 1)))[0]
     """)
     await world.load(code, env={"SVC": service})
     life = world.start()
-    await world.until(lambda: bool(world.of(wire.Call)))
+    await world.until(lambda: bool(world.of(messages.CallRequest)))
     for _ in range(50):
         await asyncio.sleep(0)
-    assert world.of(wire.Idle) == []
-    world.send(wire.Reply(world.of(wire.Call)[0].call, b"5"), life)
+    assert world.of(messages.Idle) == []
+    world.send(messages.Reply(world.of(messages.CallRequest)[0].call, b"5"), life)
     await world.until_idle()
     world.finish("s")
     assert await world.until_ended() == 5
@@ -134,7 +134,7 @@ async def test_nothing_is_idle_while_a_timer_of_the_run_is_pending(world: World)
     await world.until_idle()
     assert "ticked" in world.printed
     kinds = [type(message) for life, message in world.log if life == world.life]
-    assert kinds.index(wire.Log) < kinds.index(wire.Idle)
+    assert kinds.index(messages.Log) < kinds.index(messages.Idle)
 
 
 async def test_nothing_is_idle_while_a_thread_works_for_the_run(world: World) -> None:
@@ -162,7 +162,7 @@ async def test_a_run_that_waits_for_nothing_of_ours_is_not_idle(world: World) ->
     world.start()
     for _ in range(50):
         await asyncio.sleep(0)
-    assert world.of(wire.Idle) == []
+    assert world.of(messages.Idle) == []
 
 
 async def test_timers_of_others_keep_nobody_awake(world: World) -> None:
@@ -200,8 +200,8 @@ async def test_a_busy_lifetime_does_not_keep_another_from_speaking(world: World)
     await world.until(lambda: "spinning" in world.printed)
     world.start(params="sleep")
     await world.until_idle()
-    assert world.of(wire.Idle, spinning) == []
-    world.send(wire.Drop(), spinning)
+    assert world.of(messages.Idle, spinning) == []
+    world.send(messages.Drop(), spinning)
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -212,7 +212,7 @@ async def test_a_retry_delay_is_idle(world: World) -> None:
     world.before_go = lambda key, attempt: attempt == 1
     world._failed = lambda message: None  # type: ignore[method-assign]
     world.start()
-    await world.until(lambda: bool(world.of(wire.Failed)))
+    await world.until(lambda: bool(world.of(messages.AttemptFailed)))
     await world.until_idle()
 
 
@@ -227,9 +227,9 @@ async def test_a_new_step_without_an_answer_is_told_as_idle_after_a_grace() -> N
 
     loop = asyncio.get_running_loop()
     guest = Guest(take, loop=loop, is_alone=False, prefix="tenant_grace", idle_grace_s=0.01)
-    module = wire.Module("index.py", "py", flow('await step.do("s", print)').encode())
-    guest.receive([pack(wire.Load("index.py", [module], []))])
-    guest.receive([pack(wire.Run("Flow", "one", b"null", 0, []), life=4)])
+    module = messages.Module("index.py", "py", flow('await step.do("s", print)').encode())
+    guest.receive([pack(messages.Load("index.py", [module], []))])
+    guest.receive([pack(messages.Run("Flow", "one", b"null", 0, []), life=4)])
     for _ in range(10):
         await asyncio.sleep(0)
     assert [kind for kind, _ in said] == [16, 17], "the answer to a step comes at once as a rule"
@@ -276,15 +276,15 @@ async def test_a_dropped_lifetime_says_nothing_more_whatever_it_swallows(world: 
     """)
     await world.load(code)
     world.start()
-    await world.until(lambda: len(world.of(wire.Sleep)) == 2)
+    await world.until(lambda: len(world.of(messages.Sleep)) == 2)
     await world.until_idle()
     said = len(world.log)
     world.drop()
     for _ in range(50):
         await asyncio.sleep(0)
     heard = [message for _, message in world.log[said:]]
-    assert type(heard.pop()) is wire.Gone, "it confirms that nothing is left"
-    assert all(type(message) is wire.Log for message in heard)
+    assert type(heard.pop()) is messages.Ended, "it confirms that nothing is left"
+    assert all(type(message) is messages.Log for message in heard)
     assert {m.text for m in heard} <= {"finally", "swallowed Suspended", "swallowed CancelledError"}
 
 

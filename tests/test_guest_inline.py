@@ -7,12 +7,12 @@ from typing import Any
 
 from guest_world import flow
 
-from dynamic_workflows.eventlog import codec
-from dynamic_workflows.loaders import wire
-from dynamic_workflows.loaders.inline import InlineIsolates
-from dynamic_workflows.loaders.isolate import Exit, Isolate, Limits
-from dynamic_workflows.loaders.pulse import CURRENT
-from dynamic_workflows.loaders.wire import Frame, pack
+from dynamic_workflows.eventlog.codec import values
+from dynamic_workflows.loaders.guest.quiescence import CURRENT
+from dynamic_workflows.loaders.isolates.inline import InlineIsolates
+from dynamic_workflows.loaders.isolates.interface import Exit, Isolate, Limits
+from dynamic_workflows.loaders.protocol import messages
+from dynamic_workflows.loaders.protocol.messages import Frame, pack
 
 
 class Supervisor:
@@ -29,19 +29,19 @@ class Supervisor:
         self.isolate = await isolates.start(
             limits=Limits(), on_frames=self.on_frames, on_exit=self.on_exit
         )
-        module = wire.Module("index.py", "py", code.encode())
-        self.isolate.send([pack(wire.Load("index.py", [module], []))])
+        module = messages.Module("index.py", "py", code.encode())
+        self.isolate.send([pack(messages.Load("index.py", [module], []))])
 
     def on_frames(self, frames: list[Frame]) -> None:
         assert self.isolate is not None
         self.contexts.add(CURRENT.get())
         for kind, life, body in frames:
-            message: Any = wire.unpack_from_guest(kind, body)
-            if isinstance(message, wire.Step):
-                self.isolate.send([pack(wire.Go(message.token, 1), life=life)])
-            elif isinstance(message, wire.End):
+            message: Any = messages.unpack_from_guest(kind, body)
+            if isinstance(message, messages.StepRequest):
+                self.isolate.send([pack(messages.Go(message.token, 1), life=life)])
+            elif isinstance(message, messages.End):
                 assert message.error is None, message.error
-                self.outputs[life] = codec.decode(message.value or b"null")
+                self.outputs[life] = values.decode(message.value or b"null")
         self.changed.set()
 
     def on_exit(self, exit: Exit) -> None:
@@ -73,7 +73,7 @@ async def test_several_isolates_share_a_loop_and_nothing_else() -> None:
         await supervisor.begin(isolates, f"MARK = {number}\n{CODE}")
         assert supervisor.isolate is not None
         for life in (1, 2):
-            run = wire.Run("Flow", "one", b"%d" % (10 * number), 0, [])
+            run = messages.Run("Flow", "one", b"%d" % (10 * number), 0, [])
             supervisor.isolate.send([pack(run, life=life)])
     for number, supervisor in enumerate(supervisors):
         await supervisor.until_outputs(2)
@@ -91,11 +91,11 @@ async def test_a_killed_isolate_leaves_with_the_exit_it_was_given_and_says_nothi
     supervisor = Supervisor()
     await supervisor.begin(isolates, flow('await step.do("s", print)\nawait asyncio.sleep(999)'))
     assert supervisor.isolate is not None
-    supervisor.isolate.send([pack(wire.Run("Flow", "one", b"null", 0, []), life=1)])
+    supervisor.isolate.send([pack(messages.Run("Flow", "one", b"null", 0, []), life=1)])
     await asyncio.sleep(0)
     exit = Exit("cpu limit", is_tenants_own=True, kind="cpu")
     supervisor.isolate.kill(exit)
-    supervisor.isolate.send([pack(wire.Drop(), life=1)])
+    supervisor.isolate.send([pack(messages.Drop(), life=1)])
     supervisor.isolate.kill(exit)
     for _ in range(10):
         await asyncio.sleep(0)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from guest_world import World, flow
 
-from dynamic_workflows.eventlog import codec
-from dynamic_workflows.loaders import wire
-from dynamic_workflows.loaders.inside import CallGate
+from dynamic_workflows.eventlog.codec import values
+from dynamic_workflows.loaders.guest.isolate_main import CallBackpressure
+from dynamic_workflows.loaders.protocol import messages
 
 GRACE: dict[str, Any] = {"drop_grace_s": 0.05}
 
@@ -24,7 +24,7 @@ async def world() -> AsyncIterator[World]:
 
 
 def confirmed(world: World) -> bool:
-    return (world.life, wire.Gone()) in world.log
+    return (world.life, messages.Ended()) in world.log
 
 
 async def begin(world: World, body: str, *, before: str = "", **options: Any) -> None:
@@ -162,7 +162,7 @@ async def test_what_is_cancelled_is_cancelled_again_before_it_is_reported(world:
     world.drop()
     await world.until(lambda: confirmed(world))
     assert world.printed.count("cancelled") == 2
-    assert not world.of(wire.Stubborn)
+    assert not world.of(messages.CancellationIgnored)
 
 
 async def test_what_goes_on_is_reported_with_its_place(world: World) -> None:
@@ -178,8 +178,8 @@ async def test_what_goes_on_is_reported_with_its_place(world: World) -> None:
     """
     await begin(world, body, before="world_goes_on = [1]", **GRACE)
     world.drop()
-    await world.until(lambda: bool(world.of(wire.Stubborn)))
-    (report,) = world.of(wire.Stubborn)
+    await world.until(lambda: bool(world.of(messages.CancellationIgnored)))
+    (report,) = world.of(messages.CancellationIgnored)
     assert (report.token, report.attempt) == (None, 0)
     assert report.at is not None
     assert report.at.startswith("index.py:")
@@ -203,14 +203,14 @@ async def test_an_attempt_that_timed_out_is_gone_when_its_tasks_are(world: World
     """
     await begin(world, body, before="shared = asyncio.get_running_loop().create_future()")
     await asyncio.sleep(0)
-    world.send(wire.Cancel(1, 1), world.life)
-    world.send(wire.Cancel(1, 7), world.life)  # no such attempt runs
-    await world.until(lambda: wire.AttemptGone(1, 7) in world.of(wire.AttemptGone))
+    world.send(messages.Cancel(1, 1), world.life)
+    world.send(messages.Cancel(1, 7), world.life)  # no such attempt runs
+    await world.until(lambda: messages.AttemptEnded(1, 7) in world.of(messages.AttemptEnded))
     for _ in range(50):
         await asyncio.sleep(0)
-    assert wire.AttemptGone(1, 1) not in world.of(wire.AttemptGone)
+    assert messages.AttemptEnded(1, 1) not in world.of(messages.AttemptEnded)
     world.tenant_module().shared.set_result(None)
-    await world.until(lambda: wire.AttemptGone(1, 1) in world.of(wire.AttemptGone))
+    await world.until(lambda: messages.AttemptEnded(1, 1) in world.of(messages.AttemptEnded))
 
 
 async def test_an_attempt_that_goes_on_is_reported_and_calls_nothing(world: World) -> None:
@@ -227,18 +227,18 @@ async def test_an_attempt_that_goes_on_is_reported_and_calls_nothing(world: Worl
     await step.do("s", callback)
     """
     code = flow(body, "world_goes_on = [1]")
-    await world.load(code, env={"SVC": wire.EnvEntry("SVC", "service")}, **GRACE)
+    await world.load(code, env={"SVC": messages.EnvEntry("SVC", "service")}, **GRACE)
     world.start()
-    await world.until(lambda: bool(world.of(wire.Call)))
-    world.send(wire.Cancel(1, 1), world.life)
-    await world.until(lambda: bool(world.of(wire.Stubborn)))
-    assert [(one.token, one.attempt) for one in world.of(wire.Stubborn)] == [(1, 1)]
-    assert len(world.of(wire.Call)) <= 3, (
+    await world.until(lambda: bool(world.of(messages.CallRequest)))
+    world.send(messages.Cancel(1, 1), world.life)
+    await world.until(lambda: bool(world.of(messages.CancellationIgnored)))
+    assert [(one.token, one.attempt) for one in world.of(messages.CancellationIgnored)] == [(1, 1)]
+    assert len(world.of(messages.CallRequest)) <= 3, (
         "one for each time that it was cancelled, within the grace"
     )
     assert "Suspended" in world.printed
     world.tenant_module().world_goes_on.clear()
-    await world.until(lambda: bool(world.of(wire.AttemptGone)))
+    await world.until(lambda: bool(world.of(messages.AttemptEnded)))
 
 
 @pytest.mark.parametrize("again", ["loop.call_soon(tick)", "loop.call_later(0.001, tick)"])
@@ -297,16 +297,16 @@ async def test_nothing_new_begins_for_what_is_gone(world: World) -> None:
 
 
 def test_calls_that_were_held_back_go_with_their_lifetime() -> None:
-    sent: list[wire.Frame] = []
-    gate = CallGate(sent.extend, calls_max=1, bytes_max=1 << 20)
+    sent: list[messages.Frame] = []
+    gate = CallBackpressure(sent.extend, calls_max=1, bytes_max=1 << 20)
     calls = [
-        wire.pack(wire.Call(number, "SVC", "ping", b"[]", b"{}"), life=life)
+        messages.pack(messages.CallRequest(number, "SVC", "ping", b"[]", b"{}"), life=life)
         for number, life in ((1, 7), (2, 7), (3, 8))
     ]
     gate.send(calls)
     assert sent == calls[:1]
-    gate.send([wire.pack(wire.Gone(), life=7)])
-    gate.answered([wire.pack(wire.Reply(1), life=7)])
+    gate.send([messages.pack(messages.Ended(), life=7)])
+    gate.answered([messages.pack(messages.Reply(1), life=7)])
     assert [frame[:2] for frame in sent[1:]] == [(27, 7), (25, 8)]
 
 
@@ -347,19 +347,19 @@ asyncio.create_task(at_module_level())
 
 
 def call(world: World, number: int, method: str, entrypoint: str | None = None) -> int:
-    world.send(wire.Invoke(number, entrypoint, method, codec.encode([]), codec.encode({})))
-    return wire.CALLS_FROM + number
+    world.send(messages.Invoke(number, entrypoint, method, values.encode([]), values.encode({})))
+    return messages.CALLS_FROM + number
 
 
 async def test_a_call_is_gone_when_what_it_started_has_ended(world: World) -> None:
     await world.load(CALLED)
     number = call(world, 5, "answer_and_go_on")
-    await world.until(lambda: bool(world.of(wire.Reply, number)))
+    await world.until(lambda: bool(world.of(messages.Reply, number)))
     for _ in range(50):
         await asyncio.sleep(0)
-    assert not world.of(wire.Gone, number)
+    assert not world.of(messages.Ended, number)
     world.tenant_module().gate.set_result(None)
-    await world.until(lambda: bool(world.of(wire.Gone, number)))
+    await world.until(lambda: bool(world.of(messages.Ended, number)))
     assert "later" in world.printed
 
 
@@ -367,30 +367,30 @@ async def test_an_answer_tells_that_nothing_else_is_left_of_a_call(world: World)
     await world.load(CALLED)
     number = call(world, 5, "keep", "Keep")
     other = call(world, 6, "answer_and_go_on")
-    await world.until(lambda: bool(world.of(wire.Reply, other)))
-    assert [reply.is_last for reply in world.of(wire.Reply, number)] == [True]
-    assert [reply.is_last for reply in world.of(wire.Reply, other)] == [False]
-    world.send(wire.Drop(), number)  # which crosses the answer
+    await world.until(lambda: bool(world.of(messages.Reply, other)))
+    assert [reply.is_last for reply in world.of(messages.Reply, number)] == [True]
+    assert [reply.is_last for reply in world.of(messages.Reply, other)] == [False]
+    world.send(messages.Drop(), number)  # which crosses the answer
     world.tenant_module().gate.set_result(None)
-    await world.until(lambda: bool(world.of(wire.Gone, other)))
-    assert not world.of(wire.Gone, number)
+    await world.until(lambda: bool(world.of(messages.Ended, other)))
+    assert not world.of(messages.Ended, number)
 
 
 async def test_a_call_that_is_dropped_is_cancelled_and_answers_nothing(world: World) -> None:
     await world.load(CALLED)
     number = call(world, 1, "wait")
     await world.until(lambda: "waits" in world.printed)
-    world.send(wire.Drop(), number)
-    await world.until(lambda: bool(world.of(wire.Gone, number)))
-    assert not world.of(wire.Reply, number)
+    world.send(messages.Drop(), number)
+    await world.until(lambda: bool(world.of(messages.Ended, number)))
+    assert not world.of(messages.Reply, number)
 
 
 async def test_what_modules_start_has_nothing_to_call(world: World) -> None:
-    await world.load(CALLED, env={"SVC": wire.EnvEntry("SVC", "service")})
+    await world.load(CALLED, env={"SVC": messages.EnvEntry("SVC", "service")})
     number = call(world, 1, "keep", "Keep")
-    await world.until(lambda: bool(world.of(wire.Reply, number)))
+    await world.until(lambda: bool(world.of(messages.Reply, number)))
     world.tenant_module().gate.set_result(None)
     await world.until(lambda: bool(world.printed))
     (text,) = world.printed
     assert "only run() and calls of an entrypoint can call bindings" in text
-    assert not any(type(message) is wire.Call for _, message in world.log)
+    assert not any(type(message) is messages.CallRequest for _, message in world.log)

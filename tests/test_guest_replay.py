@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_codec import VALUES, facts
 
-from dynamic_workflows.eventlog import codec
-from dynamic_workflows.loaders import wire
-from dynamic_workflows.loaders.wire import Known
+from dynamic_workflows.eventlog.codec import values as codec
+from dynamic_workflows.loaders.protocol import messages
+from dynamic_workflows.loaders.protocol.messages import RecordedStep
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_live_values_equal_replayed_values(values: list[Any]) -> None:
             live = await world.run(code, params=values)
             replayed = await world.again(params=values)
             assert facts(live) == facts(replayed) == facts(codec.decode(codec.encode(values)))
-            assert world.of(wire.Step) == []
+            assert world.of(messages.StepRequest) == []
         finally:
             world.close()
 
@@ -90,7 +90,7 @@ async def test_falsy_and_missing_results_are_not_run_again(world: World) -> None
     """)
     assert await world.run(code) == [None, 0, "", False, []]
     assert await world.again() == [None, 0, "", False, []]
-    assert world.of(wire.Step) == []
+    assert world.of(messages.StepRequest) == []
 
 
 async def test_stored_errors_are_raised_again_without_the_callback(world: World) -> None:
@@ -136,8 +136,8 @@ async def test_new_steps_wait_until_every_recorded_one_was_asked_for(world: Worl
     """)
     )
     for count in (1, 2, 3):
-        world.history["timer", "", count] = Known("timer", "", count, 1, ended=2 * count)
-        world.history["do", "old", count] = Known(
+        world.history["timer", "", count] = RecordedStep("timer", "", count, 1, ended=2 * count)
+        world.history["do", "old", count] = RecordedStep(
             "do", "old", count, 1, b"0", None, "index.py:1", ended=2 * count + 1
         )
     asked_at: list[int] = []
@@ -150,7 +150,7 @@ async def test_new_steps_wait_until_every_recorded_one_was_asked_for(world: Worl
     world.start()
     assert await world.until_ended() == "n"
     assert asked_at == [0]
-    assert [m.name for m in world.of(wire.Step)] == ["new"]
+    assert [m.name for m in world.of(messages.StepRequest)] == ["new"]
 
 
 @pytest.mark.parametrize(
@@ -167,10 +167,10 @@ async def test_a_replay_that_does_not_ask_for_a_recorded_step_tells_both_places(
     world: World, code: str, asked: tuple[str | None, str | None, int]
 ) -> None:
     await world.load(flow(code))
-    world.history["do", "s", 1] = Known("do", "s", 1, 1, b"1", None, "index.py:77")
+    world.history["do", "s", 1] = RecordedStep("do", "s", 1, 1, b"1", None, "index.py:77")
     life = world.start()
-    await world.until(lambda: bool(world.of(wire.Mismatch)))
-    (mismatch,) = world.of(wire.Mismatch)
+    await world.until(lambda: bool(world.of(messages.Mismatch)))
+    (mismatch,) = world.of(messages.Mismatch)
     assert (mismatch.recorded_kind, mismatch.recorded_name, mismatch.recorded_count) == (
         "do", "s", 1,
     )  # fmt: skip
@@ -178,23 +178,23 @@ async def test_a_replay_that_does_not_ask_for_a_recorded_step_tells_both_places(
     assert (mismatch.asked_kind, mismatch.asked_name, mismatch.asked_count) == asked
     assert mismatch.asked_at == ("index.py:11" if asked[0] else None)
     said = len(world.log)
-    world.send(wire.Drop(), life)
+    world.send(messages.Drop(), life)
     await settle()
-    assert world.log[said:] == [(life, wire.Gone())]
+    assert world.log[said:] == [(life, messages.Ended())]
 
 
 async def test_a_run_that_ends_without_asking_tells_the_mismatch(world: World) -> None:
     await world.load(flow('return "different"'))
-    world.history["do", "s", 1] = Known("do", "s", 1, 1, b"1", None, "index.py:77")
+    world.history["do", "s", 1] = RecordedStep("do", "s", 1, 1, b"1", None, "index.py:77")
     world.start()
-    await world.until(lambda: bool(world.of(wire.Mismatch)))
-    assert world.of(wire.End) == []
+    await world.until(lambda: bool(world.of(messages.Mismatch)))
+    assert world.of(messages.End) == []
 
 
 async def test_unfinished_recorded_steps_need_not_be_asked_for(world: World) -> None:
     await world.load(flow('return await step.do("new", lambda: 1)'))
-    world.history["do", "gone", 1] = Known("do", "gone", 1, 0)
-    world.history["sleep", "gone", 1] = Known("sleep", "gone", 1, 0)
+    world.history["do", "gone", 1] = RecordedStep("do", "gone", 1, 0)
+    world.history["sleep", "gone", 1] = RecordedStep("sleep", "gone", 1, 0)
     world.start()
     assert await world.until_ended() == 1
 
@@ -213,10 +213,10 @@ async def test_a_step_nested_in_an_unfinished_one_is_found_when_that_runs_again(
     await world.until(lambda: ("do", "inner", 1) in world.attempts)
     await world.until(lambda: world.history["do", "inner", 1].outcome == 1)
     # Cut off before the outer step was recorded as finished.
-    world.history["do", "outer", 1] = Known("do", "outer", 1, 0)
+    world.history["do", "outer", 1] = RecordedStep("do", "outer", 1, 0)
     world.ended = None
     assert await world.again() == ["kept", 2]
-    assert [m.name for m in world.of(wire.Step)] == ["outer"]
+    assert [m.name for m in world.of(messages.StepRequest)] == ["outer"]
 
 
 async def test_a_step_recorded_without_its_place_inside_an_unfinished_one_is_no_mismatch(
@@ -229,8 +229,8 @@ async def test_a_step_recorded_without_its_place_inside_an_unfinished_one_is_no_
     return await step.do("outer", outer)
     """)
     )
-    world.history["do", "outer", 1] = Known("do", "outer", 1, 0)
-    world.history["do", "inner", 1] = Known("do", "inner", 1, 1, b'"kept"')
+    world.history["do", "outer", 1] = RecordedStep("do", "outer", 1, 0)
+    world.history["do", "inner", 1] = RecordedStep("do", "inner", 1, 1, b'"kept"')
     world.start()
     assert await world.until_ended() == "kept"
 
@@ -260,7 +260,7 @@ async def test_an_event_that_came_too_late_stays_too_late_in_a_replay(world: Wor
     world.drop()
     world.start()
     await world.until_idle()
-    assert [message.name for message in world.of(wire.Sleep)] == ["later"]
+    assert [message.name for message in world.of(messages.Sleep)] == ["later"]
     world.finish("later")
     assert await world.until_ended() == ["escalated", 2]
     assert await world.again() == ["escalated", 2]
@@ -351,16 +351,16 @@ async def test_a_diamond_runs_its_foot_once_live_and_replayed(
     code = flow(DIAMOND.format(concurrent=concurrent))
     assert await world.run(code) == [11, 101, "d"]
     assert world.printed == ["a"]
-    assert sorted(m.name for m in world.of(wire.Step)) == ["a", "b", "c", "d"]
+    assert sorted(m.name for m in world.of(messages.StepRequest)) == ["a", "b", "c", "d"]
     assert await world.again() == [11, 101, "d"]
-    assert world.of(wire.Step) == []
+    assert world.of(messages.StepRequest) == []
 
 
 async def test_a_replay_asks_for_dependencies_of_answered_steps(world: World) -> None:
     await world.run(flow(DIAMOND.format(concurrent=True)))
     del world.history["do", "d", 1]
     assert await world.again() == [11, 101, "d"]
-    assert [m.name for m in world.of(wire.Step)] == ["d"]
+    assert [m.name for m in world.of(messages.StepRequest)] == ["d"]
 
 
 async def test_concurrent_dependencies_are_in_flight_together(world: World) -> None:
@@ -426,9 +426,9 @@ async def test_dependents_share_a_failure_in_flight(world: World) -> None:
     return [str(error) for error in results]
     """)
     assert await world.run(code) == ["no", "no"]
-    assert len(world.of(wire.Step)) == 1
+    assert len(world.of(messages.StepRequest)) == 1
     assert await world.again() == ["no", "no"]
-    assert world.of(wire.Step) == []
+    assert world.of(messages.StepRequest) == []
 
 
 @pytest.mark.behaviour(357)
@@ -587,7 +587,7 @@ async def play(program: Any, crashes: list[int] | None, seed: int) -> Any:
             if world.ended is not None:
                 check_races(world.printed)
                 return await world.until_ended()
-            assert not world.of(wire.Mismatch)
+            assert not world.of(messages.Mismatch)
             if until is not None and len(world.log) - said >= until:
                 world.drop()
                 await settle()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from guest_world import World, flow
 
-from dynamic_workflows.loaders import wire
-from dynamic_workflows.loaders.wire import Known
+from dynamic_workflows.loaders.protocol import messages
+from dynamic_workflows.loaders.protocol.messages import RecordedStep
 
 
 @pytest.fixture
@@ -19,10 +19,10 @@ async def world() -> AsyncIterator[World]:
     made.close()
 
 
-def undo(name: str, *, token: int = -1, attempt: int = 1, **facts: Any) -> wire.Undo:
-    error = facts.pop("error", wire.Error("ValueError", "why", "builtins"))
+def undo(name: str, *, token: int = -1, attempt: int = 1, **facts: Any) -> messages.Undo:
+    error = facts.pop("error", messages.Error("ValueError", "why", "builtins"))
     output = facts.pop("output", b"1")
-    return wire.Undo(token, name, 1, attempt, 3, error, output, **facts)
+    return messages.Undo(token, name, 1, attempt, 3, error, output, **facts)
 
 
 BOOKING = flow("""
@@ -50,7 +50,7 @@ async def test_handlers_are_called_after_the_run_has_failed(world: World) -> Non
     life = await fail(world)
     world.tokens[-1] = ("do", "book", 1)
     world.send(undo("book"), life)
-    await world.until(lambda: any(m.token == -1 for m in world.of(wire.Done)))
+    await world.until(lambda: any(m.token == -1 for m in world.of(messages.Done)))
     assert world.printed[-1] == "book 3 ValueError why ValueError 1 1"
 
 
@@ -58,8 +58,8 @@ async def test_what_a_handler_returns_is_nobodys_business(world: World) -> None:
     life = await fail(world)
     world.tokens[-1] = ("do", "pay", 1)
     world.send(undo("pay"), life)
-    await world.until(lambda: any(m.token == -1 for m in world.of(wire.Done)))
-    assert world.of(wire.Done)[-1].value == b"null"
+    await world.until(lambda: any(m.token == -1 for m in world.of(messages.Done)))
+    assert world.of(messages.Done)[-1].value == b"null"
 
 
 async def test_a_handler_that_fails_is_tried_again_under_its_token(world: World) -> None:
@@ -67,18 +67,18 @@ async def test_a_handler_that_fails_is_tried_again_under_its_token(world: World)
     world._failed = lambda message: None  # type: ignore[method-assign]
     world.tokens[-2] = ("do", "pay", 1)
     world.send(undo("pay", token=-2, output=None), life)
-    await world.until(lambda: bool(world.of(wire.Failed)))
-    (failed,) = world.of(wire.Failed)
+    await world.until(lambda: bool(world.of(messages.AttemptFailed)))
+    (failed,) = world.of(messages.AttemptFailed)
     assert (failed.token, failed.error.name, failed.error.fatal) == (-2, "NonRetryableError", True)
     world.send(undo("pay", token=-2, attempt=2), life)
-    await world.until(lambda: any(m.attempt == 2 for m in world.of(wire.Done)))
+    await world.until(lambda: any(m.attempt == 2 for m in world.of(messages.Done)))
 
 
 async def test_termination_is_told_by_its_name(world: World) -> None:
     life = await fail(world)
     world.tokens[-1] = ("do", "book", 1)
-    world.send(undo("book", error=wire.Error("Terminated", "by hand", "")), life)
-    await world.until(lambda: any(m.token == -1 for m in world.of(wire.Done)))
+    world.send(undo("book", error=messages.Error("Terminated", "by hand", "")), life)
+    await world.until(lambda: any(m.token == -1 for m in world.of(messages.Done)))
     assert "StepError Terminated: by hand Terminated" in world.printed[-1]
 
 
@@ -86,8 +86,8 @@ async def test_a_handler_that_the_code_no_longer_registers_is_missing(world: Wor
     life = await fail(world)
     world._failed = lambda message: None  # type: ignore[method-assign]
     world.send(undo("plain"), life)
-    await world.until(lambda: bool(world.of(wire.Failed)))
-    error = world.of(wire.Failed)[0].error
+    await world.until(lambda: bool(world.of(messages.AttemptFailed)))
+    error = world.of(messages.AttemptFailed)[0].error
     assert (error.name, error.fatal) == ("RollbackMissing", True)
     assert "plain" in error.message
 
@@ -107,9 +107,9 @@ async def test_a_handler_may_be_cancelled(world: World) -> None:
         await world.run(code)
     world.send(undo("s"), world.life)
     await world.until(lambda: "hanging" in world.printed)
-    world.send(wire.Cancel(-1, 1), world.life)
+    world.send(messages.Cancel(-1, 1), world.life)
     await world.until(lambda: "cancelled" in world.printed)
-    assert world.of(wire.Failed) == []
+    assert world.of(messages.AttemptFailed) == []
 
 
 @pytest.mark.parametrize("call", ['step.do("x", print)', 'step.sleep("x", 1)',
@@ -129,9 +129,9 @@ async def test_no_step_starts_in_a_rollback(world: World, call: str) -> None:
     said = len(world.log)
     world.tokens[-1] = ("do", "s", 1)
     world.send(undo("s"), world.life)
-    await world.until(lambda: any(m.token == -1 for m in world.of(wire.Done)))
+    await world.until(lambda: any(m.token == -1 for m in world.of(messages.Done)))
     assert "refused" in world.printed[-1]
-    assert {type(message) for _, message in world.log[said:]} == {wire.Log, wire.Done}
+    assert {type(message) for _, message in world.log[said:]} == {messages.Log, messages.Done}
 
 
 REGISTERING = """
@@ -157,20 +157,22 @@ await step.do("never reached", work, rollback=handler)
 async def test_registering_runs_no_callback_and_waits_for_nothing(world: World) -> None:
     await world.load(flow(REGISTERING))
     world.history = {
-        ("do", "done", 1): Known("do", "done", 1, 1, b'"value"'),
-        ("do", "failed", 1): Known("do", "failed", 1, 2, None, wire.Error("ValueError", "no")),
-        ("do", "open", 1): Known("do", "open", 1, 0),
-        ("do", "later", 1): Known("do", "later", 1, 1, b"1", None, "index.py:99"),
+        ("do", "done", 1): RecordedStep("do", "done", 1, 1, b'"value"'),
+        ("do", "failed", 1): RecordedStep(
+            "do", "failed", 1, 2, None, messages.Error("ValueError", "no")
+        ),
+        ("do", "open", 1): RecordedStep("do", "open", 1, 0),
+        ("do", "later", 1): RecordedStep("do", "later", 1, 1, b"1", None, "index.py:99"),
     }
     life = world.start(mode="rollback")
     assert await world.until_ended() is None
     assert world.printed == ["['value', 'no', None, None, None]"]
-    assert not world.of(wire.Step) + world.of(wire.Sleep) + world.of(wire.Wait)
-    assert not world.of(wire.Mismatch)
+    assert not world.of(messages.StepRequest) + world.of(messages.Sleep) + world.of(messages.Wait)
+    assert not world.of(messages.Mismatch)
     for token, name in enumerate(("done", "failed", "open")):
         world.tokens[-token - 1] = ("do", name, 1)
         world.send(undo(name, token=-token - 1, output=b"null"), life)
-    await world.until(lambda: len(world.of(wire.Done)) == 3)
+    await world.until(lambda: len(world.of(messages.Done)) == 3)
     assert world.printed[1:] == ["undone None"] * 3
 
 
@@ -189,4 +191,4 @@ async def test_cached_steps_register_their_handlers_in_a_replay(world: World) ->
         await world.again()
     world.tokens[-1] = ("do", "book", 1)
     world.send(undo("book"), world.life)
-    await world.until(lambda: any(m.token == -1 for m in world.of(wire.Done)))
+    await world.until(lambda: any(m.token == -1 for m in world.of(messages.Done)))

@@ -11,8 +11,8 @@ import pytest
 from guest_world import World, flow
 
 from dynamic_workflows.eventlog.errors import UnserialisableValueError, ValueTooLargeError
-from dynamic_workflows.loaders import wire
-from dynamic_workflows.loaders.entrypoints import (
+from dynamic_workflows.loaders.protocol import messages
+from dynamic_workflows.loaders.sdk.entrypoints import (
     NonRetryableDelayError,
     NonRetryableError,
     StepError,
@@ -49,7 +49,12 @@ async def test_both_forms_run_and_give_their_values(world: World) -> None:
         """)
     )
     assert output == [1, "decorated", "named", "bare"]
-    assert [m.name for m in world.of(wire.Step)] == ["direct", "decorated", "named", "bare"]
+    assert [m.name for m in world.of(messages.StepRequest)] == [
+        "direct",
+        "decorated",
+        "named",
+        "bare",
+    ]
 
 
 @pytest.mark.behaviour(355)
@@ -61,7 +66,7 @@ async def test_declaring_runs_nothing(world: World) -> None:
             raise RuntimeError
         """)
     )
-    assert world.of(wire.Step) == []
+    assert world.of(messages.StepRequest) == []
 
 
 @pytest.mark.behaviour(361, 367)
@@ -110,9 +115,9 @@ async def test_the_recorded_config_wins_over_the_code(world: World) -> None:
     )
     world.before_go = lambda key, attempt: False
     life = world.start()
-    await world.until(lambda: bool(world.of(wire.Step)))
+    await world.until(lambda: bool(world.of(messages.StepRequest)))
     recorded = b'{"retries":{"limit":1,"delay_ms":7,"backoff":"linear"},"timeout_ms":60}'
-    world.send(wire.Go(world.of(wire.Step)[0].token, 2, recorded), life)
+    world.send(messages.Go(world.of(messages.StepRequest)[0].token, 2, recorded), life)
     assert await world.until_ended() == [1, 60]
 
 
@@ -169,7 +174,7 @@ async def test_misuse_is_fatal_and_says_nothing_to_the_supervisor(
 ) -> None:
     with pytest.raises(WorkflowFatalError, match=message):
         await world.run(flow(f"await {call}"))
-    assert not world.of(wire.Step) + world.of(wire.Sleep) + world.of(wire.Wait)
+    assert not world.of(messages.StepRequest) + world.of(messages.Sleep) + world.of(messages.Wait)
 
 
 @pytest.mark.behaviour(59)
@@ -243,7 +248,7 @@ async def test_the_step_limit_counts_do_calls_alone_and_in_replays_too(world: Wo
 async def test_a_direct_callback_with_other_parameters_is_a_type_error(world: World) -> None:
     with pytest.raises(TypeError, match="other"):
         await world.run(flow('await step.do("x", lambda other: 1)'))
-    assert world.of(wire.Step) == []
+    assert world.of(messages.StepRequest) == []
 
 
 async def test_callbacks_of_every_kind_are_called_with_what_they_take(world: World) -> None:
@@ -275,7 +280,7 @@ async def test_callbacks_of_every_kind_are_called_with_what_they_take(world: Wor
 async def test_by_default_a_step_is_tried_six_times(world: World) -> None:
     with pytest.raises(ValueError, match="no"):
         await world.run(flow('def work(): raise ValueError("no")\nawait step.do("s", work)'))
-    assert [message.attempt for message in world.of(wire.Failed)] == [1, 2, 3, 4, 5, 6]
+    assert [message.attempt for message in world.of(messages.AttemptFailed)] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.behaviour(94, 363)
@@ -361,7 +366,7 @@ async def test_a_group_of_errors_comes_back_as_a_group(world: World) -> None:
     )
     assert await world.run(code) == [["v"], [("o", 2)], "final"]
     assert await world.again() == [["v"], [("o", 2)], "final"]
-    assert world.of(wire.Failed, 1)[-1].attempt == 1
+    assert world.of(messages.AttemptFailed, 1)[-1].attempt == 1
 
 
 async def test_a_group_of_errors_says_what_is_in_it(world: World) -> None:
@@ -418,7 +423,7 @@ def nested(depth):
     )
     with pytest.raises(Exception):  # noqa: B017, PT011 - which one is not the question
         await world.run(code)
-    assert [failed.attempt for failed in world.of(wire.Failed)] == [1, 2]
+    assert [failed.attempt for failed in world.of(messages.AttemptFailed)] == [1, 2]
 
 
 async def test_a_delay_function_whose_error_cannot_be_read_ends_the_step(world: World) -> None:
@@ -483,7 +488,7 @@ async def test_non_retryable_is_told_by_type_whatever_the_message(world: World) 
         before="class Mine(NonRetryableError): pass",
     )
     assert await world.run(code) == "Mine"
-    assert [m.error.fatal for m in world.of(wire.Failed)] == [True]
+    assert [m.error.fatal for m in world.of(messages.AttemptFailed)] == [True]
 
 
 @pytest.mark.behaviour(112)
@@ -501,7 +506,7 @@ async def test_a_value_that_cannot_be_stored_is_final_and_names_step_and_type(
     assert code == "value.unserialisable"
     assert 'step "make it"' in text
     assert "object" in text
-    assert len(world.of(wire.Failed)) == 1
+    assert len(world.of(messages.AttemptFailed)) == 1
     assert await world.again() == [code, text]
 
 
@@ -511,7 +516,7 @@ async def test_a_value_above_the_limit_is_final(world: World) -> None:
     world.start()
     with pytest.raises(ValueTooLargeError, match='step "big"'):
         await world.until_ended()
-    assert len(world.of(wire.Failed)) == 1
+    assert len(world.of(messages.AttemptFailed)) == 1
 
 
 @pytest.mark.behaviour(118)
@@ -534,8 +539,8 @@ async def test_a_delay_function_is_asked_once_for_each_retry_that_is_left(world:
         return asked
     """)
     assert await world.run(code) == [[1, "no", False], [2, "no", False]]
-    assert [m.delay_ms for m in world.of(wire.Failed)] == [2000, 2000, None]
-    config = msgspec.json.decode(world.of(wire.Step)[0].config)
+    assert [m.delay_ms for m in world.of(messages.AttemptFailed)] == [2000, 2000, None]
+    config = msgspec.json.decode(world.of(messages.StepRequest)[0].config)
     assert config["retries"]["delay_ms"] is None
 
 
@@ -552,13 +557,13 @@ async def test_a_broken_delay_function_fails_the_step_at_once(world: World, dela
     """)
     with pytest.raises(NonRetryableDelayError, match='step "s"'):
         await world.run(code)
-    assert len(world.of(wire.Failed)) == 1
+    assert len(world.of(messages.AttemptFailed)) == 1
 
 
 async def test_a_delay_function_that_hangs_is_given_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamic_workflows.loaders.attempt.DELAY_FUNCTION_S", 0.01)
+    monkeypatch.setattr("dynamic_workflows.loaders.guest.attempt.DELAY_FUNCTION_S", 0.01)
     code = flow("""
     async def delay(ctx, error): await asyncio.Event().wait()
     async def work(): raise ValueError("no")
@@ -584,22 +589,22 @@ async def test_a_cancelled_attempt_ends_and_is_heard_no_more(world: World) -> No
     life = world.start()
     await world.until(lambda: world.attempts.get(("do", "s", 1)) == 1)
     await asyncio.sleep(0)
-    token = world.of(wire.Step)[0].token
-    world.send(wire.Cancel(token, 1), life)
+    token = world.of(messages.StepRequest)[0].token
+    world.send(messages.Cancel(token, 1), life)
     await world.until(lambda: "cancelled" in world.printed)
     await world.until_idle()
     world.go(("do", "s", 1))
     assert await world.until_ended() == "second"
-    assert [m.attempt for m in world.of(wire.Done)] == [2]
+    assert [m.attempt for m in world.of(messages.Done)] == [2]
 
 
 async def test_a_cancel_of_an_attempt_that_is_over_changes_nothing(world: World) -> None:
     await world.load(flow('return await step.do("s", lambda: 1)'))
     life = world.start()
-    await world.until(lambda: bool(world.of(wire.Step)))
-    token = world.of(wire.Step)[0].token
-    world.send(wire.Cancel(token, 1), life)
-    world.send(wire.Cancel(99, 1), life)
+    await world.until(lambda: bool(world.of(messages.StepRequest)))
+    token = world.of(messages.StepRequest)[0].token
+    world.send(messages.Cancel(token, 1), life)
+    world.send(messages.Cancel(99, 1), life)
     assert await world.until_ended() == 1
 
 
@@ -620,11 +625,11 @@ async def test_a_step_is_over_when_the_one_that_awaits_it_is_cancelled(world: Wo
     return await step.do("last", lambda: "end")
     """)
     assert await world.run(code) == "end"
-    done = [m.value for m in world.of(wire.Done)]
+    done = [m.value for m in world.of(messages.Done)]
     assert b"5" not in done
-    assert [m.name for m in world.of(wire.Cancelled)] == ["s"]
+    assert [m.name for m in world.of(messages.Cancelled)] == ["s"]
     assert await world.again() == "end"
-    assert world.of(wire.Step) == []
+    assert world.of(messages.StepRequest) == []
 
 
 @pytest.mark.behaviour(68, 249)
@@ -649,12 +654,12 @@ async def test_counters_of_the_kinds_are_independent(world: World) -> None:
     """)
     )
     world.start()
-    await world.until(lambda: bool(world.of(wire.Sleep)))
+    await world.until(lambda: bool(world.of(messages.Sleep)))
     world.finish("x")
-    await world.until(lambda: bool(world.of(wire.Wait)))
+    await world.until(lambda: bool(world.of(messages.Wait)))
     world.deliver("x", 1)
     assert await world.until_ended() == 2
-    assert [m.count for m in (*world.of(wire.Sleep), *world.of(wire.Wait))] == [1, 1]
+    assert [m.count for m in (*world.of(messages.Sleep), *world.of(messages.Wait))] == [1, 1]
 
 
 async def test_a_sync_callback_runs_in_a_thread_where_threads_are_allowed(world: World) -> None:
@@ -679,11 +684,11 @@ async def test_an_event_has_attributes_and_keys(world: World) -> None:
     """)
     )
     world.start()
-    await world.until(lambda: bool(world.of(wire.Wait)))
+    await world.until(lambda: bool(world.of(messages.Wait)))
     world.deliver("w", {"by": "ada"}, "approved")
     by = {"by": "ada"}
     assert await world.until_ended() == [by, by, "approved", "1970-01-01T00:00:01+00:00"]
-    assert world.of(wire.Wait)[0].timeout_ms == 86_400_000
+    assert world.of(messages.Wait)[0].timeout_ms == 86_400_000
 
 
 @pytest.mark.behaviour(139)
@@ -703,7 +708,7 @@ async def test_sleeps_say_how_long_or_until_when(world: World) -> None:
         await world.until(lambda name=name: any(key[1] == name for key in world.open))  # type: ignore[misc]
         world.finish(name)
     await world.until_ended()
-    sleeps = world.of(wire.Sleep)
+    sleeps = world.of(messages.Sleep)
     assert [m.duration_ms for m in sleeps] == [90_000, 0, None, None]
     assert [m.until_us for m in sleeps] == [None, None, *[1_893_456_000_000_000] * 2]
     assert sleeps[0].at == "index.py:13"
@@ -712,7 +717,7 @@ async def test_sleeps_say_how_long_or_until_when(world: World) -> None:
 async def test_an_answered_error_is_raised_as_its_class(world: World) -> None:
     await world.load(flow('await step.sleep_until("far", 1_800_000_000_000)'))
     world.start()
-    await world.until(lambda: bool(world.of(wire.Sleep)))
+    await world.until(lambda: bool(world.of(messages.Sleep)))
     world.finish("far", error=ValueError("that is too far"))
     with pytest.raises(ValueError, match="that is too far"):
         await world.until_ended()
@@ -722,8 +727,8 @@ async def test_a_mocked_step_is_answered_without_its_callback(world: World) -> N
     await world.load(flow('return await step.do("s", lambda: print("ran"))'))
     world.before_go = lambda key, attempt: False
     life = world.start()
-    await world.until(lambda: bool(world.of(wire.Step)))
-    world.send(wire.Answer(world.of(wire.Step)[0].token, b'"mock"'), life)
+    await world.until(lambda: bool(world.of(messages.StepRequest)))
+    world.send(messages.StepOutcome(world.of(messages.StepRequest)[0].token, b'"mock"'), life)
     assert await world.until_ended() == "mock"
     assert world.printed == []
 
@@ -736,10 +741,13 @@ async def test_nested_steps_are_steps_and_say_where_they_stand(world: World) -> 
     return await step.do("outer", outer)
     """)
     assert await world.run(code) == 2
-    assert [m.at for m in world.of(wire.Step)] == ["index.py:13", "index.py:12 in step 'outer' 1"]
+    assert [m.at for m in world.of(messages.StepRequest)] == [
+        "index.py:13",
+        "index.py:12 in step 'outer' 1",
+    ]
     world_again = await world.again()
     assert world_again == 2
-    assert world.of(wire.Step) == []
+    assert world.of(messages.StepRequest) == []
 
 
 @pytest.mark.behaviour(36)
@@ -772,7 +780,7 @@ async def test_configs_are_normalised(world: World) -> None:
         """)
     )
     default = {"limit": 5, "delay_ms": 10_000, "backoff": "exponential"}
-    a, b, c, d, e, f = world.of(wire.Step)
+    a, b, c, d, e, f = world.of(messages.StepRequest)
     assert ms(f.config)["retries"] == {**default, "limit": 0}
     assert ms(a.config) == {"retries": default, "timeout_ms": 600_000}
     assert ms(b.config) == {"retries": default, "timeout_ms": 3_600_000, "sensitive": "output"}

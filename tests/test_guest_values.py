@@ -8,7 +8,7 @@ import pytest
 from guest_world import World, flow
 
 from dynamic_workflows.eventlog.errors import UnserialisableValueError
-from dynamic_workflows.loaders import wire
+from dynamic_workflows.loaders.protocol import messages
 
 TYPES = """
 import dataclasses, enum, typing, datetime, decimal
@@ -120,7 +120,7 @@ async def test_an_annotated_value_comes_back_as_itself(
     )
     assert await world.run(code) == [True] * 4
     assert await world.again() == [True] * 4
-    assert world.of(wire.Step) == []
+    assert world.of(messages.StepRequest) == []
 
 
 async def test_the_output_of_run_is_stored_by_its_annotation(world: World) -> None:
@@ -214,7 +214,7 @@ async def test_a_rollback_gets_the_annotated_output(world: World) -> None:
     await world.run(code)
     output = world.history["do", "s", 1].value
     world.tokens[-1] = ("do", "s", 1)
-    error = wire.Error("ValueError", "why")
-    world.send(wire.Undo(-1, "s", 1, 1, 1, error, output), world.life)
+    error = messages.Error("ValueError", "why")
+    world.send(messages.Undo(-1, "s", 1, 1, 1, error, output), world.life)
     await world.until(lambda: bool(world.printed))
     assert world.printed == ["Order True"]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from dynamic_workflows.actors import remote
-from dynamic_workflows.actors.codes import Resolved
-from dynamic_workflows.actors.remote import Persistent, RemoteCodes
-from dynamic_workflows.eventlog.store_memory import MemoryStore
-from dynamic_workflows.loaders.bundle import WorkerCode, bundle_of
+from dynamic_workflows.actors.code.code_resolver import Resolved
+from dynamic_workflows.actors.rpc import reconnecting
+from dynamic_workflows.actors.rpc.reconnecting import LoaderCodeSource, ReconnectingRef
+from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.loaders.bundles.bundle import WorkerCode, bundle_of
 
 
 class Loader:
@@ -34,14 +34,16 @@ def loader() -> Loader:
 
 
 @pytest.fixture
-def codes(loader: Loader) -> RemoteCodes:
+def codes(loader: Loader) -> LoaderCodeSource:
     async def find() -> Loader:
         return loader
 
-    return RemoteCodes(Persistent("the loader", find, timeout_s=1.0), MemoryStore())
+    return LoaderCodeSource(ReconnectingRef("the loader", find, timeout_s=1.0), MemoryStore())
 
 
-async def test_code_that_was_handed_over_is_used_once(codes: RemoteCodes, loader: Loader) -> None:
+async def test_code_that_was_handed_over_is_used_once(
+    codes: LoaderCodeSource, loader: Loader
+) -> None:
     code = WorkerCode(main_module="index.py", modules={"index.py": "x = 1"})
     bundle, _ = bundle_of(code, own_binding=True)
     codes.expect()
@@ -53,7 +55,7 @@ async def test_code_that_was_handed_over_is_used_once(codes: RemoteCodes, loader
 
 
 async def test_code_that_comes_before_it_is_expected_is_used(
-    codes: RemoteCodes, loader: Loader
+    codes: LoaderCodeSource, loader: Loader
 ) -> None:
     codes.take((Resolved("handed"), None))
     codes.expect()
@@ -62,16 +64,16 @@ async def test_code_that_comes_before_it_is_expected_is_used(
 
 
 async def test_code_that_comes_too_late_is_never_used(
-    codes: RemoteCodes, monkeypatch: pytest.MonkeyPatch
+    codes: LoaderCodeSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_HANDED_WITHIN_S", 0.0)
+    monkeypatch.setattr(reconnecting, "_HANDED_WITHIN_S", 0.0)
     codes.expect()
     assert (await codes.current("acme")).code_hash == "asked"
     codes.take((Resolved("stale"), None))
     assert (await codes.current("acme")).code_hash == "asked"
 
 
-async def test_code_that_was_to_be_forgotten_is_never_used(codes: RemoteCodes) -> None:
+async def test_code_that_was_to_be_forgotten_is_never_used(codes: LoaderCodeSource) -> None:
     codes.expect()
     codes.take((Resolved("stale"), None))
     await codes.forget("acme")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynamic_workflows.actors.decisions import Key
-from dynamic_workflows.actors.heft import Heft
-from dynamic_workflows.actors.local import LocalPlatform
-from dynamic_workflows.eventlog.store import open_store
-from dynamic_workflows.loaders.binding import WorkflowBinding
-from dynamic_workflows.loaders.bundle import WorkerCode
+from dynamic_workflows.actors.core.memory_budget import Heft
+from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
+from dynamic_workflows.actors.instances.decisions import Key
+from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.loaders.bundles.bundle import WorkerCode
+from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 CODE = """
 from dynamic_workflows import WorkflowEntrypoint

@@ -9,26 +9,26 @@ from pathlib import Path
 import pytest
 
 from dynamic_workflows.actors.config import PlatformConfig
-from dynamic_workflows.actors.house import TimerHouse
-from dynamic_workflows.actors.peers import Lost, Peer
-from dynamic_workflows.actors.setup import Setup
-from dynamic_workflows.actors.supervisor_log import SupervisorLog
+from dynamic_workflows.actors.placement.service_log import SupervisorLog
+from dynamic_workflows.actors.placement.wiring import TimerService
+from dynamic_workflows.actors.rpc.actor_ref import ActorRef, ActorUnreachable
+from dynamic_workflows.actors.rpc.actor_settings import Setup
 from dynamic_workflows.eventlog.clock import US, VirtualClock
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.recovery import read_tail
-from dynamic_workflows.eventlog.store import open_store
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 
-async def no_loader() -> Peer:
-    raise Lost("there is no loader")
+async def no_loader() -> ActorRef:
+    raise ActorUnreachable("there is no loader")
 
 
-def house(root: Path, namespace: str, *, open_within_s: float = 30.0) -> TimerHouse:
+def house(root: Path, namespace: str, *, open_within_s: float = 30.0) -> TimerService:
     setup = Setup(str(root), PlatformConfig(), namespace)
-    return TimerHouse(setup, no_loader, open_within_s=open_within_s)
+    return TimerService(setup, no_loader, open_within_s=open_within_s)
 
 
 async def test_a_platform_whose_log_was_taken_over_says_by_whom_and_what_to_do(
@@ -94,7 +94,7 @@ async def test_the_timer_finds_in_its_sealed_log_what_it_had_noted(tmp_path: Pat
     clock = VirtualClock()
     setup = Setup(str(tmp_path), PlatformConfig(), "blue")
     for number in range(3):
-        one = TimerHouse(setup, no_loader, clock=clock)
+        one = TimerService(setup, no_loader, clock=clock)
         await one.open()
         assert (await one.target.stats()).open == number
         await one.target.opened([(f"tenant-{number}", 1)])

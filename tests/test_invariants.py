@@ -16,8 +16,8 @@ from core_world import Fatal, StepApi, StepFailed, World, config, gather, payloa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dynamic_workflows.actors.core import TenantCore
-from dynamic_workflows.actors.decisions import Key
+from dynamic_workflows.actors.core.tenant_core import TenantCore
+from dynamic_workflows.actors.instances.decisions import Key
 from dynamic_workflows.eventlog.events import TERMINAL_TYPES, Row, unfold
 
 Op = tuple[Any, ...]
@@ -206,7 +206,7 @@ class Disturber:
 
     def late_answer(self) -> None:
         """Something that a dead lifetime still says is ignored."""
-        from dynamic_workflows.loaders.wire import Done
+        from dynamic_workflows.loaders.protocol.messages import Done
 
         before = self.world.core.last_seq
         self.world.take(self.world.core.on_message(10**9, Done(1, 1, b"1"), now_us=self.world.now))

@@ -9,8 +9,8 @@ import pytest
 from real_tenants import RealTenant, Tail, real_tenant, until
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors import patience
-from dynamic_workflows.loaders.isolate import Limits
+from dynamic_workflows.actors.hosting import load_backoff
+from dynamic_workflows.loaders.isolates.interface import Limits
 
 ONCE = 'config={"retries": {"limit": 0, "delay": 0}}'
 GUILTY = f"""
@@ -141,10 +141,10 @@ async def test_a_call_that_ends_its_isolate_fails_with_the_reason() -> None:
 async def test_code_that_keeps_ending_its_isolate_waits_with_a_reason_and_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patience, "_BACK_OFF_US", 500_000)
+    monkeypatch.setattr(load_backoff, "_BACK_OFF_US", 500_000)
     async with real_tenant(guilty()) as tenant:
         stub = tenant.entrypoint()
-        for _ in range(patience.DEATHS_FREE + 1):
+        for _ in range(load_backoff.DEATHS_FREE + 1):
             with pytest.raises(dw.CodeError, match="exited with status 7"):
                 await stub.leave()
         instance = await tenant.workflows.create(params={"how": "good"})
@@ -270,7 +270,7 @@ async def test_imports_find_the_bundle_then_what_is_granted_and_nothing_else() -
     modules = {"index.py": IMPORTS, "cronsim.py": "MINE = True", "json.py": "MINE = True"}
     async with real_tenant(modules) as tenant:
         stub = tenant.entrypoint()
-        for name in ("duckdb", "pytz", "ray", "dynamic_workflows.actors.core"):
+        for name in ("duckdb", "pytz", "ray", "dynamic_workflows.actors.core.tenant_core"):
             assert await stub.say(name) == "ModuleNotFoundError", name
             assert await stub.find(name) == "ModuleNotFoundError", name
         assert await stub.say("json") == "tenant.json"

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors import kept_events
-from dynamic_workflows.actors.kept_events import Kept
-from dynamic_workflows.actors.local import LocalPlatform
-from dynamic_workflows.actors.payloads import SIZED_ABOVE
+from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
+from dynamic_workflows.actors.instances import kept_events
+from dynamic_workflows.actors.instances.kept_events import Kept
+from dynamic_workflows.actors.instances.row_payloads import SIZED_ABOVE
 from dynamic_workflows.eventlog.errors import LimitExceededError
-from dynamic_workflows.eventlog.lean import SMALL_BYTES_MAX, lean
-from dynamic_workflows.eventlog.store import open_store
-from dynamic_workflows.loaders.binding import WorkflowBinding
+from dynamic_workflows.eventlog.log.lean_rows import SMALL_BYTES_MAX, lean
+from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 KEY = ("Job", "i")
 OTHER = ("Job", "other")

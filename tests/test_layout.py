@@ -125,7 +125,7 @@ def test_only_two_modules_know_ray() -> None:
         for path in sources(folder)
         if "ray" in tops(path)
     ]
-    assert users == ["actors/cluster.py", "actors/ray_connection.py"]
+    assert users == ["actors/cluster/ray_actors.py", "actors/cluster/ray_connection.py"]
 
 
 @pytest.mark.parametrize("folder", [FACE, *FLOORS, "bench", "tests", "examples"])
@@ -145,7 +145,7 @@ def test_importing_the_face_is_cheap() -> None:
 
 def test_a_slot_starts_without_what_it_needs_later() -> None:
     heavy = run(
-        f"import sys, {FACE}.actors.resident\n"
+        f"import sys, {FACE}.actors.placement.tenant_process\n"
         "print(*sorted({'ray', 'duckdb', 'pyarrow', 'typer'} & set(sys.modules)))",
         folder=ROOT,
     )

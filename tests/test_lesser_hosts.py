@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from lesser_host import HOSTS, JAILS, NO_FILTERS, SAMPLE, visit_as
 
-from dynamic_workflows.loaders import kernel
-from dynamic_workflows.loaders.syscalls import SYSCALLS
+from dynamic_workflows.loaders.sandbox import linux
+from dynamic_workflows.loaders.sandbox.syscall_numbers import SYSCALLS
 
 pytestmark = pytest.mark.skipif(
-    not kernel.IS_LINUX or kernel.MACHINE not in SYSCALLS, reason="no filter to take things away"
+    not linux.IS_LINUX or linux.MACHINE not in SYSCALLS, reason="no filter to take things away"
 )
 
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamic_workflows.actors import loader, slot, slot_state, timer, wake_schedule
-from dynamic_workflows.actors.slot_state import SlotState
-from dynamic_workflows.actors.tenant_entry import OPEN, TenantEntry
+from dynamic_workflows.actors.placement import loader, worker_process, worker_state
+from dynamic_workflows.actors.placement.worker_state import SlotState
+from dynamic_workflows.actors.timers import wake_schedule, wake_service
+from dynamic_workflows.actors.timers.tenant_entry import OPEN, TenantEntry
 from dynamic_workflows.eventlog.clock import US
 
 ENTRIES = st.builds(TenantEntry, st.integers(1, 4), st.sampled_from([OPEN, None, 5, 9]))
@@ -92,13 +93,13 @@ def test_a_call_that_is_answered_before_an_older_one_is_answered_all_the_same() 
 def test_a_call_that_is_never_answered_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: slots serve the first call, and forget every other."""
     asked: list[str] = []
-    exchange = slot.Slot.exchange
+    exchange = worker_process.Slot.exchange
 
-    async def forgetful(self: slot.Slot, *args: Any) -> Any:
+    async def forgetful(self: worker_process.Slot, *args: Any) -> Any:
         asked.append("a call")
         return await exchange(self, *args) if len(asked) == 1 else []
 
-    monkeypatch.setattr(slot.Slot, "exchange", forgetful)
+    monkeypatch.setattr(worker_process.Slot, "exchange", forgetful)
     assert not life_explorer.run((), naps=1).wrong
     asked.clear()
     assert "1 calls without an answer" in life_explorer.run([(16, "client")], naps=1).wrong[0]
@@ -148,11 +149,11 @@ def test_every_state_of_a_slot_has_a_way_to_its_end() -> None:
     for state in SlotState:
         ahead = {state}
         for _ in SlotState:
-            ahead |= {to for (before, _), to in slot_state.MOVES.items() if before in ahead}
+            ahead |= {to for (before, _), to in worker_state.MOVES.items() if before in ahead}
         assert SlotState.ENDED in ahead
     with pytest.raises(KeyError):
-        slot_state.after(SlotState.ENDED, "adopt")
+        worker_state.after(SlotState.ENDED, "adopt")
 
 
 def test_the_loader_answers_well_before_the_timer_gives_it_up() -> None:
-    assert loader.WAKE_S * 2 <= timer.ANSWER_S < wake_schedule.IN_FLIGHT_S
+    assert loader.WAKE_S * 2 <= wake_service.ANSWER_S < wake_schedule.IN_FLIGHT_S

@@ -9,7 +9,7 @@ import pytest
 from real_tenants import real_tenant
 
 import dynamic_workflows as dw
-from dynamic_workflows.loaders.watchdog import Allowance
+from dynamic_workflows.loaders.isolates.watchdog import TokenBucket
 
 CODE = """
 import asyncio, os, sys, tempfile, time
@@ -73,7 +73,7 @@ class TenantWorkflow(WorkflowEntrypoint):
 
     async def calls(self):
         numbers = range(90, 95)
-        calls = [lambda wire, n=n: wire.Call(n, "X", "y", b"[]", b"{}") for n in numbers]
+        calls = [lambda wire, n=n: wire.CallRequest(n, "X", "y", b"[]", b"{}") for n in numbers]
         self.send(calls, skips_gate=True)
         await asyncio.sleep(60)
 """
@@ -175,7 +175,7 @@ async def test_modules_have_a_size_and_the_refusal_names_it() -> None:
 
 
 def test_an_allowance_is_a_rate_with_ten_seconds_at_once() -> None:
-    allowance = Allowance(100)
+    allowance = TokenBucket(100)
     assert allowance.take(1_000, now_s=5.0)
     assert not allowance.take(1, now_s=5.0)
     assert allowance.take(99, now_s=6.0)

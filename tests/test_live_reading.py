@@ -20,13 +20,13 @@ from simdisk import Medium, SimStore
 
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.events import Row
-from dynamic_workflows.eventlog.files import LogFiles
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.log import EventLog, LogConfig
+from dynamic_workflows.eventlog.log.event_log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import tenant_stream
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.recovery import read_tail
-from dynamic_workflows.eventlog.store import Store, open_store
+from dynamic_workflows.eventlog.query.log_files import LogFiles
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 STREAM = tenant_stream("t")
 CONFIG = LogConfig(has_probe=False, auto_seal=False)
@@ -105,7 +105,7 @@ def test_a_reader_of_a_growing_log_sees_no_damage_no_gap_and_at_last_all(
     changes: list[Change], rng: random.Random, cheap_bytes: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynamic_workflows.eventlog.files.CHEAP_BYTES", cheap_bytes)
+        patch.setattr("dynamic_workflows.eventlog.query.log_files.CHEAP_BYTES", cheap_bytes)
         store = ShiftingStore(changes, rng)
         files, shown = following(store), dict[int, Row]()
         while store.now < len(changes):
@@ -163,8 +163,8 @@ import asyncio, sys, time
 from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SystemIds
-from dynamic_workflows.eventlog.log import EventLog
-from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.log.event_log import EventLog
+from dynamic_workflows.eventlog.store.base import open_store
 
 async def main(root, stream, seconds):
     log = await EventLog.open(

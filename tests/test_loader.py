@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from local_world import World, until
 
-from dynamic_workflows.actors import adoption, pool
-from dynamic_workflows.actors import loader as loader_module
-from dynamic_workflows.actors.loader import STARTS_AT_ONCE_MAX
-from dynamic_workflows.actors.remote import Persistent
-from dynamic_workflows.actors.serving import Moved
-from dynamic_workflows.actors.slot import Slot
-from dynamic_workflows.actors.spares import Spares
+from dynamic_workflows.actors.placement import loader as loader_module
+from dynamic_workflows.actors.placement import process_pool, tenant_assignment
+from dynamic_workflows.actors.placement.connection_warmup import Spares
+from dynamic_workflows.actors.placement.loader import STARTS_AT_ONCE_MAX
+from dynamic_workflows.actors.placement.worker_process import Slot
+from dynamic_workflows.actors.rpc.reconnecting import ReconnectingRef
+from dynamic_workflows.actors.rpc.serving import NotServedHere
 from dynamic_workflows.eventlog.clock import US
 from dynamic_workflows.eventlog.errors import Corrupt, PlatformClosed, Unavailable
 
@@ -77,7 +77,7 @@ async def test_a_tenant_is_listed_as_open_before_it_serves_anybody() -> None:
 
 async def test_a_driver_hears_of_every_slot_that_joins_the_pool() -> None:
     world = await World(pool_size=2).start()
-    spares = Spares(Persistent("the loader", world.find_loader, timeout_s=1.0))
+    spares = Spares(ReconnectingRef("the loader", world.find_loader, timeout_s=1.0))
     spares.watch()
     known = sorted(peer.name for peer in world.loader._pool.peers)
     await until(lambda: spares.names == known, what="the acquaintance")
@@ -94,7 +94,7 @@ async def test_a_driver_hears_of_every_slot_that_joins_the_pool() -> None:
 async def test_too_many_drivers_are_told_nothing_of_the_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool, "ACQUAINTANCES_MAX", 1)
+    monkeypatch.setattr(process_pool, "ACQUAINTANCES_MAX", 1)
     world = await World(pool_size=1).start()
     known = [peer.name for peer in world.loader._pool.peers]
     first = asyncio.ensure_future(world.loader.spares(known, 60.0))
@@ -111,9 +111,9 @@ async def test_too_many_drivers_are_told_nothing_of_the_pool(
 async def test_a_slot_never_serves_a_second_tenant() -> None:
     world = await World().start()
     peer = await world.loader.resolve("acme")
-    with pytest.raises(Moved):
+    with pytest.raises(NotServedHere):
         await peer.call("adopt", "other")
-    with pytest.raises(Moved):
+    with pytest.raises(NotServedHere):
         await peer.call("exchange", "other", "s", [(1, "ring", {})], [], 0.0)
     assert (await world.loader.resolve("other")).name != peer.name
     await world.stop()
@@ -207,7 +207,7 @@ async def test_a_caller_who_meets_a_closing_slot_waits_for_the_next_one() -> Non
     world = await World().start()
     first = await world.home("acme")
     assert await first.call("make_room")
-    with pytest.raises(Moved):
+    with pytest.raises(NotServedHere):
         await first.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
     second = await world.home("acme", first.name)
     assert second.name != first.name
@@ -240,7 +240,7 @@ async def test_a_restarted_slot_gets_its_tenant_back_though_nobody_calls() -> No
 
 
 async def test_a_slot_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adoption, "GIVE_UP_S", 0.3)
+    monkeypatch.setattr(tenant_assignment, "GIVE_UP_S", 0.3)
     world = await World().start()
     peer = await world.loader.resolve("acme")
     world.crash(world.slot_of("acme"))
@@ -373,8 +373,8 @@ async def test_a_crowd_of_tenants_is_opened_a_few_at_a_time(
 async def test_a_slot_that_cannot_be_placed_holds_up_the_others_only_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamic_workflows.actors.loader.STARTS_AT_ONCE_MAX", 1)
-    monkeypatch.setattr("dynamic_workflows.actors.loader.TURN_S", 0.05)
+    monkeypatch.setattr("dynamic_workflows.actors.placement.loader.STARTS_AT_ONCE_MAX", 1)
+    monkeypatch.setattr("dynamic_workflows.actors.placement.loader.TURN_S", 0.05)
     world = await World(pool_size=0).start()
     adopt = Slot.adopt
 
@@ -410,7 +410,7 @@ async def test_a_fenced_tenant_lets_go_and_stays_listed_as_open() -> None:
     world = await World().start()
     peer = await world.home("acme")
     world.tills["acme"].failed = Unavailable("the disk is gone")
-    with pytest.raises(Moved):
+    with pytest.raises(NotServedHere):
         await peer.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
     await until(lambda: peer.name in world.killed)
     assert await world.timer.due("acme") == -1

@@ -10,9 +10,9 @@ from local_world import LocalPeer, World, until
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.actors import client as client_module
-from dynamic_workflows.actors.client import TenantClient
-from dynamic_workflows.actors.peers import Lost
+from dynamic_workflows.actors.rpc import client as client_module
+from dynamic_workflows.actors.rpc.actor_ref import ActorUnreachable
+from dynamic_workflows.actors.rpc.client import TenantClient
 from dynamic_workflows.eventlog.errors import (
     Corrupt,
     InstanceError,
@@ -104,7 +104,7 @@ def lose_next_reply(peer: LocalPeer) -> None:
     async def call(op: str, *args: Any, timeout_s: float | None = None) -> Any:
         peer.call = honest  # type: ignore[method-assign]
         await honest(op, *args, timeout_s=timeout_s)
-        raise Lost("the reply was lost")
+        raise ActorUnreachable("the reply was lost")
 
     peer.call = call  # type: ignore[method-assign]
 

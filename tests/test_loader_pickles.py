@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dynamic_workflows.actors import pickles, reaper
+from dynamic_workflows.actors.cluster import callback_pickling, orphan_reaper
 
 MODULE = """
 import math
@@ -55,7 +55,7 @@ def revived(pickled: bytes, cwd: Path) -> subprocess.CompletedProcess[bytes]:
 def test_a_callback_that_cannot_be_imported_elsewhere_travels_by_value(
     module: Any, tmp_path: Path
 ) -> None:
-    done = revived(pickles.dumps(module.load, is_elsewhere=False), tmp_path)
+    done = revived(callback_pickling.dumps(module.load, is_elsewhere=False), tmp_path)
     assert done.stdout == b"hello acme 2 their_callbacks\n", done.stderr
 
 
@@ -64,16 +64,16 @@ def test_a_callback_beside_the_script_travels_by_name_on_the_same_machine(
 ) -> None:
     folder = Path(module.__file__).parent
     monkeypatch.chdir(folder)
-    pickled = pickles.dumps(module.load, is_elsewhere=False)
+    pickled = callback_pickling.dumps(module.load, is_elsewhere=False)
     assert b"hello" not in pickled
     assert revived(pickled, folder).stdout == b"hello acme 2 their_callbacks\n"
-    by_value = pickles.dumps(module.load, is_elsewhere=True)
+    by_value = callback_pickling.dumps(module.load, is_elsewhere=True)
     assert revived(by_value, Path("/")).stdout == b"hello acme 2 their_callbacks\n"
 
 
 def test_installed_code_travels_by_name() -> None:
-    callback: Callable[..., Any] = pickles.dumps
-    assert len(pickles.dumps(callback, is_elsewhere=True)) < 200
+    callback: Callable[..., Any] = callback_pickling.dumps
+    assert len(callback_pickling.dumps(callback, is_elsewhere=True)) < 200
 
 
 @pytest.mark.parametrize("place", ["site-packages", "dist-packages"])
@@ -86,7 +86,7 @@ def test_what_is_installed_for_a_user_or_by_the_system_travels_by_name(
     monkeypatch.syspath_prepend(folder)
     library: Any = importlib.import_module("their_library")
     try:
-        assert len(pickles.dumps(library.load, is_elsewhere=True)) < 200
+        assert len(callback_pickling.dumps(library.load, is_elsewhere=True)) < 200
     finally:
         del sys.modules["their_library"]
 
@@ -95,7 +95,7 @@ def test_a_module_that_goes_by_two_names_is_no_hindrance(
     module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "alias_of_theirs", module)
-    done = revived(pickles.dumps(module.load, is_elsewhere=False), tmp_path)
+    done = revived(callback_pickling.dumps(module.load, is_elsewhere=False), tmp_path)
     assert done.stdout == b"hello acme 2 their_callbacks\n", done.stderr
 
 
@@ -116,13 +116,20 @@ def test_the_reaper_ends_the_clusters_processes_and_no_others(tmp_path: Path) ->
         assert held[-1].stdout.readline() == b"ready\n"
     member, driver, stranger = held
     try:
-        program = [sys.executable, "-I", "-S", str(reaper.__file__), str(cluster), str(driver.pid)]
+        program = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(orphan_reaper.__file__),
+            str(cluster),
+            str(driver.pid),
+        ]
         pipe = subprocess.PIPE
         with subprocess.Popen(program, stdin=pipe, stdout=pipe) as watch:
             assert watch.stdin is not None
             assert watch.stdout is not None
             assert watch.wait(30) == 0, "it goes on as nobody's child"
-            assert sorted(reaper.members(str(cluster), spared=os.getpid())) == sorted(
+            assert sorted(orphan_reaper.members(str(cluster), spared=os.getpid())) == sorted(
                 [member.pid, driver.pid]
             )
             watch.stdin.close()

@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamic_workflows.eventlog.clock import US, VirtualClock
-from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, PlatformClosed
 from dynamic_workflows.eventlog.events import Row, span, unfold
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.log import EventLog, LogConfig
+from dynamic_workflows.eventlog.log.event_log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import decode_name, encode_name, tenant_stream
-from dynamic_workflows.eventlog.recovery import read_tail
-from dynamic_workflows.eventlog.store import Store, check_key
-from dynamic_workflows.eventlog.store_local import LocalStore
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.segments.policy import CompactionConfig
+from dynamic_workflows.eventlog.store.base import Store, check_key
+from dynamic_workflows.eventlog.store.local import LocalStore
+from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 STREAM = tenant_stream("t")
 

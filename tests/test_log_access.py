@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from dynamic_workflows.eventlog import log_access
 from dynamic_workflows.eventlog.clock import SystemClock
-from dynamic_workflows.eventlog.disk import Disk
 from dynamic_workflows.eventlog.errors import InvalidError, Unavailable
 from dynamic_workflows.eventlog.ids import SystemIds
-from dynamic_workflows.eventlog.log import EventLog
-from dynamic_workflows.eventlog.store import open_store
-from dynamic_workflows.eventlog.store_local import LocalStore
+from dynamic_workflows.eventlog.log.event_log import EventLog
+from dynamic_workflows.eventlog.store import permissions
+from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.filesystem import Disk
+from dynamic_workflows.eventlog.store.local import LocalStore
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077])
@@ -71,7 +71,7 @@ async def test_a_group_may_read_and_no_more_where_the_setting_says_so(
     tmp_path: Path, umask: int, disk: type[Disk]
 ) -> None:
     root = tmp_path / "log"
-    log_access.share(str(root), str(os.getgid()))
+    permissions.share(str(root), str(os.getgid()))
     modes = await write(root, disk())
     is_folder = {name: (root / name).is_dir() for name in modes}
     assert {mode for name, mode in modes.items() if is_folder[name]} == {0o2750}
@@ -81,7 +81,7 @@ async def test_a_group_may_read_and_no_more_where_the_setting_says_so(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives a folder to any group")
 async def test_the_group_is_the_one_that_was_named(tmp_path: Path) -> None:
-    log_access.share(str(tmp_path / "log"), "65534")
+    permissions.share(str(tmp_path / "log"), "65534")
     await write(tmp_path / "log")
     assert {path.stat().st_gid for path in (tmp_path / "log").rglob("*")} == {65534}
 
@@ -90,7 +90,7 @@ def test_a_root_that_exists_keeps_what_it_grants_its_group_and_loses_what_others
     tmp_path: Path,
 ) -> None:
     tmp_path.chmod(0o775)
-    log_access.share(str(tmp_path), str(os.getgid()))
+    permissions.share(str(tmp_path), str(os.getgid()))
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o2770
 
 
@@ -99,29 +99,29 @@ def test_what_another_group_could_write_the_one_that_is_named_can_only_read(
     tmp_path: Path,
 ) -> None:
     tmp_path.chmod(0o775)
-    log_access.share(str(tmp_path), "65534")
+    permissions.share(str(tmp_path), "65534")
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o2750
 
 
 def test_a_group_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="log_group='no-such-group' is no group of this host"):
-        log_access.share(str(tmp_path / "log"), "no-such-group")
-    log_access.share("s3://bucket/log", str(os.getgid()))
+        permissions.share(str(tmp_path / "log"), "no-such-group")
+    permissions.share("s3://bucket/log", str(os.getgid()))
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may open everything")
 def test_who_does_not_own_the_root_is_told_so() -> None:
     with pytest.raises(Unavailable, match="cannot be opened to the group"):
-        log_access.share("/", str(os.getgid()))
+        permissions.share("/", str(os.getgid()))
 
 
 async def test_an_old_log_that_is_open_to_others_goes_on_and_is_named(tmp_path: Path) -> None:
     root = tmp_path / "log"
     modes = await write(root)
-    assert log_access.exposure(str(root)) is None
+    assert permissions.exposure(str(root)) is None
     for name in modes:
         (root / name).chmod(0o755 if (root / name).is_dir() else 0o644)
-    assert "may read what lies in" in str(log_access.exposure(str(root)))
+    assert "may read what lies in" in str(permissions.exposure(str(root)))
     store = open_store(root)
     assert await store.get("code/abc") == b"2"
     await store.create("code/new", b"")
@@ -136,7 +136,7 @@ def test_a_root_in_which_others_may_replace_files_is_named(
     tmp_path: Path, mode: int, text: str | None
 ) -> None:
     tmp_path.chmod(mode)
-    found = log_access.exposure(str(tmp_path))
+    found = permissions.exposure(str(tmp_path))
     assert (found is None) if text is None else text in str(found)
 
 
@@ -145,19 +145,19 @@ def test_a_root_in_which_others_may_replace_files_is_named(
 def test_a_root_that_another_user_may_replace_is_named(tmp_path: Path, whose: str) -> None:
     (tmp_path / "log/code").mkdir(parents=True, mode=0o700)
     os.chown(tmp_path / whose, 65534, -1)
-    assert str(tmp_path / whose) in str(log_access.exposure(str(tmp_path / "log")))
+    assert str(tmp_path / whose) in str(permissions.exposure(str(tmp_path / "log")))
     os.chown(tmp_path / whose, os.getuid(), -1)
-    assert log_access.exposure(str(tmp_path / "log")) is None
+    assert permissions.exposure(str(tmp_path / "log")) is None
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives a folder to any group")
 def test_a_root_that_a_group_may_write_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o770)
-    assert log_access.exposure(str(tmp_path)) is None
+    assert permissions.exposure(str(tmp_path)) is None
     os.chown(tmp_path, -1, 65534)
-    assert "every member of the group 65534" in str(log_access.exposure(str(tmp_path)))
+    assert "every member of the group 65534" in str(permissions.exposure(str(tmp_path)))
 
 
 def test_what_is_not_there_and_what_is_no_disk_exposes_nothing(tmp_path: Path) -> None:
-    assert log_access.exposure(str(tmp_path / "none")) is None
-    assert log_access.exposure("s3://bucket/log") is None
+    assert permissions.exposure(str(tmp_path / "none")) is None
+    assert permissions.exposure("s3://bucket/log") is None

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from core_world import Fatal, StepApi, World
 
-from dynamic_workflows.actors.machine import (
+from dynamic_workflows.actors.instances.state_machine import (
     MOVES,
     NONE,
     SAME,
     STATUSES,
     TABLE,
-    Line,
+    Transition,
     after,
 )
 from dynamic_workflows.eventlog.errors import InstanceError
@@ -84,7 +84,7 @@ def idle(world: World) -> None:
 
 
 def end(world: World, error: bool = False) -> None:
-    from dynamic_workflows.loaders.wire import End, Error
+    from dynamic_workflows.loaders.protocol.messages import End, Error
 
     life = next(iter(world.guests))
     message = End(None, Error("E", "no")) if error else End(b'"output"')
@@ -176,7 +176,7 @@ WALKS = [
 @pytest.mark.parametrize(
     ("line", "source"), WALKS, ids=[f"{line.name}-{source}" for line, source in WALKS]
 )
-def test_every_line_of_the_table_leads_where_it_says(line: Line, source: str) -> None:
+def test_every_line_of_the_table_leads_where_it_says(line: Transition, source: str) -> None:
     world = arrange(source)
     world.rows_before = len(world.rows)  # type: ignore[attr-defined]
     ACTS[line.name](world)

@@ -10,8 +10,9 @@ from local_world import World
 from real_tenants import RealTenant, real_tenant
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors import cluster, metrics
-from dynamic_workflows.actors.metrics import Sample
+from dynamic_workflows.actors.cluster import ray_actors
+from dynamic_workflows.actors.placement import metrics
+from dynamic_workflows.actors.placement.metrics import MetricSample
 from dynamic_workflows.eventlog.clock import US
 
 CODE = """
@@ -26,7 +27,7 @@ class TenantWorkflow(WorkflowEntrypoint):
 """
 
 
-def by_name(samples: list[Sample]) -> dict[str, float]:
+def by_name(samples: list[MetricSample]) -> dict[str, float]:
     """Samples by name and by what their tags say beside the tenant."""
     found = {}
     for name, value, tags in samples:
@@ -107,15 +108,15 @@ books: dict[str, list[Told]] = defaultdict(list)
 
 
 def test_gauges_are_set_and_counters_grow_by_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "Counter", Told)
-    monkeypatch.setattr(cluster, "Gauge", ToldGauge)
-    meter = cluster.Meter()
+    monkeypatch.setattr(ray_actors, "Counter", Told)
+    monkeypatch.setattr(ray_actors, "Gauge", ToldGauge)
+    meter = ray_actors.Meter()
     for waiting, cpu in ((5, 1), (3, 4), (0, 4)):
         meter.record(
             [
-                Sample("instances", waiting, {"status": "waiting", "tenant": "acme"}),
-                Sample("isolates_ended_total", cpu, {"kind": "cpu"}),
-                Sample("isolates_ended_total", 2, {"kind": "exit"}),
+                MetricSample("instances", waiting, {"status": "waiting", "tenant": "acme"}),
+                MetricSample("isolates_ended_total", cpu, {"kind": "cpu"}),
+                MetricSample("isolates_ended_total", 2, {"kind": "exit"}),
             ]
         )
     [instances] = books["dynamic_workflows_instances"]
@@ -125,8 +126,8 @@ def test_gauges_are_set_and_counters_grow_by_what_is_new(monkeypatch: pytest.Mon
 
 
 def test_rays_own_metrics_take_every_name_and_tag() -> None:
-    meter = cluster.Meter()
-    meter.record([Sample(name, 1, {}) for name in metrics.DESCRIPTIONS])
+    meter = ray_actors.Meter()
+    meter.record([MetricSample(name, 1, {}) for name in metrics.DESCRIPTIONS])
 
 
 def test_a_tenants_id_as_a_tag_cannot_steer_a_terminal() -> None:

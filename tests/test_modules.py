@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dynamic_workflows.loaders.modules import BadModule, Modules
-from dynamic_workflows.loaders.wire import Module
+from dynamic_workflows.loaders.guest.module_importer import InvalidModule, Modules
+from dynamic_workflows.loaders.protocol.messages import Module
 
 numbers = itertools.count()
 Load = Callable[..., Any]
@@ -95,7 +95,7 @@ def test_two_bundles_with_the_same_names_do_not_meet(load: Load) -> None:
 
 
 def test_other_packages_are_refused_unless_granted(load: Load) -> None:
-    for name in ("duckdb", "dynamic_workflows.loaders.guest", "hypothesis"):
+    for name in ("duckdb", "dynamic_workflows.loaders.guest.guest", "hypothesis"):
         with pytest.raises(ModuleNotFoundError, match="grants"):
             load({"index.py": f"import {name}"})
     assert load({"index.py": "import hypothesis.errors as e"}, packages=["hypothesis"]).e
@@ -156,12 +156,12 @@ def test_text_bytes_and_json_are_imported_and_read(load: Load) -> None:
 def test_what_cannot_be_parsed_is_told_with_its_place(
     load: Load, files: dict[str, str | bytes], place: str
 ) -> None:
-    with pytest.raises(BadModule, match=place):
+    with pytest.raises(InvalidModule, match=place):
         load(files)
 
 
 def test_code_that_nests_too_deeply_is_bad_and_not_deadly(load: Load) -> None:
-    with pytest.raises(BadModule):
+    with pytest.raises(InvalidModule):
         load({"index.py": "x = " + "(" * 5_000 + ")" * 5_000})
 
 

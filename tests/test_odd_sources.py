@@ -13,8 +13,8 @@ import pytest
 from test_sources import git
 
 import dynamic_workflows as dw
-from dynamic_workflows.loaders import sources
-from dynamic_workflows.loaders.bundle import bundle_of
+from dynamic_workflows.loaders.bundles import sources
+from dynamic_workflows.loaders.bundles.bundle import bundle_of
 
 
 @pytest.fixture

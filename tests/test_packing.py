@@ -6,7 +6,8 @@ import fresh_python
 
 BEGIN = """
 import gc, sys
-from dynamic_workflows.loaders import packing, rehearsal
+from dynamic_workflows.loaders.isolates import page_packing as packing
+from dynamic_workflows.loaders.isolates import warmup as rehearsal
 
 def pages_written(work):
     "How many pages a forked child has for itself after some work."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamic_workflows.actors.patience import DEATHS_FREE, Patience
+from dynamic_workflows.actors.hosting.load_backoff import DEATHS_FREE, Patience
 from dynamic_workflows.eventlog.clock import US, VirtualClock
 
 KEY = ("hash", None, ())

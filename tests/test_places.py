@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import dynamic_workflows as dw
-from dynamic_workflows.eventlog import credentials
 from dynamic_workflows.eventlog.errors import InvalidError, Unavailable
-from dynamic_workflows.eventlog.places import root_of
-from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.store import credentials
+from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.locations import root_of
 
 
 @pytest.mark.parametrize(

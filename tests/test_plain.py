@@ -11,10 +11,11 @@ from real_tenants import real_tenant
 
 import dynamic_workflows as dw
 from dynamic_workflows import cli
-from dynamic_workflows.eventlog import codec
-from dynamic_workflows.loaders import faults, ward
-from dynamic_workflows.loaders.plain import plain_error
-from dynamic_workflows.loaders.wire import Error
+from dynamic_workflows.eventlog.codec import values
+from dynamic_workflows.loaders.guest import exception_codec
+from dynamic_workflows.loaders.guest.sanitize import plain_error
+from dynamic_workflows.loaders.isolates import isolate_process
+from dynamic_workflows.loaders.protocol.messages import Error
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\x7f"
 LIAR = f"""
@@ -26,8 +27,8 @@ class Default(WorkerEntrypoint):
         raise ValueError({ESCAPES!r}, 1)
 
     async def forge(self):
-        wire = sys.modules["dynamic_workflows.loaders.wire"]
-        channel = sys.modules["dynamic_workflows.loaders.channel"]
+        wire = sys.modules["dynamic_workflows.loaders.protocol.messages"]
+        channel = sys.modules["dynamic_workflows.loaders.protocol.channel"]
         error = wire.Error({ESCAPES!r}, "x" * 2_000_000, "dynamic_workflows", b"[0]")
         answer = wire.pack(wire.Reply(2, error=error), life=wire.CALLS_FROM + 2)
         for batch in channel.encode([answer]):
@@ -56,7 +57,7 @@ async def test_errors_that_an_isolate_raises_or_forges_are_harmless_in_the_drive
     st.text(),
     st.text(),
     st.sampled_from(["builtins", "dynamic_workflows", "", "x"]),
-    st.one_of(st.none(), st.binary(), st.lists(st.text()).map(codec.encode)),
+    st.one_of(st.none(), st.binary(), st.lists(st.text()).map(values.encode)),
     st.sampled_from(["ValueError", "CodeError", "ExceptionGroup", "UnicodeDecodeError", "OSError"]),
 )
 def test_whatever_error_an_isolate_sends_becomes_an_exception(
@@ -64,15 +65,17 @@ def test_whatever_error_an_isolate_sends_becomes_an_exception(
 ) -> None:
     for one in (name, kind):
         error = plain_error(Error(one, message, module, args), 100)
-        raised = faults.from_wire(error)
+        raised = exception_codec.from_wire(error)
         assert isinstance(raised, Exception)
         assert all(c.isprintable() or c in "\n\t\u200c\u200d" for c in error.message)
         assert len(error.message) <= 1_000  # each character may become an escape
 
 
 def test_details_of_an_error_cannot_pose_as_its_code_or_message() -> None:
-    args = codec.encode(["text", "limit.exceeded", {"code": "other", "message": 1, "self": 2}])
-    raised = faults.from_wire(Error("LimitExceededError", "text", "dynamic_workflows", args))
+    args = values.encode(["text", "limit.exceeded", {"code": "other", "message": 1, "self": 2}])
+    raised = exception_codec.from_wire(
+        Error("LimitExceededError", "text", "dynamic_workflows", args)
+    )
     assert isinstance(raised, dw.LimitExceededError)
     assert (raised.code, raised.message, raised.details) == ("limit.exceeded", "text", {})
 
@@ -94,7 +97,7 @@ class Default(WorkerEntrypoint):
 async def test_an_isolate_that_begins_a_message_and_never_ends_it_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ward, "_MESSAGE_S", 0.2)
+    monkeypatch.setattr(isolate_process, "_MESSAGE_S", 0.2)
     code = dw.WorkerCode("index.py", {"index.py": HALF})
     async with real_tenant(code, turn_wall_seconds=0.1) as tenant:
         with pytest.raises(dw.CodeError, match="a message that does not end"):

@@ -19,12 +19,11 @@ import pytest
 from isolates import CLOSED, DEFAULT, ECHO, ECHOED, LOG, RESULT, TESTS, Talk, isolates, start
 
 from dynamic_workflows.eventlog.errors import PlatformClosed, SandboxUnavailable, Unavailable
-from dynamic_workflows.loaders.inside import CALL_KIND, REPLY_KIND
-from dynamic_workflows.loaders.isolate import Exit, Isolation, Limits
-from dynamic_workflows.loaders.process import ProcessIsolates
-from dynamic_workflows.loaders.walls import WallsPlan
-from dynamic_workflows.loaders.wire import (
-    Call,
+from dynamic_workflows.loaders.guest.isolate_main import CALL_KIND, REPLY_KIND
+from dynamic_workflows.loaders.isolates.interface import Exit, Isolation, Limits
+from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
+from dynamic_workflows.loaders.protocol.messages import (
+    CallRequest,
     Go,
     Load,
     Log,
@@ -34,6 +33,7 @@ from dynamic_workflows.loaders.wire import (
     pack,
     unpack_from_guest,
 )
+from dynamic_workflows.loaders.sandbox.sandbox import WallsPlan
 
 LOADED, STEP, END = 16, 17, 22
 needs_walls = pytest.mark.skipif(other_host.IS_HERE, reason="there are no walls on other hosts")
@@ -104,9 +104,9 @@ async def test_nothing_heavy_is_imported_in_an_isolate() -> None:
 import importlib, sys
 importlib.import_module("dynamic_workflows")
 try:
-    importlib.import_module("dynamic_workflows.loaders.guest")
+    importlib.import_module("dynamic_workflows.loaders.guest.guest")
 except ModuleNotFoundError as error:
-    assert error.name == "dynamic_workflows.loaders.guest", error
+    assert error.name == "dynamic_workflows.loaders.guest.guest", error
 result = sorted({"ray", "pyarrow", "duckdb", "obstore", "ctypes.util"} & set(sys.modules))
 """
     async with isolates() as made:
@@ -150,7 +150,7 @@ async def test_a_turn_that_sleeps_too_long_is_ended() -> None:
 async def test_a_forged_heartbeat_does_not_hide_a_spin() -> None:
     forge = """
 import gc, mmap
-from dynamic_workflows.loaders.heartbeat import HeartbeatWriter
+from dynamic_workflows.loaders.protocol.heartbeat import HeartbeatWriter
 page = next(o for o in gc.get_objects() if isinstance(o, HeartbeatWriter))
 while True:
     page.begin_turn()
@@ -451,9 +451,9 @@ async def test_a_flood_of_raw_output_is_counted_not_kept() -> None:
 
 async def test_calls_beyond_the_limit_wait_for_answers() -> None:
     source = """
-from dynamic_workflows.loaders.wire import Call, pack
+from dynamic_workflows.loaders.protocol.messages import CallRequest, pack
 for number in range(10):
-    send([pack(Call(number, "x", "y", b"", b""))])
+    send([pack(CallRequest(number, "x", "y", b"", b""))])
 """
     async with isolates() as made:
         talk = await start(made, Limits(calls_in_flight_max=4))
@@ -467,7 +467,7 @@ for number in range(10):
 
 def calls(talk: Talk) -> list[int]:
     return [
-        msgspec.msgpack.decode(body, type=Call).call
+        msgspec.msgpack.decode(body, type=CallRequest).call
         for kind, _, body in talk.frames
         if kind == CALL_KIND
     ]
@@ -475,8 +475,8 @@ def calls(talk: Talk) -> list[int]:
 
 async def test_calls_past_the_gate_are_a_broken_protocol() -> None:
     source = """
-from dynamic_workflows.loaders.wire import Call, pack
-send.__self__._send([pack(Call(number, "x", "y", b"", b"")) for number in range(10)])
+from dynamic_workflows.loaders.protocol.messages import CallRequest, pack
+send.__self__._send([pack(CallRequest(number, "x", "y", b"", b"")) for number in range(10)])
 """
     async with isolates() as made:
         talk = await start(made, Limits(calls_in_flight_max=4))

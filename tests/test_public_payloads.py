@@ -8,8 +8,8 @@ from typing import Any
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.actors.payloads import BODIES
-from dynamic_workflows.actors.public_payloads import _FACTS, PUBLIC
+from dynamic_workflows.actors.instances.row_payloads import BODIES
+from dynamic_workflows.actors.tenant.public_payloads import _FACTS, PUBLIC
 from dynamic_workflows.eventlog.events import INSTANCE_TYPES
 
 CODE = """

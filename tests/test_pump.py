@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from dynamic_workflows.actors.decisions import Decision
-from dynamic_workflows.actors.pump import Pump
+from dynamic_workflows.actors.instances.decisions import Decision
+from dynamic_workflows.actors.tenant.commit_pipeline import Pump
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
 

@@ -13,14 +13,14 @@ import duckdb
 import pytest
 from histories import Writer, opened
 
-from dynamic_workflows.eventlog import sql_functions
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import QueryError
-from dynamic_workflows.eventlog.guard import TOLD_BY_NAME, SelectGuard
-from dynamic_workflows.eventlog.live_views import LogViews
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.query_limits import QueryLimits
-from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.query import allowed_functions
+from dynamic_workflows.eventlog.query.duckdb_views import LogViews
+from dynamic_workflows.eventlog.query.limits import QueryLimits
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.query.sql_guard import TOLD_BY_NAME, SelectGuard
+from dynamic_workflows.eventlog.store.base import open_store
 
 ANALYTICS = Path(__file__).resolve().parents[1] / "docs" / "analytics.md"
 MAY_VARY = {
@@ -59,17 +59,19 @@ def is_refused(duck: duckdb.DuckDBPyConnection, sql: str) -> bool:
 def test_every_function_is_listed_or_refused_by_its_name(duck: duckdb.DuckDBPyConnection) -> None:
     for name in functions(duck, "scalar", "aggregate", "macro", "window", "pragma"):
         if re.fullmatch(r"[a-z]\w*", name):
-            assert is_refused(duck, f'select "{name}"()') != (name in sql_functions.EXPRESSIONS), (
-                name
-            )
+            assert is_refused(duck, f'select "{name}"()') != (
+                name in allowed_functions.EXPRESSIONS
+            ), name
     for name in functions(duck, "table", "table_macro", "pragma"):
-        assert is_refused(duck, f'from "{name}"()') != (name in sql_functions.TABLE_FUNCTIONS), name
+        assert is_refused(duck, f'from "{name}"()') != (
+            name in allowed_functions.TABLE_FUNCTIONS
+        ), name
 
 
 def test_every_listed_function_is_one_of_duckdbs(duck: duckdb.DuckDBPyConnection) -> None:
     known = functions(duck, "scalar", "aggregate", "macro", "window", "table", "table_macro")
-    assert sql_functions.EXPRESSIONS - {"unnest"} <= set(known)
-    assert set(known) >= sql_functions.TABLE_FUNCTIONS
+    assert allowed_functions.EXPRESSIONS - {"unnest"} <= set(known)
+    assert set(known) >= allowed_functions.TABLE_FUNCTIONS
 
 
 def test_listed_functions_answer_by_their_arguments_alone(
@@ -79,16 +81,16 @@ def test_listed_functions_answer_by_their_arguments_alone(
         "select lower(function_name) from duckdb_functions() where stability = 'VOLATILE' "
         "and function_type in ('scalar', 'aggregate')"
     ).fetchall()
-    varying = {name for (name,) in rows} & sql_functions.EXPRESSIONS
+    varying = {name for (name,) in rows} & allowed_functions.EXPRESSIONS
     assert varying <= MAY_VARY
 
 
 def test_listed_macros_call_listed_functions(duck: duckdb.DuckDBPyConnection) -> None:
     for name, definition in functions(duck, "macro").items():
-        if name in sql_functions.MACROS and definition:
+        if name in allowed_functions.MACROS and definition:
             called = {one.lower() for one in re.findall(r'"?(\w+)"?\(', definition)}
             assert called - {"cast", "coalesce", "then", "when", "else", "in"} <= (
-                sql_functions.EXPRESSIONS
+                allowed_functions.EXPRESSIONS
             ), name
 
 

@@ -11,11 +11,11 @@ from histories import Writer, opened
 
 from dynamic_workflows.eventlog import connect_duckdb
 from dynamic_workflows.eventlog.clock import VirtualClock
-from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.errors import Unavailable
-from dynamic_workflows.eventlog.log import LogConfig
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.log.event_log import LogConfig
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.segments.policy import CompactionConfig
+from dynamic_workflows.eventlog.store.base import open_store
 
 _roots = itertools.count()
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamic_workflows.eventlog.errors import InvalidError
-from dynamic_workflows.eventlog.output import printable, render
+from dynamic_workflows.eventlog.query.render import printable, render
 
 WHEN = dt.datetime(2026, 1, 2, 3, 4, 5, 6, dt.UTC)
 TABLE = pa.table(

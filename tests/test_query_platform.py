@@ -13,8 +13,8 @@ from histories import Writer, opened
 from dynamic_workflows import PlatformClosed
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import QueryError
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.store.base import open_store
 from dynamic_workflows.readers import KeptReaders
 
 CHANGES = """

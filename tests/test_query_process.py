@@ -18,9 +18,9 @@ from histories import Writer, opened
 
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import InvalidError, QueryError
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.store import Store, open_store
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.memory import MemoryStore
 from dynamic_workflows.loaders.sql.engine import SqlEngine
 from dynamic_workflows.loaders.sql.forwarding import StoreWindow
 from dynamic_workflows.loaders.sql.messages import TROUBLE, SqlRead
@@ -172,7 +172,7 @@ def test_processes_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     program = (
         "import sys\n"
-        "from dynamic_workflows.eventlog.query import Reader\n"
+        "from dynamic_workflows.eventlog.query.reader import Reader\n"
         "reader = Reader(sys.argv[1], tenant='acme')\n"
         "reader.query('select 1')\n"
         "print(reader._engine.pid, reader._engine._zygote._process.pid, flush=True)\n"

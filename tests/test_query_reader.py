@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from dynamic_workflows.eventlog import connect_duckdb
 from dynamic_workflows.eventlog.clock import VirtualClock
-from dynamic_workflows.eventlog.compaction_config import CompactionConfig
 from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, QueryError
 from dynamic_workflows.eventlog.events import span
-from dynamic_workflows.eventlog.log import LogConfig
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.store import Store, open_store
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.log.event_log import LogConfig
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.segments.policy import CompactionConfig
+from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.memory import MemoryStore
 
 MERGE_EARLY = LogConfig(
     auto_seal=False, compaction=CompactionConfig(fan_in=2, grace_s=0, erase_delay_s=0)

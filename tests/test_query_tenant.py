@@ -14,11 +14,11 @@ from histories import Writer, opened
 from dynamic_workflows.eventlog import connect_duckdb
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import QueryError
-from dynamic_workflows.eventlog.live_views import LogViews
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.query_limits import QueryLimits
-from dynamic_workflows.eventlog.store import Store, open_store
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.query.duckdb_views import LogViews
+from dynamic_workflows.eventlog.query.limits import QueryLimits
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.memory import MemoryStore
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -13,8 +13,8 @@ from histories import Writer, opened
 
 from dynamic_workflows.eventlog.clock import US, VirtualClock, to_datetime
 from dynamic_workflows.eventlog.events import Row, unfold
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.store import Store, open_store
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.store.base import Store, open_store
 
 Ask = Callable[[str], list[dict[str, Any]]]
 

@@ -17,7 +17,7 @@ import pytest_asyncio
 from ray_world import eventually, expected, kill, loader_of, processes
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.client import TenantClient
+from dynamic_workflows.actors.rpc.client import TenantClient
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors import ray_probe
+from dynamic_workflows.actors.cluster import ray_probe
 from dynamic_workflows.eventlog.errors import Unavailable
 
 

@@ -20,13 +20,13 @@ from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import Corrupt
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.log import EventLog, LogConfig
+from dynamic_workflows.eventlog.log.event_log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import tenant_stream
-from dynamic_workflows.eventlog.recovery import read_tail
-from dynamic_workflows.eventlog.store import Store
-from dynamic_workflows.eventlog.store_local import LocalStore
-from dynamic_workflows.eventlog.store_memory import MemoryStore
-from dynamic_workflows.eventlog.wal import FileParser
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.store.local import LocalStore
+from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.wal.format import FileParser
+from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 STREAM = tenant_stream("t")
 CONFIG = LogConfig(has_probe=False)

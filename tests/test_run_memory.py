@@ -10,10 +10,10 @@ import pytest
 from core_world import StepApi, StepFailed, World, gather
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.heft import Heft
-from dynamic_workflows.actors.local import LocalPlatform
-from dynamic_workflows.eventlog.store import open_store
-from dynamic_workflows.loaders.binding import WorkflowBinding
+from dynamic_workflows.actors.core.memory_budget import Heft
+from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
+from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 KEY = ("Job", "i")
 MIB = 1024 * 1024

@@ -15,12 +15,12 @@ from golden_log import GOLDEN, answers
 from histories import Writer, opened
 from msgspec import structs
 
-from dynamic_workflows.eventlog import segment
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.manifest import SCHEMA_VERSION, SegmentInfo
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.store import Store, open_store
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.segments import segment
+from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.memory import MemoryStore
 
 VERSIONS = sorted(path.name for path in GOLDEN.glob("v*"))
 

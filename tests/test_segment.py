@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from dynamic_workflows.eventlog import segment, views
 from dynamic_workflows.eventlog.errors import Corrupt, InvalidError
 from dynamic_workflows.eventlog.events import FOLDED, Row, span, unfold
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.store import open_store
+from dynamic_workflows.eventlog.query import events_sql
+from dynamic_workflows.eventlog.segments import segment
+from dynamic_workflows.eventlog.store.base import open_store
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 BYTES = st.none() | TEXT.map(str.encode)
@@ -50,7 +51,7 @@ def numbered(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def sealed(rows: list[Row]) -> segment.Sealed:
+def sealed(rows: list[Row]) -> segment.EncodedSegment:
     table = segment.to_table("acme", numbered(rows))
     return segment.seal(table, seq_min=1, seq_max=len(table), now_us=0)
 
@@ -95,9 +96,9 @@ def test_views_and_segments_agree_on_field_ids() -> None:
     ids = {
         field.name: int(field.metadata[b"PARQUET:field_id"])
         for field in segment.SCHEMA
-        if field.name in views.STORED
+        if field.name in events_sql.STORED
     }
-    assert ids == {name: number for name, (number, _) in views.STORED.items()}
+    assert ids == {name: number for name, (number, _) in events_sql.STORED.items()}
 
 
 def life(instance_id: str) -> list[Row]:

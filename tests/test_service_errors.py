@@ -13,7 +13,7 @@ import pytest
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.actors.service_errors import LOGGED_PER_S, ServiceErrors
+from dynamic_workflows.actors.hosting.service_errors import LOGGED_PER_S, ServiceErrors
 
 SECRET = "postgres://admin:hunter2@10.0.0.7/ledger"
 CODE = """

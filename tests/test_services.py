@@ -13,7 +13,7 @@ from real_tenants import real_tenant
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.loaders.bundle import Bundle, bundle_of
+from dynamic_workflows.loaders.bundles.bundle import Bundle, bundle_of
 
 CODE = """
 from dynamic_workflows import Request, WorkerEntrypoint
@@ -111,7 +111,7 @@ def test_services_that_hold_different_things_never_share_a_stored_object(
 def test_a_class_that_travels_by_value_has_one_name_in_every_process(tmp_path: Path) -> None:
     script = """
 import dynamic_workflows as dw
-from dynamic_workflows.loaders.bundle import bundle_of
+from dynamic_workflows.loaders.bundles.bundle import bundle_of
 class Mine(dw.Service):
     def __init__(self, client):
         super().__init__(props={"a": 1})

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dynamic_workflows.actors.signal_handlers import SIGNALS, action_of, kept_handlers
+from dynamic_workflows.actors.cluster.signal_handlers import SIGNALS, action_of, kept_handlers
 
 IGNORE = ctypes.c_void_p(1)
 

@@ -12,7 +12,7 @@ from kit_tenants import load as kit_load
 
 import dynamic_workflows as dw
 from dynamic_workflows import cli, testing
-from dynamic_workflows.loaders.sources import read_revision
+from dynamic_workflows.loaders.bundles.sources import read_revision
 
 CODE = """
 from dynamic_workflows import WorkflowEntrypoint

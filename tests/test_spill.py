@@ -8,10 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.spill import spill_folder
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.query.spill_directory import spill_folder
 
-CODE = "from dynamic_workflows.eventlog.spill import spill_folder; print(spill_folder())"
+CODE = (
+    "from dynamic_workflows.eventlog.query.spill_directory import spill_folder\n"
+    "print(spill_folder())"
+)
 
 
 def test_the_folder_is_closed_whatever_the_umask() -> None:

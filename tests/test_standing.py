@@ -10,16 +10,16 @@ import pytest
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.claims import new_claim
-from dynamic_workflows.actors.local import LocalPlatform
-from dynamic_workflows.actors.standing import standing
-from dynamic_workflows.actors.tenant_entry import TenantEntry
-from dynamic_workflows.actors.timer_index import TIMER_STREAM, TimerIndex
-from dynamic_workflows.actors.wake_schedule import WakeSchedule
+from dynamic_workflows.actors.diagnosis.stored_explanation import standing
+from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
+from dynamic_workflows.actors.timers.tenant_entry import TenantEntry
+from dynamic_workflows.actors.timers.timer_index import TIMER_STREAM, TimerIndex
+from dynamic_workflows.actors.timers.wake_schedule import WakeSchedule
 from dynamic_workflows.eventlog.clock import US, VirtualClock
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.log import EventLog
-from dynamic_workflows.eventlog.store import Store, open_store
-from dynamic_workflows.loaders.binding import WorkflowBinding
+from dynamic_workflows.eventlog.log.event_log import EventLog
+from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 CODE = """
 import asyncio

@@ -9,7 +9,7 @@ import obstore.store
 import pytest
 
 from dynamic_workflows.eventlog.errors import InvalidError
-from dynamic_workflows.eventlog.places import BUCKETS, root_of
+from dynamic_workflows.eventlog.store.locations import BUCKETS, root_of
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "storage.md").read_text()
 VARIABLE = re.compile(r"\b(?:AWS|AZURE|GOOGLE)_[A-Z0-9_]+\b")

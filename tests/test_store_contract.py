@@ -15,10 +15,9 @@ from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.errors import Fenced, InvalidError, Unavailable
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SystemIds
-from dynamic_workflows.eventlog.log import EventLog, LogConfig
+from dynamic_workflows.eventlog.log.event_log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import tenant_stream
-from dynamic_workflows.eventlog.recovery import read_tail
-from dynamic_workflows.eventlog.store import (
+from dynamic_workflows.eventlog.store.base import (
     AlreadyExists,
     NotFound,
     Store,
@@ -27,8 +26,9 @@ from dynamic_workflows.eventlog.store import (
     open_store,
     probe,
 )
-from dynamic_workflows.eventlog.store_local import LocalStore
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.store.local import LocalStore
+from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 NASTY_KEY = "tenants/tenant=a%2Fb%%é ü/wal/00000000000000000001"
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors import history_reader, streams
-from dynamic_workflows.actors.local import LocalPlatform
-from dynamic_workflows.actors.streams import Feeds
+from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
+from dynamic_workflows.actors.tenant import history_paging, subscriptions
+from dynamic_workflows.actors.tenant.subscriptions import Feeds
 from dynamic_workflows.eventlog.clock import US
 from dynamic_workflows.eventlog.events import Row
-from dynamic_workflows.eventlog.store import open_store
-from dynamic_workflows.loaders.binding import WorkflowBinding, WorkflowInstance
+from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.loaders.sdk.binding import WorkflowBinding, WorkflowInstance
 
 CODE = """
 import asyncio
@@ -71,9 +71,9 @@ async def types_of(instance: WorkflowInstance, cursor: int = 0) -> list[tuple[in
 async def test_pages_of_any_size_give_every_event_once(
     tmp_path: Path, page: int, sealed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history_reader, "PAGE_BYTES_MAX", page)
-    monkeypatch.setattr(history_reader, "_PAGE_BYTES_MIN", 0)
-    monkeypatch.setattr(streams, "FEED_BYTES_MAX", min(page, 2_000))
+    monkeypatch.setattr(history_paging, "PAGE_BYTES_MAX", page)
+    monkeypatch.setattr(history_paging, "_PAGE_BYTES_MIN", 0)
+    monkeypatch.setattr(subscriptions, "FEED_BYTES_MAX", min(page, 2_000))
     store = open_store(tmp_path)
     platform = LocalPlatform(load=load, store=store)
     instance = await begun(platform, steps=6, size=100, waits=True)
@@ -104,7 +104,7 @@ async def test_pages_of_any_size_give_every_event_once(
 async def test_a_follower_that_the_feed_has_left_behind_catches_up_from_the_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "FEED_BYTES_MAX", 0)
+    monkeypatch.setattr(subscriptions, "FEED_BYTES_MAX", 0)
     platform = LocalPlatform(load=load)
     instance = await begun(platform, waits=True)
     following = asyncio.ensure_future(types_of(instance))
@@ -123,7 +123,7 @@ async def test_a_follower_that_the_feed_has_left_behind_catches_up_from_the_log(
 async def test_a_deletion_reaches_followers_however_little_is_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "FEED_BYTES_MAX", 0)
+    monkeypatch.setattr(subscriptions, "FEED_BYTES_MAX", 0)
     platform = LocalPlatform(load=load)
     instance = await begun(platform, waits=True)
     following = asyncio.ensure_future(types_of(instance))
@@ -136,18 +136,18 @@ async def test_a_deletion_reaches_followers_however_little_is_held(
 
 def test_feeds_hold_so_many_bytes_and_so_many_instances() -> None:
     feeds = Feeds()
-    for n in range(streams.FEEDS_MAX + 50):
+    for n in range(subscriptions.FEEDS_MAX + 50):
         feeds.release(feeds.open(("W", str(n)), last_seq=0, now_us=0))
-    assert len(feeds) == streams.FEEDS_MAX
-    keys = [("W", str(streams.FEEDS_MAX - n)) for n in range(500)]
+    assert len(feeds) == subscriptions.FEEDS_MAX
+    keys = [("W", str(subscriptions.FEEDS_MAX - n)) for n in range(500)]
     for seq in range(2_000):
         row = Row(type="event_received", workflow="W", instance_id=keys[seq % 500][1], seq=seq + 1)
         row.payload = b"x" * 60_000
         feeds.publish([row])
-        assert feeds.bytes <= streams.FEEDS_BYTES_MAX
+        assert feeds.bytes <= subscriptions.FEEDS_BYTES_MAX
     feed = feeds.of(keys[0])
     assert feed is not None
-    assert feed.bytes <= streams.FEED_BYTES_MAX
+    assert feed.bytes <= subscriptions.FEED_BYTES_MAX
     feeds.sweep(10_000 * US)
     assert (len(feeds), feeds.bytes) == (0, 0)
 
@@ -188,7 +188,7 @@ async def test_a_tenants_own_subscriptions_are_counted() -> None:
 async def test_a_history_that_is_too_large_for_one_answer_says_how_to_read_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(history_reader, "HISTORY_BYTES_MAX", 300_000)
+    monkeypatch.setattr(history_paging, "HISTORY_BYTES_MAX", 300_000)
     platform = LocalPlatform(load=load)
     small = await begun(platform, steps=2, size=100_000)
     large = await begun(platform, steps=4, size=100_000)

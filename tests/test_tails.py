@@ -11,10 +11,10 @@ from real_tenants import Tail, real_tenant, until
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.actors import tails
-from dynamic_workflows.loaders import logs
-from dynamic_workflows.loaders.plain import TEXT_CHARACTERS_MAX, plain
-from dynamic_workflows.loaders.wire import Log
+from dynamic_workflows.actors.tenant import tenant_logs
+from dynamic_workflows.loaders.guest import logs
+from dynamic_workflows.loaders.guest.sanitize import TEXT_CHARACTERS_MAX, plain
+from dynamic_workflows.loaders.protocol.messages import Log
 
 CHATTY = """
 import logging, os, sys
@@ -194,7 +194,7 @@ class SlowTail(Tail):
 async def test_a_tail_that_is_slow_or_fails_holds_up_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tails, "_WAITING_MAX", 10)
+    monkeypatch.setattr(tenant_logs, "_WAITING_MAX", 10)
     tail = SlowTail()
     async with testing.connect(load=lambda tenant_id: chatty(tail)) as platform:
         stub = platform.tenant("acme").entrypoint()
@@ -235,13 +235,13 @@ async def test_what_a_tampered_guest_says_is_bounded(monkeypatch: pytest.MonkeyP
         await platform.tenant("acme").entrypoint().flood(1)
         shell = await platform._local.tenant("acme")
         host = next(iter(shell._hosts))
-        for _ in range(tails.LINES_PER_S * 3):
+        for _ in range(tenant_logs.LINES_PER_S * 3):
             shell.on_log(host, 99, Log("\x1bodd", "x" * 20_000, "\x1b" * 1_000, 1, -5))
         await platform.clock.settle()
         await platform.clock.settle()
     *_, last, told = tail.records
-    assert len(tail.records) == tails.LINES_PER_S + 1
-    assert (told["kind"], told["dropped"]) == ("dropped", 2 * tails.LINES_PER_S + 1)
+    assert len(tail.records) == tenant_logs.LINES_PER_S + 1
+    assert (told["kind"], told["dropped"]) == ("dropped", 2 * tenant_logs.LINES_PER_S + 1)
     assert (last["level"], last["instance_id"]) == ("info", None)
     assert len(last["text"]) == TEXT_CHARACTERS_MAX
     assert "\x1b" not in last["step"]

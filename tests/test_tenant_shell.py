@@ -11,14 +11,14 @@ from kit_tenants import stored_objects
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.actors.pump import INLINE_MAX
-from dynamic_workflows.actors.tenant import Tenant
+from dynamic_workflows.actors.tenant.commit_pipeline import INLINE_MAX
+from dynamic_workflows.actors.tenant.tenant import TenantSupervisor
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 from dynamic_workflows.eventlog.events import Row
-from dynamic_workflows.eventlog.store import NotFound
-from dynamic_workflows.loaders.calls import pack_args
-from dynamic_workflows.loaders.isolate import Exit
-from dynamic_workflows.loaders.wire import Call, End, pack
+from dynamic_workflows.eventlog.store.base import NotFound
+from dynamic_workflows.loaders.isolates.interface import Exit
+from dynamic_workflows.loaders.protocol.calls import pack_args
+from dynamic_workflows.loaders.protocol.messages import CallRequest, End, pack
 
 CODE = """
 from dynamic_workflows import WorkflowEntrypoint
@@ -50,7 +50,7 @@ def load(tenant_id: str) -> dw.WorkerCode:
     return dw.WorkerCode(main_module="index.py", modules={"index.py": CODE})
 
 
-async def shell(platform: testing.TestPlatform) -> Tenant:
+async def shell(platform: testing.TestPlatform) -> TenantSupervisor:
     return await platform._local.tenant("acme")
 
 
@@ -262,8 +262,8 @@ async def test_a_tenant_with_nothing_to_do_says_when_it_has_to_wake() -> None:
 async def test_instances_at_rest_leave_memory_and_come_back_when_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamic_workflows.actors.tenant_starts._RESTING_MAX", 16)
-    monkeypatch.setattr("dynamic_workflows.actors.tenant._EVICT_EVERY", 1)
+    monkeypatch.setattr("dynamic_workflows.actors.tenant.instance_starter._RESTING_MAX", 16)
+    monkeypatch.setattr("dynamic_workflows.actors.tenant.tenant._EVICT_EVERY", 1)
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("acme").workflows
         made = await workflows.create_batch([{"params": {"wait": True}} for _ in range(64)])
@@ -402,7 +402,7 @@ async def test_a_guest_that_floods_the_platform_with_calls_loses_its_isolate() -
         (host,) = tenant._hosts
         (life,) = host.lives
         asked = pack_args({"workflow": "TenantWorkflow", "id": instance.id})
-        call = pack(Call(1, "WORKFLOWS", "result", asked, b""), life=life)
+        call = pack(CallRequest(1, "WORKFLOWS", "result", asked, b""), life=life)
         for _ in range(300):
             host.on_frames([call])
             await asyncio.sleep(0)

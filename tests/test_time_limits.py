@@ -14,12 +14,12 @@ import pytest
 from local_world import World
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.client import TenantClient
-from dynamic_workflows.actors.peers import Lost
-from dynamic_workflows.actors.remote import Persistent
+from dynamic_workflows.actors.rpc.actor_ref import ActorUnreachable
+from dynamic_workflows.actors.rpc.client import TenantClient
+from dynamic_workflows.actors.rpc.reconnecting import ReconnectingRef
 from dynamic_workflows.eventlog.errors import Unavailable
-from dynamic_workflows.eventlog.store import Store
-from dynamic_workflows.eventlog.store_memory import MemoryStore
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.store.memory import MemoryStore
 
 LIMIT_S = 0.3
 
@@ -42,7 +42,7 @@ class Silent:
         try:
             return await asyncio.wait_for(asyncio.Event().wait(), timeout_s)
         except TimeoutError as error:
-            raise Lost(f"{self.name} did not answer {op}") from error
+            raise ActorUnreachable(f"{self.name} did not answer {op}") from error
 
 
 @contextmanager
@@ -121,7 +121,7 @@ async def test_a_loader_that_was_stopped_is_noticed_however_long_a_call_may_take
         return Silent("loader")
 
     with soon(), pytest.raises(Unavailable, match="the loader did not answer"):
-        await Persistent("the loader", find, timeout_s=LIMIT_S).call("resolve")
+        await ReconnectingRef("the loader", find, timeout_s=LIMIT_S).call("resolve")
 
 
 async def test_a_loader_that_lives_may_take_its_time() -> None:
@@ -137,7 +137,7 @@ async def test_a_loader_that_lives_may_take_its_time() -> None:
     async def find() -> Any:
         return peer
 
-    assert await Persistent("the loader", find, timeout_s=LIMIT_S).call("resolve") == "found"
+    assert await ReconnectingRef("the loader", find, timeout_s=LIMIT_S).call("resolve") == "found"
     assert "stats" in peer.calls
 
 
@@ -148,11 +148,17 @@ async def test_a_full_disk_is_told_at_once_in_its_own_words() -> None:
 
 
 async def test_the_reason_of_an_outage_is_told_and_not_what_followed_from_it() -> None:
-    problems = iter([Unavailable("the disk is gone"), Lost("ActorDiedError"), Lost("again")])
+    problems = iter(
+        [
+            Unavailable("the disk is gone"),
+            ActorUnreachable("ActorDiedError"),
+            ActorUnreachable("again"),
+        ]
+    )
 
     class Failing(Silent):
         async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
-            raise next(problems, Lost("and again"))
+            raise next(problems, ActorUnreachable("and again"))
 
     with soon(), pytest.raises(Unavailable, match="the disk is gone"):
         await client_of(Failing("slot")).call("create_batch", {})
@@ -184,6 +190,6 @@ async def test_connect_ends_in_its_time_and_names_the_store_that_hangs(
     def open_store(root: Any) -> Store:
         return HangingStore()
 
-    monkeypatch.setattr("dynamic_workflows.actors.driver.open_store", open_store)
+    monkeypatch.setattr("dynamic_workflows.actors.cluster.driver.open_store", open_store)
     with soon(), pytest.raises(Unavailable, match=words):
         await dw.connect(tmp_path, load=dw.from_mapping({}), **limits)

@@ -10,14 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_world import until
 
-from dynamic_workflows.actors import timer_index
-from dynamic_workflows.actors.peers import Lost, Peer
-from dynamic_workflows.actors.timer import BATCH_MAX, BATCHES_IN_FLIGHT_MAX, Timer, WakeAnswer
+from dynamic_workflows.actors.rpc.actor_ref import ActorRef, ActorUnreachable
+from dynamic_workflows.actors.timers import timer_index
+from dynamic_workflows.actors.timers.wake_service import (
+    BATCH_MAX,
+    BATCHES_IN_FLIGHT_MAX,
+    WakeAnswer,
+    WakeService,
+)
 from dynamic_workflows.eventlog.clock import US, VirtualClock
 from dynamic_workflows.eventlog.errors import Fenced
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.log import EventLog
-from dynamic_workflows.eventlog.store import Store, open_store
+from dynamic_workflows.eventlog.log.event_log import EventLog
+from dynamic_workflows.eventlog.store.base import Store, open_store
 
 
 class Waker:
@@ -26,7 +31,7 @@ class Waker:
     name = "loader"
 
     def __init__(self) -> None:
-        self.timer: Timer | None = None
+        self.timer: WakeService | None = None
         self.woken: list[str] = []
         self.batches: list[int] = []
         self.alive: set[str] = set()
@@ -37,7 +42,7 @@ class Waker:
 
     async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
         if self.is_lost:
-            raise Lost("no loader")
+            raise ActorUnreachable("no loader")
         if op == "residents":
             return sorted(self.alive)
         assert op == "wake"
@@ -77,19 +82,19 @@ class Bench:
         self.store: Store = open_store("memory://")
         self.waker = Waker()
 
-    async def start(self) -> Timer:
+    async def start(self) -> WakeService:
         self.log = await EventLog.open(
             self.store, "timers/0", tenant_id="", clock=self.clock, ids=self.ids
         )
 
-        async def find() -> Peer:
+        async def find() -> ActorRef:
             return self.waker
 
-        self.timer = self.waker.timer = Timer(log=self.log, clock=self.clock, loader=find)
+        self.timer = self.waker.timer = WakeService(log=self.log, clock=self.clock, loader=find)
         await self.timer.open()
         return self.timer
 
-    async def restart(self) -> Timer:
+    async def restart(self) -> WakeService:
         """As after kill -9: nothing is closed."""
         await self.timer.close()
         return await self.start()

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors import pickles
+from dynamic_workflows.actors.cluster import callback_pickling
 from dynamic_workflows.eventlog.errors import InvalidError
 
 SHARED = ContextVar[str]("SHARED")
@@ -84,7 +84,7 @@ def thing(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 def refusal(load: Any) -> str:
     with pytest.raises(InvalidError) as caught:
-        pickles.dumps((load, None), is_elsewhere=False, name="load", subject=load)
+        callback_pickling.dumps((load, None), is_elsewhere=False, name="load", subject=load)
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith("load cannot be sent to the loader's process: it ")
@@ -148,7 +148,7 @@ def test_an_open_file_is_refused_and_text_in_memory_is_not(tmp_path: Path) -> No
     text, data = io.StringIO("y"), io.BytesIO(b"z")
     with open(tmp_path / "code.py") as file:
         assert "_io.TextIOWrapper" in refusal(lambda tenant_id: file.read())
-    assert pickles.dumps(lambda tenant_id: (text, data), is_elsewhere=False)
+    assert callback_pickling.dumps(lambda tenant_id: (text, data), is_elsewhere=False)
 
 
 @pytest.mark.parametrize("what", [threading.Lock, None])

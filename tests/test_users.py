@@ -16,12 +16,12 @@ from real_tenants import real_tenant
 
 import dynamic_workflows as dw
 from dynamic_workflows.eventlog.errors import SandboxUnavailable
-from dynamic_workflows.loaders import users
-from dynamic_workflows.loaders.isolate import Isolation
-from dynamic_workflows.loaders.walls import WallsPlan
+from dynamic_workflows.loaders.isolates.interface import Isolation
+from dynamic_workflows.loaders.sandbox import isolate_uids
+from dynamic_workflows.loaders.sandbox.sandbox import WallsPlan
 
 needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or users.why_not(users.FIRST) is not None,
+    os.geteuid() != 0 or isolate_uids.why_not(isolate_uids.FIRST) is not None,
     reason="not root, or not of a host that has these users",
 )
 # Nothing stands but the difference of users.
@@ -34,14 +34,14 @@ async def test_each_isolate_is_a_user_of_its_own_with_no_group_but_its_own() -> 
     async with isolates() as made:
         first, second = await start(made), await start(made)
         for talk in (first, second):
-            uid = users.FIRST + (talk.isolate.pid or 0)
+            uid = isolate_uids.FIRST + (talk.isolate.pid or 0)
             assert await talk.run(IDS) == ("ok", repr([uid] * 6))
         assert first.isolate.pid != second.isolate.pid
         assert made.level.endswith("+uids")
 
 
 @needs_root
-@pytest.mark.parametrize("uids_first", [users.FIRST, 0])
+@pytest.mark.parametrize("uids_first", [isolate_uids.FIRST, 0])
 async def test_one_isolate_cannot_touch_another_even_where_no_wall_stands(uids_first: int) -> None:
     tries = """
 import os
@@ -87,14 +87,14 @@ class Entry(WorkerEntrypoint):
         assert tenant.isolates.level.endswith("+uids") == bool(first)
 
 
-@pytest.mark.parametrize("first", [-1, users.FIRST_MAX + 1])
+@pytest.mark.parametrize("first", [-1, isolate_uids.FIRST_MAX + 1])
 def test_a_range_that_no_kernel_has_is_no_setting(first: int) -> None:
     with pytest.raises(ValidationError):
         dw.PlatformConfig(isolate_uids_first=first)
 
 
 def test_numbers_of_real_users_are_not_taken() -> None:
-    assert "have to begin between" in (users.why_not(1000) or "")
+    assert "have to begin between" in (isolate_uids.why_not(1000) or "")
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_numbers_of_real_users_are_not_taken() -> None:
 def test_a_range_in_which_somebody_lives_is_refused(
     name: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = users._lines
-    monkeypatch.setattr(users, "_lines", lambda path: [line] if path == name else read(path))
-    monkeypatch.setattr(users, "_has", lambda kind, first, last: True)
-    assert name in (users.why_not(users.FIRST) or "")
-    monkeypatch.setattr(users, "_lines", lambda path: ["", "+:::", "x:y:z"])
-    assert users.why_not(users.FIRST) is None
+    read = isolate_uids._lines
+    monkeypatch.setattr(isolate_uids, "_lines", lambda path: [line] if path == name else read(path))
+    monkeypatch.setattr(isolate_uids, "_has", lambda kind, first, last: True)
+    assert name in (isolate_uids.why_not(isolate_uids.FIRST) or "")
+    monkeypatch.setattr(isolate_uids, "_lines", lambda path: ["", "+:::", "x:y:z"])
+    assert isolate_uids.why_not(isolate_uids.FIRST) is None
 
 
 async def in_a_user_namespace(size: int) -> str:
@@ -177,7 +177,7 @@ async def test_root_of_a_user_namespace_without_another_user_is_refused() -> Non
 
 
 def test_the_range_is_where_nobody_is_by_custom() -> None:
-    assert DEFAULT.uids_first == users.FIRST > 2_000_200_000  # what SSSD gives at most
-    assert users.FIRST + users.COUNT <= 0x7FFE_0000  # what systemd keeps for itself
+    assert DEFAULT.uids_first == isolate_uids.FIRST > 2_000_200_000  # what SSSD gives at most
+    assert isolate_uids.FIRST + isolate_uids.COUNT <= 0x7FFE_0000  # what systemd keeps for itself
     pid_max = Path("/proc/sys/kernel/pid_max")
-    assert not pid_max.exists() or int(pid_max.read_text()) <= users.COUNT
+    assert not pid_max.exists() or int(pid_max.read_text()) <= isolate_uids.COUNT

@@ -14,11 +14,11 @@ from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import Corrupt
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.log import EventLog
+from dynamic_workflows.eventlog.log.event_log import EventLog
+from dynamic_workflows.eventlog.log.verify import verify
 from dynamic_workflows.eventlog.manifest import tenant_stream
-from dynamic_workflows.eventlog.store_local import LocalStore
-from dynamic_workflows.eventlog.store_memory import MemoryStore
-from dynamic_workflows.eventlog.verify import verify
+from dynamic_workflows.eventlog.store.local import LocalStore
+from dynamic_workflows.eventlog.store.memory import MemoryStore
 
 TENANT = "acme/ü"
 STREAM = tenant_stream(TENANT)

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from faults import FaultDisk
 
-from dynamic_workflows.eventlog import wal_local
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.log import EventLog, LogConfig
+from dynamic_workflows.eventlog.log.event_log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import tenant_stream
-from dynamic_workflows.eventlog.recovery import read_tail
-from dynamic_workflows.eventlog.store_local import LocalStore
-from dynamic_workflows.eventlog.wal_file import ALLOCATE_BYTES_MIN
+from dynamic_workflows.eventlog.store.local import LocalStore
+from dynamic_workflows.eventlog.wal import local
+from dynamic_workflows.eventlog.wal.file import ALLOCATE_BYTES_MIN
+from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 STREAM = tenant_stream("t")
 
@@ -107,7 +107,7 @@ async def test_rows_that_need_not_be_durable_wait_for_no_sync(tmp_path: Path) ->
 async def test_rows_that_need_not_be_durable_are_synced_soon_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wal_local, "LAZY_SYNC_SECONDS", 0.001)
+    monkeypatch.setattr(local, "LAZY_SYNC_SECONDS", 0.001)
     disk = FaultDisk()
     log = await opened(tmp_path, disk)
     disk.calls.clear()

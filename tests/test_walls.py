@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from isolates import TESTS, isolates, start
 
 from dynamic_workflows.eventlog.errors import SandboxUnavailable
-from dynamic_workflows.loaders import kernel, seccomp, walls
-from dynamic_workflows.loaders.isolate import Isolation, Limits
-from dynamic_workflows.loaders.readable import Readable
-from dynamic_workflows.loaders.syscalls import ARCHITECTURES, SYSCALLS
+from dynamic_workflows.loaders.isolates.interface import Isolation, Limits
+from dynamic_workflows.loaders.sandbox import linux, sandbox, seccomp
+from dynamic_workflows.loaders.sandbox.readable_paths import Readable
+from dynamic_workflows.loaders.sandbox.syscall_numbers import ARCHITECTURES, SYSCALLS
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 REFUSE, ABSENT = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
@@ -185,7 +185,7 @@ def test_numbers_are_those_of_the_kernels_own_headers(machine: str) -> None:
     official = {name: int(number) for name, number in found}
     # On 64 bits, __NR3264_fstatat is this call.
     official.setdefault("newfstatat", official.get("fstatat", -1))
-    ours = {**SYSCALLS[machine], **kernel._NUMBERS[machine], **kernel._COMMON_NUMBERS}
+    ours = {**SYSCALLS[machine], **linux._NUMBERS[machine], **linux._COMMON_NUMBERS}
     # Two that are younger than some headers; what later kernels add, the filter answers by itself.
     for name in {"memfd_secret", "mount_setattr"} - set(official):
         del ours[name]
@@ -221,7 +221,7 @@ import asyncio, os, signal
 lesson = "import os, signal; del os.memfd_create, os.pidfd_open, signal.pidfd_send_signal; "
 exec(lesson)
 from isolates import Isolation, Limits, isolates, start
-from dynamic_workflows.loaders import spawner
+from dynamic_workflows.loaders.isolates import zygote_client as spawner
 spawner._BOOT = lesson + spawner._BOOT
 async def main():
     async with isolates(Isolation(warm=0)) as made:
@@ -249,9 +249,9 @@ async def test_a_switched_off_jail_stays_off() -> None:
 
 
 def test_a_kernel_without_known_filters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "MACHINE", "riscv64")
+    monkeypatch.setattr(linux, "MACHINE", "riscv64")
     with pytest.raises(SandboxUnavailable, match="no seccomp filter that we know"):
-        walls._require(True, None)
+        sandbox._require(True, None)
 
 
 def everybody_can_reach(path: Path) -> bool:

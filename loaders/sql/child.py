@@ -16,12 +16,18 @@ from typing import Any, NoReturn
 import msgspec
 import pyarrow as pa
 
-from ...eventlog.codec import decode
-from ...eventlog.errors import Corrupt, QueryError, SandboxUnavailable, WorkflowsError
-from ...eventlog.live_views import LogViews
-from ...eventlog.query_limits import MIB, QueryLimits
-from ...eventlog.store_local import LocalStore
-from .. import kernel
+from dynamic_workflows.eventlog.codec.values import decode
+from dynamic_workflows.eventlog.errors import (
+    Corrupt,
+    QueryError,
+    SandboxUnavailable,
+    WorkflowsError,
+)
+from dynamic_workflows.eventlog.query.duckdb_views import LogViews
+from dynamic_workflows.eventlog.query.limits import MIB, QueryLimits
+from dynamic_workflows.eventlog.store.local import LocalStore
+
+from ..sandbox import linux
 from .forwarding import ForwardingStore
 from .messages import (
     BEGUN,
@@ -85,7 +91,7 @@ def _views(frames: SqlFrames, opening: SqlOpening) -> LogViews:
 
 
 def _peak_bytes() -> int:
-    return kernel.peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
+    return linux.peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
 
 
 def _answer(views: LogViews, frames: SqlFrames, question: SqlQuestion, worn_from: int) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ...eventlog.codec import encode
-from ...eventlog.errors import (
+from dynamic_workflows.eventlog.codec.values import encode
+from dynamic_workflows.eventlog.errors import (
     Corrupt,
     InvalidError,
     QueryError,
@@ -27,16 +27,17 @@ from ...eventlog.errors import (
     ValueTooLargeError,
     WorkflowsError,
 )
-from ...eventlog.guard import check_size
-from ...eventlog.manifest import tenant_stream
-from ...eventlog.query_limits import (
+from dynamic_workflows.eventlog.manifest import tenant_stream
+from dynamic_workflows.eventlog.query.limits import (
     MIB,
     PARAMS_BYTES_MAX,
     QueryLimits,
     timed_out,
     too_large,
 )
-from ...eventlog.store import Store
+from dynamic_workflows.eventlog.query.sql_guard import check_size
+from dynamic_workflows.eventlog.store.base import Store
+
 from . import walls
 from .forwarding import StoreWindow
 from .messages import (

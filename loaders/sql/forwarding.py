@@ -15,9 +15,10 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from ...eventlog.errors import Unavailable, WorkflowsError
-from ...eventlog.manifest import tenant_stream
-from ...eventlog.store import Entries, Entry, NotFound, Store, check_key
+from dynamic_workflows.eventlog.errors import Unavailable, WorkflowsError
+from dynamic_workflows.eventlog.manifest import tenant_stream
+from dynamic_workflows.eventlog.store.base import Entries, Entry, NotFound, Store, check_key
+
 from .messages import ENTRIES, PART, READ, TROUBLE, SqlFailure, SqlFrames, SqlRead
 
 T = TypeVar("T")

@@ -19,9 +19,11 @@ from typing import Any
 
 import msgspec
 
-from ...eventlog.errors import SandboxUnavailable, Unavailable
-from .. import control, kernel
-from ..spawner import _search_path
+from dynamic_workflows.eventlog.errors import SandboxUnavailable, Unavailable
+
+from ..isolates.zygote_client import _search_path
+from ..protocol import control_socket
+from ..sandbox import linux
 from .messages import DONE, FAILED, SqlFailure, SqlFrames, SqlOpening
 
 START_S = 60.0
@@ -46,7 +48,7 @@ class SqlZygote:
         self._next_id = 0
         self._ended: dict[int, int] = {}
         self._words = tempfile.TemporaryFile()
-        ours, theirs = control.pair()
+        ours, theirs = control_socket.pair()
         with theirs:
             self._process = subprocess.Popen(
                 [
@@ -62,7 +64,7 @@ class SqlZygote:
                 start_new_session=True,
             )
         ours.setblocking(False)
-        self._control = control.over(ours)
+        self._control = control_socket.over(ours)
 
     def spawn(self, opening: SqlOpening) -> SqlProcess:
         """Fork a process and wait until its walls stand; SandboxUnavailable, Unavailable."""
@@ -183,7 +185,7 @@ class SqlProcess:
             if self._is_closed or not self.is_ours:
                 return
             if self._pidfd is not None:
-                kernel.kill(self._pidfd)
+                linux.kill(self._pidfd)
             else:
                 self._zygote.kill(self._id)
 

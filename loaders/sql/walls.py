@@ -13,10 +13,11 @@ import os
 import resource
 import socket
 
-from ...eventlog.errors import SandboxUnavailable
-from .. import jail, kernel, landlock, seccomp
-from ..readable import Readable
-from ..walls import UNSAFE
+from dynamic_workflows.eventlog.errors import SandboxUnavailable
+
+from ..sandbox import landlock, linux, namespaces, seccomp
+from ..sandbox.readable_paths import Readable
+from ..sandbox.sandbox import UNSAFE
 
 MIB = 1 << 20
 SPARE_BYTES = 192 * MIB
@@ -43,8 +44,8 @@ def close_walls(
         _limit(memory_bytes)
     if not is_walled:
         return
-    kernel.set_dumpable(False)
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    linux.set_dumpable(False)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     if ruleset is not None:
         ruleset.restrict_self()
     seccomp.install(seccomp.program(threads=True, tmp=False))
@@ -65,7 +66,7 @@ def _enclose(libraries: list[str], folder: str | None) -> landlock.Ruleset | Non
         ruleset.allow_reading(readable)
         return ruleset
     try:
-        jail.enter(Readable([], readable))
+        namespaces.enter(Readable([], readable))
     except OSError as error:
         raise SandboxUnavailable(
             "refusing to run a tenant's SQL: no wall around files. Missing are Landlock (Linux "
@@ -83,8 +84,8 @@ def _become_owner(folder: str | None) -> None:
             os.setgroups([])
             os.setresgid(owner.st_gid, owner.st_gid, owner.st_gid)
             os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
-            kernel.die_with_parent()  # a change of user clears it
-    kernel.drop_capabilities()
+            linux.die_with_parent()  # a change of user clears it
+    linux.drop_capabilities()
 
 
 def _limit(memory_bytes: int) -> None:
@@ -111,7 +112,7 @@ def _data_bytes() -> int:
 
 def limit_cpu(pid: int, seconds: int) -> None:
     """Let a process use so many seconds more; harmless where one may not say so."""
-    used_s = kernel.cpu_s(pid)
+    used_s = linux.cpu_s(pid)
     if used_s is not None and hasattr(resource, "prlimit"):
         with contextlib.suppress(OSError):
             until = int(used_s) + seconds + 1

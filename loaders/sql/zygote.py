@@ -19,9 +19,12 @@ import msgspec
 import pyarrow as pa
 import pyarrow.dataset
 
-from ...eventlog import compaction, remote, segment
-from .. import control, kernel
-from ..children import children
+from dynamic_workflows.eventlog.query import arrow_filesystem
+from dynamic_workflows.eventlog.segments import compaction, segment
+
+from ..isolates.child_processes import children
+from ..protocol import control_socket
+from ..sandbox import linux
 from . import child
 from .messages import SqlFrames, SqlOpening
 
@@ -56,7 +59,7 @@ class SqlExited(msgspec.Struct, array_like=True, tag=2):
     status: int
 
 
-_IMPORTED = (duckdb, pa, pyarrow.dataset, compaction, remote, segment)
+_IMPORTED = (duckdb, pa, pyarrow.dataset, compaction, arrow_filesystem, segment)
 """What SQL processes use, so that none has to import it."""
 
 _decode = msgspec.msgpack.Decoder(SqlSpawn | SqlKill).decode
@@ -77,9 +80,9 @@ def libraries() -> list[str]:
 
 def main(fd: int, isolation: str) -> NoReturn:
     """The zygote's life, on this end of the control socket."""
-    channel = control.over(socket.socket(fileno=kernel.move_up(fd)))
-    kernel.limit_files(_FDS_MAX)
-    kernel.name_process("dw-sql-zygote")
+    channel = control_socket.over(socket.socket(fileno=linux.move_up(fd)))
+    linux.limit_files(_FDS_MAX)
+    linux.name_process("dw-sql-zygote")
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     forked = children(poll)
@@ -124,12 +127,12 @@ def _be_child(
     """The child's life; never comes back into the zygote's code."""
     try:
         os.setsid()
-        kernel.die_with_parent()
+        linux.die_with_parent()
         if os.getppid() != zygote_pid:
             os._exit(0)
-        os.dup2(kernel.move_up(fd), 3, inheritable=False)
+        os.dup2(linux.move_up(fd), 3, inheritable=False)
         os.closerange(4, _FDS_MAX)
-        kernel.name_process("dw-sql")
+        linux.name_process("dw-sql")
         frames = SqlFrames(socket.socket(fileno=3))
         child.serve(frames, opening, isolation=isolation, libraries=readable)
     finally:

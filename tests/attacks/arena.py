@@ -17,9 +17,9 @@ import msgspec
 import pytest
 from isolates import RESULT, Talk, isolates, start
 
-from dynamic_workflows.loaders.isolate import Exit, Limits
-from dynamic_workflows.loaders.process import ProcessIsolates
-from dynamic_workflows.loaders.walls import WallsPlan
+from dynamic_workflows.loaders.isolates.interface import Exit, Limits
+from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
+from dynamic_workflows.loaders.sandbox.sandbox import WallsPlan
 
 from .catalogue import PRELUDE, Attack
 

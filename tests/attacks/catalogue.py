@@ -788,7 +788,7 @@ for _ in range(200): send([(21, 1, b"")] * 500)
 result = "as it was"
 
 # a flood of log records
-from dynamic_workflows.loaders.wire import Log, pack
+from dynamic_workflows.loaders.protocol.messages import Log, pack
 record = pack(Log("info", "x"))
 for _ in range(2_000): send([record] * 500)
 loop.call_later(600, int); result = None
@@ -803,9 +803,9 @@ send([(9, 0, b"\\x91\\xcd\\x27\\x10")])
 result = "as it was"
 
 # the same call twice
-from dynamic_workflows.loaders.wire import Call, pack
+from dynamic_workflows.loaders.protocol.messages import CallRequest, pack
 inner = send.__self__._send
-inner([pack(Call(5, "x", "y", b"", b""))] * 2)
+inner([pack(CallRequest(5, "x", "y", b"", b""))] * 2)
 result = None
 
 # half a batch, then something else

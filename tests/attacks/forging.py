@@ -15,9 +15,9 @@ import msgspec
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
-from dynamic_workflows.actors.host import Host
-from dynamic_workflows.actors.tenant import Tenant
-from dynamic_workflows.loaders import calls, wire
+from dynamic_workflows.actors.hosting.code_host import Host
+from dynamic_workflows.actors.tenant.tenant import TenantSupervisor
+from dynamic_workflows.loaders.protocol import calls, messages
 
 CODE = """
 from dynamic_workflows import WorkerEntrypoint, WorkflowEntrypoint
@@ -82,23 +82,23 @@ def code(tenant_id: str) -> dw.WorkerCode:
 class Forger:
     """What an isolate of acme can say."""
 
-    def __init__(self, platform: Any, shell: Tenant, host: Host, life: int) -> None:
+    def __init__(self, platform: Any, shell: TenantSupervisor, host: Host, life: int) -> None:
         self.platform = platform
         self.shell = shell
         self.host = host
         self.life = life
         self.kills: list[Any] = []
-        self._replies: dict[int, asyncio.Future[wire.Reply]] = {}
+        self._replies: dict[int, asyncio.Future[messages.Reply]] = {}
         self._calls = 1 << 40
         self._send = host.send
         self._kill = host.kill
         host.send = self._take  # type: ignore[method-assign]
         host.kill = self._killed  # type: ignore[method-assign]
 
-    def _take(self, frames: list[wire.Frame]) -> None:
+    def _take(self, frames: list[messages.Frame]) -> None:
         for kind, _, body in frames:
-            message = wire.unpack_to_guest(kind, body)
-            if isinstance(message, wire.Reply) and message.call in self._replies:
+            message = messages.unpack_to_guest(kind, body)
+            if isinstance(message, messages.Reply) and message.call in self._replies:
                 self._replies.pop(message.call).set_result(message)
             else:
                 self._send(frames)
@@ -108,19 +108,21 @@ class Forger:
         self._kill(reason, **more)
 
     def say(self, message: msgspec.Struct, life: int | None = None) -> None:
-        self.host.on_frames([wire.pack(message, life=self.life if life is None else life)])
+        self.host.on_frames([messages.pack(message, life=self.life if life is None else life)])
 
     async def call(
         self, target: str, method: str, args: bytes = b"[]", kwargs: bytes = b"{}"
-    ) -> wire.Reply:
+    ) -> messages.Reply:
         self._calls += 1
         reply = self._replies[self._calls] = asyncio.get_running_loop().create_future()
-        self.say(wire.Call(self._calls, target, method, args, kwargs))
+        self.say(messages.CallRequest(self._calls, target, method, args, kwargs))
         async with asyncio.timeout(60):
-            answer: wire.Reply = await reply
+            answer: messages.Reply = await reply
         return answer
 
-    async def ask(self, op: str, args: dict[str, Any], binding: str = "WORKFLOWS") -> wire.Reply:
+    async def ask(
+        self, op: str, args: dict[str, Any], binding: str = "WORKFLOWS"
+    ) -> messages.Reply:
         return await self.call(binding, op, calls.pack_args(args), b"")
 
 

@@ -17,7 +17,7 @@ beats = []
 
 def say_of(step):
     life = step._life
-    wire = sys.modules["dynamic_workflows.loaders.wire"]
+    wire = sys.modules["dynamic_workflows.loaders.protocol.messages"]
     send = life.guest.send
     def say(kind, *fields, life=life.number):
         send(getattr(wire, kind)(*fields), life, None)
@@ -117,47 +117,53 @@ while True:
         number = number or 1000
     if number:
         number += 1
-        say("Call", number, "SVC", "ping", b"[]", b"{}")
+        say("CallRequest", number, "SVC", "ping", b"[]", b"{}")
 """
 """Calls past the guest, on behalf of a lifetime that was told to end."""
 
 LIES = {
     "a result twice": (
-        "say('Step', 50, 'x', 1, b'{}')\nsay('Done', 50, 1, b'1')\nsay('Done', 50, 1, b'2')"
+        "say('StepRequest', 50, 'x', 1, b'{}')\nsay('Done', 50, 1, b'1')\nsay('Done', 50, 1, b'2')"
     ),
     "a failure twice": (
         'config = b\'{"retries":{"limit":3,"delay_ms":60000},"timeout_ms":600000}\'\n'
-        "say('Step', 50, 'x', 1, config)\n"
-        "error = sys.modules['dynamic_workflows.loaders.wire'].Error('E', 'm')\n"
-        "say('Failed', 50, 1, error)\nsay('Failed', 50, 1, error)"
+        "say('StepRequest', 50, 'x', 1, config)\n"
+        "error = sys.modules['dynamic_workflows.loaders.protocol.messages'].Error('E', 'm')\n"
+        "say('AttemptFailed', 50, 1, error)\nsay('AttemptFailed', 50, 1, error)"
     ),
     "a failure, then a result": (
         'config = b\'{"retries":{"limit":3,"delay_ms":60000},"timeout_ms":600000}\'\n'
-        "say('Step', 50, 'x', 1, config)\n"
-        "error = sys.modules['dynamic_workflows.loaders.wire'].Error('E', 'm')\n"
-        "say('Failed', 50, 1, error)\nsay('Done', 50, 1, b'1')"
+        "say('StepRequest', 50, 'x', 1, config)\n"
+        "error = sys.modules['dynamic_workflows.loaders.protocol.messages'].Error('E', 'm')\n"
+        "say('AttemptFailed', 50, 1, error)\nsay('Done', 50, 1, b'1')"
     ),
     "a result of a sleep": "say('Sleep', 50, 'x', 1, 60000)\nsay('Done', 50, 1, b'1')",
-    "a result of an attempt to come": "say('Step', 50, 'x', 1, b'{}')\nsay('Done', 50, 2, b'1')",
-    "a result of attempt 0": "say('Step', 50, 'x', 1, b'{}')\nsay('Done', 50, 0, b'1')",
+    "a result of an attempt to come": (
+        "say('StepRequest', 50, 'x', 1, b'{}')\nsay('Done', 50, 2, b'1')"
+    ),
+    "a result of attempt 0": "say('StepRequest', 50, 'x', 1, b'{}')\nsay('Done', 50, 0, b'1')",
     "a result of an unknown step": "say('Done', 77, 1, b'1')",
     "a failure of an unknown step": (
-        "error = sys.modules['dynamic_workflows.loaders.wire'].Error('E', 'm')\n"
-        "say('Failed', 77, 1, error)"
+        "error = sys.modules['dynamic_workflows.loaders.protocol.messages'].Error('E', 'm')\n"
+        "say('AttemptFailed', 77, 1, error)"
     ),
-    "the same step twice": "say('Step', 50, 'x', 1, b'{}')\nsay('Step', 51, 'x', 1, b'{}')",
-    "the same token twice": "say('Step', 50, 'x', 1, b'{}')\nsay('Step', 50, 'y', 1, b'{}')",
-    "token 0": "say('Step', 0, 'x', 1, b'{}')",
-    "the token of a rollback": "say('Step', -1, 'x', 1, b'{}')",
+    "the same step twice": (
+        "say('StepRequest', 50, 'x', 1, b'{}')\nsay('StepRequest', 51, 'x', 1, b'{}')"
+    ),
+    "the same token twice": (
+        "say('StepRequest', 50, 'x', 1, b'{}')\nsay('StepRequest', 50, 'y', 1, b'{}')"
+    ),
+    "token 0": "say('StepRequest', 0, 'x', 1, b'{}')",
+    "the token of a rollback": "say('StepRequest', -1, 'x', 1, b'{}')",
     "an end that is too much": (
-        "error = sys.modules['dynamic_workflows.loaders.wire'].Error('E', 'm')\n"
-        "say('Step', 50, 'x', 1, b'{}', None, True)\n"
+        "error = sys.modules['dynamic_workflows.loaders.protocol.messages'].Error('E', 'm')\n"
+        "say('StepRequest', 50, 'x', 1, b'{}', None, True)\n"
         "say('Done', 50, 1, b'1')\nsay('End', None, error)\nsay('End', None, error)"
     ),
     "an end of a lifetime that never was": "say('End', b'1', life=life + 1000)",
-    "a lifetime that is gone, by its own word": "say('Gone')",
-    "an attempt that is gone, by its own word": "say('AttemptGone', 1, 1)",
-    "a stubborn one that nobody told to end": "say('Stubborn')",
+    "a lifetime that is gone, by its own word": "say('Ended')",
+    "an attempt that is gone, by its own word": "say('AttemptEnded', 1, 1)",
+    "a stubborn one that nobody told to end": "say('CancellationIgnored')",
     "the code is loaded twice": "say('Loaded', life=0)",
     "an answer that nobody asked for": "say('Reply', 1, b'1', life=(1 << 62) + 1)",
     "an answer in the name of another": "say('Reply', 1, b'1')",

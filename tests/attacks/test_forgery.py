@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 import dynamic_workflows as dw
-from dynamic_workflows.eventlog import codec
-from dynamic_workflows.loaders import calls, wire
-from dynamic_workflows.loaders.wire import Error
+from dynamic_workflows.eventlog.codec import values
+from dynamic_workflows.loaders.protocol import calls, messages
+from dynamic_workflows.loaders.protocol.messages import Error
 
 from .forging import Forger, Vault, code, forger
 
@@ -66,7 +66,7 @@ async def test_a_forged_call_of_what_was_not_granted_is_refused(target: str) -> 
 @pytest.mark.parametrize("method", ["fetch", "ping", "tail", "", "_send"])
 async def test_without_a_gateway_no_call_of_it_goes_out(method: str) -> None:
     async with forger() as forged:
-        reply = await forged.call("", method, codec.encode(["https://example.com/"]))
+        reply = await forged.call("", method, values.encode(["https://example.com/"]))
         assert reply.error is not None
         assert reply.error.name in ("EgressDeniedError", "InvalidError")
 
@@ -158,7 +158,7 @@ async def test_what_is_no_tenants_operation_is_none(op: str) -> None:
         assert "no operation" in reply.error.message
 
 
-FORGED = codec.encode({"tenant_id": "globex"})
+FORGED = values.encode({"tenant_id": "globex"})
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ FORGED = codec.encode({"tenant_id": "globex"})
 async def test_whatever_a_create_says_it_lands_with_the_tenant_that_asked(
     more: dict[str, Any],
 ) -> None:
-    envelope = codec.encode({"__dispatcherMetadata": {"tenant_id": "globex"}, "params": 1})
+    envelope = values.encode({"__dispatcherMetadata": {"tenant_id": "globex"}, "params": 1})
     items = [{"id": "forged", "params": envelope}]
     async with forger() as forged:
         reply = await forged.ask(
@@ -237,35 +237,38 @@ async def test_what_load_fails_with_is_no_tenants_business(
 
 NUMBERS = [0, -1, 2, 2**53, 2**63, 2**64 - 1, -(2**63)]
 MESSAGES: list[msgspec.Struct] = [
-    *(wire.Done(token, 1, b"1") for token in NUMBERS),
-    *(wire.Done(1, attempt, b"1") for attempt in NUMBERS),
-    *(wire.Failed(token, 1, Error("E", "m"), token) for token in NUMBERS),
-    *(wire.AttemptGone(token, 1) for token in NUMBERS),
-    *(wire.Stubborn(token, 1) for token in NUMBERS),
-    *(wire.Step(token, "first", 1, b"{}") for token in NUMBERS),
-    *(wire.Step(9, "x", count, b"{}") for count in NUMBERS),
-    *(wire.Sleep(9, "s", 1, duration_ms=ms) for ms in NUMBERS),
-    *(wire.Sleep(9, "s", 1, until_us=us) for us in NUMBERS),
-    *(wire.Wait(9, "w", 1, "go", ms) for ms in NUMBERS),
-    *(wire.Idle(seen) for seen in NUMBERS),
-    *(wire.Reply(call, b"1") for call in NUMBERS),
-    *(wire.Mismatch("do", "n", count, None, None, None, count, None) for count in NUMBERS),
-    *(wire.Step(9, "y", 1, config) for config in (b"", b"[]", b'{"timeout_ms":-1}', b"\xff")),
-    *(wire.Step(9, name, 1, b"{}") for name in ("", "a\0b", "x" * 100_000)),
-    *(wire.Wait(9, "w", 1, kind, 10) for kind in ("", "a\0b", "x" * 100_000)),
-    *(wire.End(value) for value in (b"", b"{", b"\xff", b'{"$":"x"}', b"[" * 100_000)),
-    wire.End(b"1", Error("E", "m")),
-    wire.Loaded(),
-    wire.Loaded([], Error("E", "m"), "odd"),
-    wire.Gone(),
-    wire.Log("odd\n", "text\x1b[2J", "step\n", -1, -1),
-    wire.Call(1, "VAULT", "ping", b"[]", b"{}"),
+    *(messages.Done(token, 1, b"1") for token in NUMBERS),
+    *(messages.Done(1, attempt, b"1") for attempt in NUMBERS),
+    *(messages.AttemptFailed(token, 1, Error("E", "m"), token) for token in NUMBERS),
+    *(messages.AttemptEnded(token, 1) for token in NUMBERS),
+    *(messages.CancellationIgnored(token, 1) for token in NUMBERS),
+    *(messages.StepRequest(token, "first", 1, b"{}") for token in NUMBERS),
+    *(messages.StepRequest(9, "x", count, b"{}") for count in NUMBERS),
+    *(messages.Sleep(9, "s", 1, duration_ms=ms) for ms in NUMBERS),
+    *(messages.Sleep(9, "s", 1, until_us=us) for us in NUMBERS),
+    *(messages.Wait(9, "w", 1, "go", ms) for ms in NUMBERS),
+    *(messages.Idle(seen) for seen in NUMBERS),
+    *(messages.Reply(call, b"1") for call in NUMBERS),
+    *(messages.Mismatch("do", "n", count, None, None, None, count, None) for count in NUMBERS),
+    *(
+        messages.StepRequest(9, "y", 1, config)
+        for config in (b"", b"[]", b'{"timeout_ms":-1}', b"\xff")
+    ),
+    *(messages.StepRequest(9, name, 1, b"{}") for name in ("", "a\0b", "x" * 100_000)),
+    *(messages.Wait(9, "w", 1, kind, 10) for kind in ("", "a\0b", "x" * 100_000)),
+    *(messages.End(value) for value in (b"", b"{", b"\xff", b'{"$":"x"}', b"[" * 100_000)),
+    messages.End(b"1", Error("E", "m")),
+    messages.CodeLoaded(),
+    messages.CodeLoaded([], Error("E", "m"), "odd"),
+    messages.Ended(),
+    messages.Log("odd\n", "text\x1b[2J", "step\n", -1, -1),
+    messages.CallRequest(1, "VAULT", "ping", b"[]", b"{}"),
 ]
 LIVES: dict[str, Callable[[int], int]] = {
     "nobody's": lambda life: 0,
     "a negative": lambda life: -1,
     "another tenant's": lambda life: life + 1_000,
-    "a call's": lambda life: wire.CALLS_FROM + 1,
+    "a call's": lambda life: messages.CALLS_FROM + 1,
     "too large a": lambda life: 2**63,
 }
 

@@ -24,7 +24,7 @@ import pytest_asyncio
 from ray_world import effects, loader_of, processes
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors import listening, reaper
+from dynamic_workflows.actors.cluster import open_ports, orphan_reaper
 
 # The platform lives in the loop of the module, so whatever blocks runs in a thread.
 pytestmark = [
@@ -74,15 +74,15 @@ def target_of(log: Path) -> Target:
 
     token = os.environ["RAY_AUTH_TOKEN_PATH"]
     folder = str(Path(token).parent)
-    pids = [os.getpid(), *reaper.members(folder, spared=os.getpid()), *processes("")]
+    pids = [os.getpid(), *orphan_reaper.members(folder, spared=os.getpid()), *processes("")]
     listeners = {
-        **listening._ports("/proc/net/tcp"),
-        **listening._ports("/proc/net/tcp6"),
+        **open_ports._ports("/proc/net/tcp"),
+        **open_ports._ports("/proc/net/tcp6"),
     }
     ports = {
         listeners[inode][1]: bytes(Path(f"/proc/{pid}/cmdline").read_bytes()[:400])
         for pid in pids
-        for inode in listening._sockets(pid) & listeners.keys()
+        for inode in open_ports._sockets(pid) & listeners.keys()
     }
     (session,) = Path(folder, "ray").glob("session_2*")
     return Target(
@@ -267,7 +267,7 @@ async def test_no_port_is_open_on_another_address(target: Target) -> None:
 
 
 def check_addresses(target: Target) -> None:
-    assert listening.beyond_loopback(target.pids) == []
+    assert open_ports.beyond_loopback(target.pids) == []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
         try:
             route.connect(("192.0.2.1", 9))

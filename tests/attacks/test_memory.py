@@ -15,7 +15,7 @@ from real_tenants import RealTenant, real_tenant
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.config import TenantLimits
-from dynamic_workflows.actors.heft import Heft
+from dynamic_workflows.actors.core.memory_budget import Heft
 
 MIB = 1024 * 1024
 CODE = """
@@ -261,9 +261,9 @@ import asyncio, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
 import dynamic_workflows as dw
-from dynamic_workflows.actors.local import LocalPlatform
-from dynamic_workflows.eventlog.store import open_store
-from dynamic_workflows.loaders.binding import WorkflowBinding
+from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
+from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 CODE = '''
 from dynamic_workflows import WorkflowEntrypoint

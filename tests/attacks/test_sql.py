@@ -14,8 +14,8 @@ from histories import Writer, opened
 
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import QueryError
-from dynamic_workflows.eventlog.query import Reader
-from dynamic_workflows.eventlog.store import Store, open_store
+from dynamic_workflows.eventlog.query.reader import Reader
+from dynamic_workflows.eventlog.store.base import Store, open_store
 
 from .sql_catalogue import ATTACKS, EXHAUSTING, READING, TELLING, WRITING
 

@@ -9,7 +9,8 @@ import pytest
 from real_tenants import RealTenant, Tail, real_tenant, until
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors import core_commands, patience
+from dynamic_workflows.actors.core import commands
+from dynamic_workflows.actors.hosting import load_backoff
 
 from .stubborn import CALLS_AFTER_THE_END, FADES, GOES_ON, LIES, SWALLOW, code
 
@@ -103,8 +104,8 @@ async def test_what_was_told_to_end_calls_no_binding_even_past_the_guest() -> No
 async def test_a_message_that_no_guest_sends_ends_the_isolate_and_stops_its_sender(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core_commands, "_backoff_us", lambda deaths: 1_000)
-    monkeypatch.setattr(patience, "_BACK_OFF_US", 1_000)
+    monkeypatch.setattr(commands, "_backoff_us", lambda deaths: 1_000)
+    monkeypatch.setattr(load_backoff, "_BACK_OFF_US", 1_000)
     tail = Tail()
     lie = f"{LIES[name]}\nawait asyncio.Event().wait()"
     async with real_tenant(tenant_code(lie, tail), **QUICK) as tenant:
@@ -125,12 +126,12 @@ async def test_a_message_that_no_guest_sends_ends_the_isolate_and_stops_its_send
 async def test_code_that_keeps_going_on_has_to_wait_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patience, "_BACK_OFF_US", 30_000_000)
-    monkeypatch.setattr(patience, "_PROGRESS_BACK_OFF_US_MAX", 30_000_000)
+    monkeypatch.setattr(load_backoff, "_BACK_OFF_US", 30_000_000)
+    monkeypatch.setattr(load_backoff, "_PROGRESS_BACK_OFF_US_MAX", 30_000_000)
     tail = Tail()
     body = SWALLOW + GOES_ON["swallow every cancellation"]
     async with real_tenant(tenant_code(body, tail), **QUICK) as tenant:
-        for number in range(patience.DEATHS_FREE + 1):
+        for number in range(load_backoff.DEATHS_FREE + 1):
             attack = await tenant.workflows.create(params="attack")
             await reaches(attack, "step_completed")
             await attack.terminate()

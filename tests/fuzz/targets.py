@@ -15,17 +15,19 @@ from typing import Any
 import msgspec
 from core_world import World, config
 
-from dynamic_workflows.actors.decisions import Decision
-from dynamic_workflows.eventlog import codec
+from dynamic_workflows.actors.instances.decisions import Decision
+from dynamic_workflows.eventlog.codec import values as codec
 from dynamic_workflows.eventlog.errors import (
     InvalidError,
     UnserialisableValueError,
     ValueTooLargeError,
 )
-from dynamic_workflows.loaders import faults, http, wire
-from dynamic_workflows.loaders.channel import BATCH_BYTES_MAX, FrameReader, encode
-from dynamic_workflows.loaders.plain import plain, plain_error
-from dynamic_workflows.loaders.wire import Error, Frame, ProtocolViolation
+from dynamic_workflows.loaders.guest import exception_codec
+from dynamic_workflows.loaders.guest.sanitize import plain, plain_error
+from dynamic_workflows.loaders.protocol import messages
+from dynamic_workflows.loaders.protocol.channel import BATCH_BYTES_MAX, FrameReader, encode
+from dynamic_workflows.loaders.protocol.messages import Error, Frame, ProtocolViolation
+from dynamic_workflows.loaders.sdk import http
 
 _MESSAGE_BYTES_MAX = 4 << 20
 
@@ -93,8 +95,8 @@ def _read(pieces: list[bytes]) -> list[Frame] | None:
 
 def from_guest(data: bytes) -> None:
     """A message of a guest, up to what operators and the core are given of it."""
-    message = _unpacked(wire.unpack_from_guest, list(wire.FROM_GUEST), data)
-    if isinstance(message, wire.Log):
+    message = _unpacked(messages.unpack_from_guest, list(messages.FROM_GUEST), data)
+    if isinstance(message, messages.Log):
         _check_text(plain(message.text))
     error = getattr(message, "error", None)
     if isinstance(error, Error):
@@ -103,8 +105,8 @@ def from_guest(data: bytes) -> None:
 
 def to_guest(data: bytes) -> None:
     """A message of a supervisor."""
-    message = _unpacked(wire.unpack_to_guest, list(wire.TO_GUEST), data)
-    if isinstance(message, wire.Reply) and message.error is not None:
+    message = _unpacked(messages.unpack_to_guest, list(messages.TO_GUEST), data)
+    if isinstance(message, messages.Reply) and message.error is not None:
         _check_error(message.error)
 
 
@@ -114,7 +116,7 @@ def _unpacked(unpack: Callable[[int, bytes], Any], kinds: list[int], data: bytes
         message = unpack(kind, data[1:])
     except ProtocolViolation:
         return None
-    kind_again, _, body = wire.pack(message)
+    kind_again, _, body = messages.pack(message)
     assert kind_again == kind
     assert unpack(kind, body) == message
     return message
@@ -135,11 +137,11 @@ def _check_error(error: Error) -> None:
     _check_text(shown.message)
     _check_text(shown.name)
     for one in (error, shown):
-        revived = faults.from_wire(one)
+        revived = exception_codec.from_wire(one)
         assert isinstance(revived, Exception)
         str(revived), repr(revived)
-        again = faults.to_wire(revived)
-        assert type(faults.from_wire(again)) is type(revived)
+        again = exception_codec.to_wire(revived)
+        assert type(exception_codec.from_wire(again)) is type(revived)
 
 
 def _check_text(text: str) -> None:
@@ -229,23 +231,29 @@ def _message(source: Source, world: World) -> Any:
     error = Error(source.choice(["E", "NonRetryableError"]), source.text(), fatal=kind == 1)
     value = source.choice([b"1", b'{"$tuple":[]}', source.bytes(4)])
     if kind == 0:
-        return wire.Done(token, attempt, value)
+        return messages.Done(token, attempt, value)
     if kind == 1:
         broken = source.choice([None, None, error])
-        return wire.Failed(token, attempt, error, source.choice([None, 0, token]), broken)
+        return messages.AttemptFailed(
+            token, attempt, error, source.choice([None, 0, token]), broken
+        )
     if kind == 2:
-        return wire.End(*source.choice([(value,), (None, error), ()]))
+        return messages.End(*source.choice([(value,), (None, error), ()]))
     if kind == 3:
-        return wire.Idle(source.integer())
+        return messages.Idle(source.integer())
     if kind == 4:
-        return wire.Mismatch(name, name, count, name, source.choice([None, "do"]), name, count, "")
+        return messages.Mismatch(
+            name, name, count, name, source.choice([None, "do"]), name, count, ""
+        )
     if kind == 5:
         until_us = source.choice([None, world.now + token, token])
-        return wire.Sleep(token, name, count, source.choice([None, attempt]), until_us)
+        return messages.Sleep(token, name, count, source.choice([None, attempt]), until_us)
     if kind == 6:
-        return wire.Wait(token, name, count, source.choice(["go", source.text()]), attempt, name)
+        return messages.Wait(
+            token, name, count, source.choice(["go", source.text()]), attempt, name
+        )
     text = source.choice([config(limit=2), config(lost="fail"), source.bytes(8)])
-    return wire.Step(token, name, count, text, None, bool(source.number(2)), None)
+    return messages.StepRequest(token, name, count, text, None, bool(source.number(2)), None)
 
 
 Target = Callable[[bytes], None]
@@ -263,27 +271,33 @@ def seeds(name: str) -> list[bytes]:
     """Good bytes to begin with."""
     error = Error("ValueError", "no", "builtins", b'["no"]')
     said: list[Any] = [
-        wire.Reply(1, b"null"), wire.Loaded([wire.Export("A", "workflow", ["run"])]),
-        wire.Step(1, "x", 1, config()), wire.Sleep(1, "x", 1, 5), wire.Wait(1, "x", 1, "go", 5),
-        wire.Done(1, 1, b'{"$tuple":[1]}'), wire.Failed(1, 1, error), wire.End(None, error),
-        wire.Idle(3), wire.Mismatch("do", "x", 1, None, None, None, 0, None),
-        wire.Call(1, "KV", "get", b"[]", b"{}"), wire.Log("info", "hello \x1b[31m"),
+        messages.Reply(1, b"null"),
+        messages.CodeLoaded([messages.Export("A", "workflow", ["run"])]),
+        messages.StepRequest(1, "x", 1, config()), messages.Sleep(1, "x", 1, 5),
+        messages.Wait(1, "x", 1, "go", 5),
+        messages.Done(1, 1, b'{"$tuple":[1]}'), messages.AttemptFailed(1, 1, error),
+        messages.End(None, error),
+        messages.Idle(3), messages.Mismatch("do", "x", 1, None, None, None, 0, None),
+        messages.CallRequest(1, "KV", "get", b"[]", b"{}"), messages.Log("info", "hello \x1b[31m"),
     ]  # fmt: skip
     told: list[Any] = [
-        wire.Load("a.py", [wire.Module("a.py", "py", b"")], [wire.EnvEntry("X", "value", b"1")]),
-        wire.Run("A", "i", b"null", 1, [wire.Known("do", "x", 1, 1, b"1")]), wire.Go(1, 1),
-        wire.Answer(1, b"1"), wire.Cancel(1, 1), wire.Drop(),
-        wire.Undo(1, "x", 1, 1, 1, error, b"1"), wire.Invoke(1, None, "fetch", b"[]", b"{}"),
-        wire.Reply(1, None, error),
+        messages.Load("a.py", [messages.Module("a.py", "py", b"")],
+                      [messages.EnvEntry("X", "value", b"1")]),
+        messages.Run("A", "i", b"null", 1, [messages.RecordedStep("do", "x", 1, 1, b"1")]),
+        messages.Go(1, 1),
+        messages.StepOutcome(1, b"1"), messages.Cancel(1, 1), messages.Drop(),
+        messages.Undo(1, "x", 1, 1, 1, error, b"1"),
+        messages.Invoke(1, None, "fetch", b"[]", b"{}"),
+        messages.Reply(1, None, error),
     ]  # fmt: skip
     match name:
         case "batches":
-            frames = [wire.pack(message, life=1) for message in said]
+            frames = [messages.pack(message, life=1) for message in said]
             return [b"\x05" + b"".join(encode(frames)), b"\x00" + b"".join(encode(frames[:1]))]
         case "from_guest":
-            return [_seed(list(wire.FROM_GUEST), message) for message in said]
+            return [_seed(list(messages.FROM_GUEST), message) for message in said]
         case "to_guest":
-            return [_seed(list(wire.TO_GUEST), message) for message in told]
+            return [_seed(list(messages.TO_GUEST), message) for message in told]
         case "errors":
             return [b"\0\0\x02hi\x01[1,2]", b'\x02\0\x01g\x01["m",[["E","m","",null,false]]]']
         case "values":
@@ -293,7 +307,7 @@ def seeds(name: str) -> list[bytes]:
 
 
 def _seed(kinds: list[int], message: Any) -> bytes:
-    kind, _, body = wire.pack(message)
+    kind, _, body = messages.pack(message)
     return bytes([kinds.index(kind)]) + body
 
 

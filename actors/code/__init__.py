@@ -1,0 +1,1 @@
+"""Code: finding and caching the bundle that a tenant runs."""

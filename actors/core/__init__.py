@@ -1,0 +1,1 @@
+"""The core: decides what happens to a tenant's instances, without I/O."""

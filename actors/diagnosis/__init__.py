@@ -1,0 +1,1 @@
+"""Diagnosis: why an instance is where it is, for `why`."""

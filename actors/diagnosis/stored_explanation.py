@@ -1,0 +1,92 @@
+"""Standing: why an instance is where it is, as the files of its log tell it. Changes nothing.
+
+The answer is that of a tenant in memory, folded by the same code. What no file tells is said: what
+an isolate does right now, and whether the code of an instance that waits to start can be loaded.
+"""
+
+from __future__ import annotations
+
+from dynamic_workflows.eventlog.clock import Clock, to_datetime
+from dynamic_workflows.eventlog.ids import SystemIds
+from dynamic_workflows.eventlog.log.stream_reader import StreamReader
+from dynamic_workflows.eventlog.manifest import tenant_stream
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.loaders.sdk.records import Why
+
+from ..claims import Claim
+from ..config import PlatformConfig
+from ..core.tenant_core import TenantCore
+from ..instances.identifiers import check_id, check_workflow_name
+from ..instances.index_entry import IndexEntry
+from ..instances.instance import fold
+from ..instances.row_payloads import decode
+from ..instances.state_machine import ENDED, PAUSED, QUEUED, RUNNING, WAITING
+from ..tenant.operations import not_found
+from .lateness import LATE_US, lateness
+
+
+async def standing(
+    store: Store,
+    tenant_id: str,
+    instance_id: str,
+    workflow: str,
+    *,
+    clock: Clock,
+    at_work: Claim | None,
+) -> Why:
+    """The code and the sentence; `at_work` is the platform on this log. `instance.not_found`."""
+    key = (check_workflow_name(workflow), check_id(instance_id))
+    rows = await StreamReader(store, tenant_stream(tenant_id)).history(*key)
+    core = TenantCore(tenant_id, PlatformConfig().core(tenant_id), SystemIds())
+    for row in rows:
+        core.apply(row)
+    if not core.exists(key):
+        raise not_found(tenant_id, instance_id)
+    # A value in a blob is null in its row; names, messages and times lie in the rows themselves.
+    summary = IndexEntry(key)
+    for row in rows:
+        fold(summary, row, decode(row))
+    if not core.is_loaded(key):
+        core.load(key, rows)
+    now_us = clock.now_us()
+    code, text = core.why(key, now_us)
+    remarks = _remarks(summary, now_us, at_work)
+    if at_work is not None and _is_late(summary, now_us):
+        remarks.append(await lateness(store, tenant_id))
+    return Why(code=code, text="; ".join([text, *remarks]))
+
+
+def _remarks(summary: IndexEntry, now_us: int, at_work: Claim | None) -> list[str]:
+    """What follows for an instance that is to go on by itself."""
+    if summary.status in (*ENDED, PAUSED):
+        return []
+    found = []
+    if at_work is None:
+        found.append("no platform is at work on this log, so nothing moves until one connects")
+    elif summary.status == QUEUED:
+        found.append("whether its code can be loaded is known to the platform alone: why --live")
+    due_us = _due_us(summary)
+    if due_us is not None and _is_late(summary, now_us):
+        due = to_datetime(due_us).isoformat(" ", "seconds")
+        late_s = (now_us - due_us) // 1_000_000
+        found.append(f"that is overdue: it was due at {due}, {late_s} s ago")
+    if at_work is None and summary.status == RUNNING and _has_attempts(summary):
+        found.append("attempts that were under way are lost, and are made again")
+    return found
+
+
+def _is_late(summary: IndexEntry, now_us: int) -> bool:
+    due_us = _due_us(summary)
+    return due_us is not None and now_us - due_us > LATE_US
+
+
+def _due_us(summary: IndexEntry) -> int | None:
+    instance = summary.instance
+    if instance is None or summary.status not in (RUNNING, WAITING):
+        return None
+    return min((s.until_us for s in instance.open.values() if s.until_us is not None), default=None)
+
+
+def _has_attempts(summary: IndexEntry) -> bool:
+    instance = summary.instance
+    return instance is not None and any(step.in_flight for step in instance.open.values())

@@ -1,0 +1,1 @@
+"""Hosting: bundles loaded in isolates, and calls into them."""

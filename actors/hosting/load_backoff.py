@@ -1,0 +1,64 @@
+"""Patience: when code that could not be loaded, or that ended its isolate, is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from dynamic_workflows.eventlog.clock import US, Clock
+
+_BACK_OFF_US = 50_000
+_BACK_OFF_US_MAX = 30 * US
+DEATHS_FREE = 3
+"""Isolates that code may end in a row before it has to wait."""
+_FORGIVEN_US = 60 * US
+_PROGRESS_BACK_OFF_US_MAX = US
+_KEPT_MAX = 10_000
+
+
+@dataclass
+class _Deaths:
+    count: int = 0
+    last_us: int = 0
+
+
+class Patience:
+    """Failures by code, of one tenant."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._failures: dict[Hashable, int] = {}
+        self._deaths: dict[Hashable, _Deaths] = {}
+
+    def failed(self, key: Hashable) -> int:
+        """Loading failed once more: when to try again."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        return self._clock.now_us() + _back_off_us(failures - 1)
+
+    def made_progress(self, key: Hashable) -> None:
+        """The code gets somewhere: failures to load it do not count any more."""
+        self._failures.pop(key, None)
+
+    def died(self, key: Hashable, *, had_progress: bool) -> tuple[int, int]:
+        """The code ended its isolate: how often in a row, and until when it has to wait (0: not).
+
+        A minute without a death forgives. Where others of the code got somewhere meanwhile the
+        wait is short: they are not to suffer for one.
+        """
+        now_us = self._clock.now_us()
+        if len(self._deaths) >= _KEPT_MAX:
+            del self._deaths[next(iter(self._deaths))]
+        deaths = self._deaths.setdefault(key, _Deaths())
+        if now_us - deaths.last_us > _FORGIVEN_US:
+            deaths.count = 0
+        deaths.count += 1
+        excess = deaths.count - DEATHS_FREE
+        wait_us = 0 if excess <= 0 else _back_off_us(excess)
+        if had_progress:
+            wait_us = min(wait_us, _PROGRESS_BACK_OFF_US_MAX)
+        deaths.last_us = now_us + wait_us
+        return deaths.count, now_us + wait_us if wait_us else 0
+
+
+def _back_off_us(times: int) -> int:
+    return min(_BACK_OFF_US << min(times, 20), _BACK_OFF_US_MAX)

@@ -1,0 +1,1 @@
+"""In process: a platform without Ray, for tests, with virtual time."""

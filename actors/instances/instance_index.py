@@ -1,0 +1,62 @@
+"""Directory: every instance of a tenant by key, and in order of creation for lists."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from .decisions import Key
+from .index_entry import IndexEntry
+from .state_machine import NONE, STATUSES
+
+
+class Directory:
+    """The index of a tenant; knows how many instances have each status."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Key, IndexEntry] = {}
+        self._by_age: list[IndexEntry] = []
+        self._gone = 0
+        self.counts = dict.fromkeys(sorted(STATUSES), 0)
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._by_key
+
+    def __iter__(self) -> Iterator[IndexEntry]:
+        return iter(list(self._by_key.values()))
+
+    def get(self, key: Key) -> IndexEntry | None:
+        """The entry of an instance, or None."""
+        return self._by_key.get(key)
+
+    def add(self, summary: IndexEntry) -> None:
+        """Take in an instance that was just created."""
+        self._by_key[summary.key] = summary
+        self._by_age.append(summary)
+
+    def remove(self, summary: IndexEntry) -> None:
+        """Forget a deleted instance."""
+        del self._by_key[summary.key]
+        self._gone += 1
+        if self._gone > 64 and self._gone * 2 > len(self._by_age):
+            self._by_age = [one for one in self._by_age if one.status != NONE]
+            self._gone = 0
+
+    def moved(self, before: str, now: str) -> None:
+        """Keep the counts after a change of status."""
+        if before != NONE:
+            self.counts[before] -= 1
+        if now != NONE:
+            self.counts[now] += 1
+
+    def newest_before(self, created_seq: int | None) -> Iterator[IndexEntry]:
+        """Instances created before this seq (None: all), newest first."""
+        index = len(self._by_age)
+        if created_seq is not None:
+            index = bisect_left(self._by_age, created_seq, key=lambda one: one.created_seq)
+        for at in range(index - 1, -1, -1):
+            if self._by_age[at].status != NONE:
+                yield self._by_age[at]

@@ -1,0 +1,1 @@
+"""Placement: the loader, the timer and the processes that tenants live in."""

@@ -1,0 +1,37 @@
+"""Isolates of a slot: light to import, since their zygote starts before all else of a slot."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dynamic_workflows.eventlog.tracing import mark
+from dynamic_workflows.loaders.isolates.interface import Isolation
+from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
+
+from ..background_tasks import seen
+from ..config import PlatformConfig
+
+
+async def begin(config: PlatformConfig) -> ProcessIsolates:
+    """Isolates whose zygote is starting by now, whatever else this process does meanwhile."""
+    isolates = isolates_of(config)
+    starting = asyncio.ensure_future(isolates.ready())
+    # Whoever wants an isolate meets the same error, and is the one to hear it.
+    starting.add_done_callback(seen)
+    starting.add_done_callback(lambda done: mark("slot: its zygote is ready"))
+    await asyncio.sleep(0)  # the task's first step begins the process
+    mark("slot: its zygote begins")
+    return isolates
+
+
+def isolates_of(config: PlatformConfig) -> ProcessIsolates:
+    """Isolates as the platform's settings want them; those kept warm fit most tenants."""
+    isolation = Isolation(
+        level=config.isolation,
+        jail=config.jail,
+        packages=config.packages,
+        threads=config.threads,
+        uids_first=config.isolate_uids_first,
+        warm=config.warm_isolates,
+    )
+    return ProcessIsolates(isolation, limits=config.limits())

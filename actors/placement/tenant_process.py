@@ -1,0 +1,250 @@
+"""Resident: a slot with what its tenant will need, made ready before there is a tenant."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dynamic_workflows.eventlog.clock import SystemClock
+from dynamic_workflows.eventlog.errors import Fenced, Unavailable, WorkflowsError, needs_operator
+from dynamic_workflows.eventlog.ids import SystemIds
+from dynamic_workflows.eventlog.log.event_log import load_upkeep
+from dynamic_workflows.eventlog.store.base import Store, open_store, probe
+from dynamic_workflows.loaders.bundles.bundle import WorkerCode
+from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
+
+from ..code.code_resolver import Codes, CodeSource
+from ..rpc.actor_ref import ActorRef, ActorUnreachable
+from ..rpc.actor_settings import Setup
+from ..rpc.reconnecting import LoaderCodeSource, ReconnectingRef
+from ..tenant.open_tenant import open_tenant
+from ..tenant.tenant import TenantSupervisor
+from . import metrics
+from .wiring import Clients, Find, tell
+from .worker_process import Slot
+
+_log = logging.getLogger("dynamic_workflows.resident")
+
+_FENCED_TRIES_MAX = 20
+_REHEARSAL_S = 10.0
+_STAGE = "dw-rehearsal-"
+_SCRIPT = WorkerCode(
+    main_module="rehearsal.py",
+    modules={
+        "rehearsal.py": """
+from dynamic_workflows import WorkflowEntrypoint
+
+class TenantWorkflow(WorkflowEntrypoint):
+    async def run(self, event, step):
+        return await step.do("rehearse", lambda: True)
+"""
+    },
+)
+
+
+class TenantProcess:
+    """A slot with the isolates it is given, its store, and its way to the loader."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        name: str,
+        isolates: ProcessIsolates,
+        loader: Find,
+        timer: Find,
+        on_adopted: Callable[[str], None],
+        on_end: Callable[[], None],
+        began_s: float | None = None,
+    ) -> None:
+        """`began_s`: when this process began, on the monotonic clock; None: just now."""
+        self._began_s = time.monotonic() if began_s is None else began_s
+        self._setup = setup
+        self._name = name
+        self._isolates = isolates
+        self._find_loader = loader
+        self._find_timer = timer
+        self._on_adopted = on_adopted
+        self._on_end = on_end
+        self._clock, self._ids = SystemClock(), SystemIds()
+        self._loader = ReconnectingRef(
+            "the loader actor", loader, timeout_s=setup.config.client_timeout_seconds
+        )
+        self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, self._ids)
+        self.target: Slot | None = None
+        self._tenant: TenantSupervisor | None = None
+
+    async def open(self) -> None:
+        """Get everything ready that does not depend on the tenant."""
+        self._store: Store = open_store(self._setup.log_root)
+        self._codes = LoaderCodeSource(
+            self._loader,
+            self._store,
+            is_app=self._setup.is_app,
+            calls=self._clients.of,
+            keys=self._setup.config.keys(),
+        )
+        try:
+            await probe(self._store, self._ids)
+        except Unavailable as error:
+            # A slot can wait for its tenant on a full disk too; who opens the log is told.
+            if not needs_operator(error):
+                raise
+        self.target = Slot(
+            self._name,
+            open_tenant=self._open_tenant,
+            loader=self._find_loader,
+            timer=self._find_timer,
+            clock=self._clock,
+            idle_s=self._setup.config.tenant_idle_seconds,
+            start_s=time.monotonic() - self._began_s,
+            on_adopted=self._on_adopted,
+            on_code=self._codes.take,
+            on_end=self._on_end,
+        )
+        _settle_memory()
+
+    async def samples(self) -> list[metrics.MetricSample]:
+        """What operators watch."""
+        tenant = self._tenant
+        if tenant is None:
+            return list(metrics.of_isolates(self._isolates, ""))
+        tenant_id = metrics.shown(tenant.tenant_id)
+        found = metrics.of_isolates(self._isolates, tenant_id)
+        return [*found, *metrics.of_tenant(tenant)]
+
+    def tell_of_restart(self) -> None:
+        """Let the loader know that this slot died and is blank again, though nobody calls it."""
+        self._telling = asyncio.ensure_future(tell(self._loader, "slot_restarted", self._name))
+
+    async def rehearse(self) -> None:
+        """Be a tenant that does not exist, so that nothing is done for the first time later.
+
+        Only speed is at stake: what goes wrong here will go wrong, and be told, with a tenant.
+        """
+        await self._meet()
+        _remove_old_stages()
+        with tempfile.TemporaryDirectory(prefix=f"{_STAGE}{os.getpid()}-") as folder:
+            store = open_store(folder)
+            codes = Codes(store, clock=self._clock, ttl_s=60, load=lambda tenant_id: _SCRIPT)
+            try:
+                await asyncio.wait_for(self._perform(store, codes), _REHEARSAL_S)
+            except (TimeoutError, WorkflowsError) as error:
+                _log.info("the rehearsal of %s failed: %s", self._name, error)
+            await store.close()
+        # A log imports it when it first seals; a slot that waits has the time now.
+        await load_upkeep()
+        _settle_memory()
+
+    async def _meet(self) -> None:
+        """Look up the loader and the timer, and have a connection to each."""
+        for find in (self._find_loader, self._find_timer):
+            with contextlib.suppress(ActorUnreachable, WorkflowsError):
+                await (await find()).call("stats", timeout_s=_REHEARSAL_S)
+
+    async def _perform(self, store: Store, codes: Codes) -> None:
+        nobody = await self._open_on("nobody", store, codes)
+        try:
+            item = {"id": "rehearsal", "params": b"{}"}
+            which = {"workflow": "TenantWorkflow"}
+            await nobody.call(
+                "create_batch", which | {"items": [item], "strict": True, "token": "rehearsal"}
+            )
+            await nobody.call("result", which | {"id": "rehearsal", "timeout_s": _REHEARSAL_S})
+        finally:
+            await nobody.close(seal=False)
+
+    async def _open_on(
+        self,
+        tenant_id: str,
+        store: Store,
+        codes: CodeSource,
+        *,
+        is_wanted: bool = False,
+        claims: Callable[[int], None] = lambda epoch: None,
+        above: int = 0,
+    ) -> TenantSupervisor:
+        return await open_tenant(
+            tenant_id,
+            store=store,
+            isolates=self._isolates,
+            codes=codes,
+            clock=self._clock,
+            ids=self._ids,
+            config=self._setup.config,
+            is_wanted=is_wanted,
+            claims=claims,
+            above=above,
+        )
+
+    async def _open_tenant(
+        self, tenant_id: str, is_wanted: bool, claims: Callable[[int], None], above: int
+    ) -> TenantSupervisor:
+        if is_wanted and not self._codes.is_app:
+            self._codes.expect()
+        self._tenant = await self._open_unfenced(
+            tenant_id, is_wanted=is_wanted, claims=claims, above=above
+        )
+        return self._tenant
+
+    async def _open_unfenced(
+        self, tenant_id: str, *, is_wanted: bool, claims: Callable[[int], None], above: int
+    ) -> TenantSupervisor:
+        for tries_left in range(_FENCED_TRIES_MAX, 0, -1):
+            try:
+                return await self._open_on(
+                    tenant_id,
+                    self._store,
+                    self._codes,
+                    is_wanted=is_wanted,
+                    claims=claims,
+                    above=above,
+                )
+            except Fenced as error:
+                # Another process opened it at the same moment, most likely one that is dying.
+                if tries_left == 1:
+                    raise Unavailable(
+                        f"tenant {tenant_id!r} is being opened elsewhere: {error}"
+                    ) from error
+                await asyncio.sleep(0.1)
+        raise AssertionError("the last try returns or raises")
+
+    async def _resolve(self, tenant_id: str, gone: str | None) -> ActorRef:
+        try:
+            peer: ActorRef = await self._loader.call("resolve", tenant_id, gone)
+        except Unavailable as error:
+            raise ActorUnreachable(str(error)) from error
+        return peer
+
+
+def _remove_old_stages() -> None:
+    """Remove what slots that were killed in their rehearsal left behind."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_STAGE}*"):
+        pid = folder.name.removeprefix(_STAGE).partition("-")[0]
+        if pid.isdigit() and _has_ended(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # somebody else's, and alive
+    return False
+
+
+def _settle_memory() -> None:
+    """What is here by now stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    # A tenant makes many small objects that die young or live long, and few cycles.
+    gc.set_threshold(20_000, 20, 50)

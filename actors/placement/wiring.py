@@ -1,0 +1,349 @@
+"""House: the parts of a platform put together as they run in actors. Knows no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import cloudpickle
+
+from dynamic_workflows.eventlog.clock import Clock, SystemClock, to_datetime
+from dynamic_workflows.eventlog.errors import (
+    Fenced,
+    PlatformClosed,
+    Unavailable,
+    WorkflowsError,
+    needs_operator,
+)
+from dynamic_workflows.eventlog.ids import Ids, SystemIds
+from dynamic_workflows.eventlog.log.event_log import EventLog
+from dynamic_workflows.eventlog.store.base import Store, can_write, open_store
+from dynamic_workflows.eventlog.wal.recovery import newest_manifest
+
+from ..claims import BEAT_S, Claims
+from ..code.callbacks import Callbacks
+from ..code.code_resolver import Codes, HandedCode, Resolved
+from ..code.dispatcher_runs import PendingDispatch
+from ..rpc.actor_ref import ActorRef, ActorUnreachable
+from ..rpc.actor_settings import Rule, Setup
+from ..rpc.client import TenantClient
+from ..rpc.reconnecting import ReconnectingRef
+from ..timers.timer_index import TIMER_STREAM
+from ..timers.wake_service import WakeService
+from . import metrics
+from .loader import Loader
+from .process_pool import Launcher
+from .service_log import OPEN_WITHIN_S, SupervisorLog, who
+
+Find: TypeAlias = Callable[[], Awaitable[ActorRef]]
+
+_logger = logging.getLogger("dynamic_workflows.house")
+
+LOADER_STREAM = "loader"
+# Ray carries what is larger by way of its object store, which takes longer than reading the log's.
+_HANDED_BYTES_MAX = 64 * 1024
+_LOADER_OPS = frozenset("wake residents spares stats slot_restarted released".split())
+
+
+class _Explaining:
+    """What an actor does, with words about who took its log over."""
+
+    def __init__(self, target: Any, log: EventLog, setup: Setup) -> None:
+        self._target = target
+        self._log = log
+        self._setup = setup
+
+    def __getattr__(self, op: str) -> Any:
+        method = getattr(self._target, op)
+
+        async def call(*args: Any) -> Any:
+            try:
+                return await method(*args)
+            except Fenced as error:
+                raise await taken_over(self._log, self._setup, error) from error
+
+        return call
+
+
+async def taken_over(log: EventLog, setup: Setup, error: Fenced) -> Fenced:
+    """The error of a log that another platform has now, with words about who that is."""
+    try:
+        newest = await newest_manifest(log.store, log.stream)
+    except WorkflowsError:
+        newest = None
+    by = ""
+    if newest is not None and newest.manifest.token != log.token:
+        since = f"{to_datetime(newest.manifest.published_us):%Y-%m-%d %H:%M:%S} UTC"
+        by = f" ({newest.manifest.owner or 'unknown'}; since {since})"
+    return Fenced(
+        f"another platform has taken over the log at {setup.log_root}{by}: this one "
+        f"({who(setup)}) serves its tenants no more. A log has one platform at a time: "
+        "close one of the two; this one goes on when the other has ended. Drivers that shall share "
+        "a platform connect with the same log and namespace, from one machine or to one cluster. "
+        f"[{error.message}]",
+        **error.details,
+    )
+
+
+async def may_go_on(setup: Setup, failed: WorkflowsError | None) -> bool:
+    """Whether an actor whose log has failed may open it again: a disk may have come back, and who
+    took the log over may be gone."""
+    if not isinstance(failed, Fenced) and not needs_operator(failed):
+        return isinstance(failed, Unavailable)
+    store = open_store(setup.log_root)
+    try:
+        if not isinstance(failed, Fenced):
+            return await can_write(store)
+        found = await Claims(store).at_work()
+    except WorkflowsError:
+        return False
+    finally:
+        await store.close()
+    # Of several that have lost the log, the one that came last goes on.
+    return found is None or (setup.claim is not None and found.number == setup.claim.number)
+
+
+class TimerService:
+    """The timer with its log."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        loader: Find,
+        *,
+        open_within_s: float = OPEN_WITHIN_S,
+        clock: Clock | None = None,
+    ) -> None:
+        self._setup = setup
+        self._loader = loader
+        self._open_within_s = open_within_s
+        self._clock = clock or SystemClock()
+        self._log: SupervisorLog | None = None
+        self._timer: WakeService | None = None
+        self.target: Any = None
+        """What answers the calls of peers."""
+
+    async def open(self) -> None:
+        """Open the log and start; raises Unavailable, and may be tried again then."""
+        kept = self._log = await SupervisorLog.open(
+            self._setup,
+            open_store(self._setup.log_root),
+            TIMER_STREAM,
+            clock=self._clock,
+            ids=SystemIds(),
+            within_s=self._open_within_s,
+        )
+        self._timer = WakeService(log=kept.log, clock=self._clock, loader=self._loader)
+        try:
+            await self._timer.open()
+        except BaseException:
+            await kept.close()
+            raise
+        self.target = _Explaining(self._timer, kept.log, self._setup)
+
+    async def samples(self) -> list[metrics.MetricSample]:
+        """What operators watch."""
+        if self._timer is None:
+            return []
+        timer = self._timer
+        return list(metrics.of_timer(await timer.stats(), await timer.overdue()))
+
+    @property
+    def failed(self) -> WorkflowsError | None:
+        """Why the log takes nothing any more."""
+        return None if self._log is None else self._log.log.failed
+
+    async def close(self) -> None:
+        """Stop, and let go of the log."""
+        if self._timer is not None:
+            await self._timer.close()
+        if self._log is not None:
+            await self._log.close()
+
+
+class LoaderService:
+    """The loader with its log, and the platform's callbacks."""
+
+    def __init__(self, setup: Setup, launcher: Launcher, timer: Find) -> None:
+        self._setup = setup
+        self._launcher = launcher
+        self._timer = timer
+        self._log: SupervisorLog | None = None
+        self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, SystemIds())
+        self._codes: Codes | None = None
+        self.target: LoaderService | None = None
+        self._loader: Loader | None = None
+        self._beating: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Open the log, revive the callbacks, find slots again."""
+        setup, clock, ids = self._setup, SystemClock(), SystemIds()
+        store = open_store(setup.log_root)
+        load, app = cloudpickle.loads(setup.callbacks) if setup.callbacks else (None, None)
+        self._codes = Codes(
+            store,
+            clock=clock,
+            ttl_s=setup.config.code_ttl_seconds,
+            keys=setup.config.keys(),
+            load=load,
+            app=app,
+            peer=self._clients.of,
+            callbacks=Callbacks(timeout_s=setup.config.load_timeout_seconds, in_threads=True),
+        )
+        self._log = await SupervisorLog.open(setup, store, LOADER_STREAM, clock=clock, ids=ids)
+        self._loader = Loader(
+            launcher=self._launcher,
+            log=self._log.log,
+            clock=clock,
+            ids=ids,
+            pool_size=setup.config.pool_size,
+            residents_max=setup.config.tenants_resident_max,
+            code=self._code_for_slot if load is not None else None,
+        )
+        await self._loader.open()
+        self._beating = asyncio.ensure_future(_beat_for_ever(setup, store))
+        self.target = self
+
+    @property
+    def failed(self) -> WorkflowsError | None:
+        """Why the log takes nothing any more."""
+        return None if self._log is None else self._log.log.failed
+
+    async def resolve(self, tenant_id: str, gone: str | None = None) -> ActorRef:
+        """As the loader; a platform that has lost its log opens no tenants."""
+        assert self._log is not None
+        assert self._loader is not None
+        failed = self.failed
+        if isinstance(failed, Fenced):
+            raise await taken_over(self._log.log, self._setup, failed)
+        return await self._loader.resolve(tenant_id, gone)
+
+    def __getattr__(self, op: str) -> Any:
+        # What the loader itself does is called under its own name.
+        if op in _LOADER_OPS:
+            return getattr(self.__dict__["_loader"], op)
+        raise AttributeError(op)
+
+    async def samples(self) -> list[metrics.MetricSample]:
+        """What operators watch."""
+        return [] if self._loader is None else list(metrics.of_loader(await self._loader.stats()))
+
+    async def rule(self) -> Rule:
+        """Whose `load` is followed here."""
+        return self._setup.rule
+
+    async def replaced(self, fingerprint: str, wait_s: float) -> Rule | None:
+        """Whose is followed instead of the one that is named; None, after `wait_s`, if it is."""
+        if fingerprint != self._setup.fingerprint:
+            return self._setup.rule
+        await asyncio.sleep(wait_s)
+        return None
+
+    async def code_current(
+        self, tenant_id: str, binding: str | None, metadata: bytes | None
+    ) -> Resolved:
+        """The code for new instances of a tenant."""
+        assert self._codes is not None
+        return await self._codes.current(tenant_id, binding=binding, metadata=metadata)
+
+    async def code_dispatch(
+        self, tenant_id: str, binding: str | None, metadata: bytes, asked: list[PendingDispatch]
+    ) -> list[Resolved]:
+        """The code for new instances of a tenant, each by a run of the dispatcher's class."""
+        assert self._codes is not None
+        return await self._codes.dispatch(tenant_id, binding, metadata, asked)
+
+    async def code_dispatched(self, ticket: str, is_stored: bool) -> None:
+        """What became of them."""
+        assert self._codes is not None
+        await self._codes.dispatched(ticket, is_stored)
+
+    async def code_worker(self, name: str | None, pickled: bytes) -> Any:
+        """Load a worker; `pickled` is its code, or the callback that answers it."""
+        assert self._codes is not None
+        return await self._codes.worker(name, cloudpickle.loads(pickled))
+
+    async def code_forget(self, tenant_id: str) -> None:
+        """Ask the tenant's callback again next time."""
+        assert self._codes is not None
+        await self._codes.forget(tenant_id)
+
+    async def close(self) -> None:
+        """Put every tenant to sleep, end the slots, let go of the log."""
+        if self._beating is not None:
+            self._beating.cancel()
+        if self._loader is not None:
+            await self._loader.close()
+        self._clients.close()
+        if self._log is not None:
+            await self._log.close()
+
+    async def _resolve(self, tenant_id: str, gone: str | None) -> ActorRef:
+        assert self._loader is not None
+        return await self._loader.resolve(tenant_id, gone)
+
+    async def _code_for_slot(self, tenant_id: str) -> HandedCode:
+        """What a slot would ask for, and the bundle itself where it is small enough for a call."""
+        assert self._codes is not None
+        resolved = await self._codes.current(tenant_id)
+        stored = (await self._codes.bundle(resolved.code_hash)).stored()
+        return resolved, stored if len(stored) <= _HANDED_BYTES_MAX else None
+
+
+async def _beat_for_ever(setup: Setup, store: Store) -> None:
+    """Tell other machines, in the log's root, that this platform lives."""
+    while setup.claim is not None:
+        await asyncio.sleep(BEAT_S)
+        try:
+            await Claims(store).beat(setup.claim)
+        except WorkflowsError as error:
+            _logger.warning("no sign of life could be written: %s", error)
+
+
+class Clients:
+    """The clients of tenants in one process, one a tenant."""
+
+    def __init__(
+        self, resolve: Callable[[str, str | None], Awaitable[ActorRef]], timeout_s: float, ids: Ids
+    ) -> None:
+        self._resolve = resolve
+        self._timeout_s = timeout_s
+        self._id = ids.token()
+        self._clients: dict[str, TenantClient] = {}
+        self._is_closed = False
+        self._broken: WorkflowsError | None = None
+
+    def of(self, tenant_id: str) -> TenantClient:
+        """The calls of a tenant; PlatformClosed after `close`."""
+        if self._is_closed:
+            raise PlatformClosed("the platform was closed: connect again")
+        if self._broken is not None:
+            raise self._broken
+        client = self._clients.get(tenant_id)
+        if client is None:
+            client = self._clients[tenant_id] = TenantClient(
+                tenant_id, client_id=self._id, resolve=self._resolve, timeout_s=self._timeout_s
+            )
+        return client
+
+    def break_off(self, error: WorkflowsError) -> None:
+        """Fail what is under way, and everything later, with this error."""
+        self._broken = error
+        for client in self._clients.values():
+            client.close(error)
+
+    def close(self) -> None:
+        """Fail what is under way, and everything later."""
+        self._is_closed = True
+        for client in self._clients.values():
+            client.close()
+
+
+async def tell(peer: ReconnectingRef, op: str, *args: Any) -> None:
+    """Tell a peer something that it will also find out by itself, if it cannot be told."""
+    try:
+        await peer.call(op, *args)
+    except (ActorUnreachable, Unavailable):
+        pass

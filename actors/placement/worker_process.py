@@ -1,0 +1,498 @@
+"""Slot: a process that is ready for one tenant, and then is that tenant's for the rest of its life.
+
+A slot is blank until the loader adopts it for a tenant; it opens the tenant, answers its calls, and
+ends when the tenant goes to sleep. It never serves a second tenant. What it is not (any more) it
+answers with `NotServedHere`, and the caller asks the loader again.
+
+Order of going to sleep: calls are turned away, the log is closed, the timer actor has acknowledged
+the tenant's next due time, the loader knows, the process ends. A crash before the acknowledgement
+leaves the tenant on the timer actor's list of open tenants, and so it is opened again; after it,
+the timer wakes the tenant when it is due, whatever the loader believes by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+
+from dynamic_workflows.eventlog.clock import US, Clock, TimerHandle
+from dynamic_workflows.eventlog.errors import (
+    Fenced,
+    PlatformClosed,
+    Unavailable,
+    WorkflowsError,
+    needs_operator,
+)
+from dynamic_workflows.eventlog.tracing import mark
+
+from ..background_tasks import seen
+from ..rpc.actor_ref import ActorRef, ActorUnreachable, portable
+from ..rpc.serving import LONG_OPS, NotServedHere
+from ..timers.open_registration import OpenRegistration
+from .worker_state import SlotState, after
+
+GRACE_S = 0.02
+"""How long a message waits for its slower calls before the quicker ones are answered."""
+SESSION_KEPT_S = 120.0
+"""How long a client's outcomes are kept for it after its last message."""
+ADOPTION_S = 1.0
+"""How long a client waits at a blank slot for its tenant to come."""
+CLAIMS_MAX = 10
+"""How often a slot takes a log over because the timer knows a higher epoch of it."""
+SLEEP_COSTS_MAX_S = 60.0
+"""A sleep that is longer than this is worth a process, however slow the machine is."""
+_LOOK_S = 1.0
+_logger = logging.getLogger("dynamic_workflows.slot")
+
+
+class Resident(Protocol):
+    """A tenant in memory: the shell around its core and its log."""
+
+    def call(self, op: str, args: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """Carry out one operation; raises WorkflowsError."""
+        ...
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing is about to."""
+        ...
+
+    def next_wake_us(self) -> int | None:
+        """The earliest time at which the tenant must be awake, 0 for at once, or None."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The number of this ownership of the log."""
+        ...
+
+    async def close(self) -> None:
+        """Seal and let go of the log; every later call is refused."""
+        ...
+
+    @property
+    def failed(self) -> BaseException | None:
+        """Why the tenant stopped by itself (fenced, a log that cannot be reopened), or None."""
+        ...
+
+
+OpenTenant: TypeAlias = Callable[[str, bool, Callable[[int], None], int], Awaitable[Resident]]
+"""(tenant id, whether a client wants it, who is told the epoch that the owner is about to have,
+what the epoch is above) -> the tenant, its log replayed and owned."""
+
+
+class SlotStats(msgspec.Struct):
+    """What a slot has done."""
+
+    pid: int
+    messages: int = 0
+    """From clients, long polls included."""
+    calls: int = 0
+    isolate_pids: list[int] = []
+
+
+class Slot:
+    """One process for one tenant. Its methods are what peers call."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        open_tenant: OpenTenant,
+        loader: Callable[[], Awaitable[ActorRef]],
+        timer: Callable[[], Awaitable[ActorRef]],
+        clock: Clock,
+        idle_s: float,
+        start_s: float = 0.0,
+        on_adopted: Callable[[str], None] = lambda tenant_id: None,
+        on_code: Callable[[Any], None] = lambda code: None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`start_s`: how long the process took to get ready, which another one will take too."""
+        self._name = name
+        self._start_us = round(start_s * US)
+        self._opening_us = 0
+        self._open_tenant = open_tenant
+        self._loader = loader
+        self._timer = timer
+        self._clock = clock
+        self._idle_us = round(idle_s * US)
+        self._on_adopted = on_adopted
+        self._on_code = on_code
+        self._on_end = on_end
+        self._state = SlotState.BLANK
+        self._tenant_id: str | None = None
+        self._resident: Resident | None = None
+        self._stopped: Resident | None = None
+        """What its disk has stopped, until it is closed and opened again."""
+        self._opening: asyncio.Future[Resident] | None = None
+        self._adopted = asyncio.Event()
+        self._closing: asyncio.Task[None] | None = None
+        self._sessions: dict[str, _Tenancy] = {}
+        self._stats = SlotStats(pid=os.getpid())
+        self._used_us = clock.now_us()
+        self._look: TimerHandle | None = None
+
+    # --- what the loader calls
+
+    async def adopt(self, tenant_id: str, is_wanted: bool = False) -> bool:
+        """Be this tenant: open its log and go on with its instances. Harmless to repeat.
+
+        `is_wanted`: a client asked for it, and is likely to create something next. Answers whether
+        it was not open yet.
+        Raises what opening raised (Corrupt, Unavailable, …), and so does every later call, until
+        the loader ends this slot or, where the disk is full, calls this once more; NotServedHere
+        when it is another tenant's or is closing.
+        """
+        if self._closing is not None or self._tenant_id not in (None, tenant_id):
+            raise NotServedHere(f"{self._name} does not serve {tenant_id!r}")
+        if self._resident is not None and self._resident.failed is not None:
+            self._stop(self._resident)
+            if self._closing is not None:
+                raise NotServedHere(f"{self._name} has lost {tenant_id!r}")
+        was_open = self._state is SlotState.OPEN
+        if self._opening is None or self._has_failed_over_disk():
+            mark("slot: is adopted")
+            self._move("adopt")
+            self._tenant_id = tenant_id
+            self._on_adopted(tenant_id)
+            self._opening = asyncio.ensure_future(self._open(tenant_id, is_wanted))
+            self._adopted.set()
+        await asyncio.shield(self._opening)
+        return not was_open
+
+    def _has_failed_over_disk(self) -> bool:
+        """Whether the last try to open the tenant ended because the disk is full, or alike."""
+        opening = self._opening
+        if opening is None or not opening.done() or opening.cancelled():
+            return False
+        return needs_operator(opening.exception())
+
+    def _stop(self, resident: Resident) -> None:
+        """The tenant has stopped by itself: end, or stay where the disk is all that is wrong."""
+        failed = resident.failed
+        if self._closing is not None or failed is None or not needs_operator(failed):
+            self._end()
+            return
+        self._move("lost")
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        self._stopped, self._resident = resident, None
+        self._opening = asyncio.get_running_loop().create_future()
+        self._opening.set_exception(failed)
+        seen(self._opening)
+
+    async def _close_stopped(self) -> None:
+        """What stopped keeps processes and files until it is closed."""
+        stopped, self._stopped = self._stopped, None
+        if stopped is not None:
+            with contextlib.suppress(Exception):  # whatever it is: the log is taken over anyway
+                await stopped.close()
+
+    async def _open(self, tenant_id: str, is_wanted: bool) -> Resident:
+        began_us = self._clock.now_us()
+        await self._close_stopped()
+        try:
+            resident = await self._open_listed(tenant_id, is_wanted)
+        except BaseException:
+            self._move("failed")
+            raise
+        # Whoever is served is promised that it goes on: from here on no crash may forget it.
+        mark("slot: serves")
+        self._move("listed")
+        self._resident = resident
+        self._used_us = self._clock.now_us()
+        self._opening_us = max(0, self._used_us - began_us)
+        self._look_later()
+        return resident
+
+    async def _open_listed(self, tenant_id: str, is_wanted: bool) -> Resident:
+        above = 0
+        for _ in range(CLAIMS_MAX):
+            listing = OpenRegistration(tenant_id, self._timer)
+            try:
+                resident = await self._open_tenant(tenant_id, is_wanted, listing.claim, above)
+                try:
+                    higher = await listing.confirmed(resident.epoch)
+                except BaseException:
+                    with contextlib.suppress(Exception):
+                        await resident.close()
+                    raise
+            finally:
+                listing.withdraw()
+            if higher is None:
+                return resident
+            # Another owner has opened it since, or the log is an older copy, put back.
+            above = higher
+            with contextlib.suppress(WorkflowsError):
+                await resident.close()
+        raise Unavailable(f"tenant {tenant_id!r} is being opened elsewhere")
+
+    async def take_code(self, tenant_id: str, code: Any) -> None:
+        """The loader has fetched the code of this slot's tenant."""
+        if self._tenant_id in (None, tenant_id):
+            self._on_code(code)
+
+    async def who(self) -> tuple[str | None, str]:
+        """The tenant that is served here, and the value of the `SlotState`."""
+        return self._tenant_id, self._state.value
+
+    def _move(self, event: str) -> None:
+        self._state = after(self._state, event)
+
+    async def stats(self) -> SlotStats:
+        """What this process has done, for operators and tests."""
+        pids = getattr(self._resident, "isolate_pids", list)
+        return msgspec.structs.replace(self._stats, isolate_pids=pids())
+
+    async def make_room(self) -> bool:
+        """Go to sleep if there is nothing to do right now; whether it does."""
+        if self._closing is None and self._resident is not None:
+            if not self._resident.is_idle() or any(s.is_quick() for s in self._sessions.values()):
+                return False
+            self._end()
+        return self._closing is not None
+
+    async def close(self) -> None:
+        """Close the tenant, whatever it does; what was going on goes on when it is opened again."""
+        if self._closing is None:
+            self._end()
+        assert self._closing is not None
+        await asyncio.shield(self._closing)
+
+    # --- what clients call
+
+    async def exchange(
+        self,
+        tenant_id: str,
+        session_id: str,
+        calls: list[tuple[int, str, dict[str, Any]]],
+        forgotten: list[int],
+        wait_s: float,
+    ) -> list[tuple[int, bool, Any]]:
+        """Start these calls and answer with the outcomes that are ready, of earlier ones too.
+
+        With calls: as soon as every quick one has its outcome (where none is quick: as soon as any
+        has one), or after a short grace. Without: a long poll, as soon as there is an outcome, at
+        the latest after `wait_s`. An outcome is (number, whether it succeeded, value or error), and
+        is told once. Raises NotServedHere, and what opening the tenant raised.
+        """
+        mark("slot: hears the driver")
+        resident = await self._serving(tenant_id)
+        self._used_us = self._clock.now_us()
+        session = self._sessions.get(session_id)
+        if session is None:
+            session = self._sessions[session_id] = _Tenancy()
+        self._stats.messages += 1
+        self._stats.calls += len(calls)
+        session.forget(forgotten)
+        session.start(resident, calls)
+        is_poll = all(op in LONG_OPS for _, op, _ in calls)
+        await session.wait(GRACE_S if calls else wait_s, is_poll=is_poll)
+        session.used_us = self._clock.now_us()
+        if (self._closing is not None or session.is_broken) and not session.outcomes:
+            raise NotServedHere(f"{self._name} does not serve {tenant_id!r} any more")
+        return session.take()
+
+    async def _serving(self, tenant_id: str) -> Resident:
+        """The tenant, once it is open; NotServedHere if it is not here, or what opening raised."""
+        if self._opening is None and self._closing is None:
+            # A client may be here before the word of the loader that sent it.
+            try:
+                await asyncio.wait_for(self._adopted.wait(), ADOPTION_S)
+            except TimeoutError:
+                pass
+        if self._opening is None or self._tenant_id != tenant_id or self._closing is not None:
+            raise NotServedHere(f"{self._name} does not serve {tenant_id!r}")
+        resident = await asyncio.shield(self._opening)
+        if resident.failed is not None and resident is self._resident:
+            self._stop(resident)
+            resident = await asyncio.shield(self._opening)
+        if self._closing is not None:
+            raise NotServedHere(f"{self._name} does not serve {tenant_id!r} any more")
+        return resident
+
+    # --- going to sleep
+
+    def _look_later(self) -> None:
+        self._look = self._clock.call_at(self._clock.now_us() + round(_LOOK_S * US), self._look_now)
+
+    def _look_now(self) -> None:
+        self._look = None
+        if self._closing is not None or self._resident is None:
+            return
+        self._drop_old_sessions()
+        if self._resident.failed is not None:
+            self._stop(self._resident)
+        elif self._may_sleep(self._resident):
+            self._end()
+        else:
+            self._look_later()
+
+    def _may_sleep(self, resident: Resident) -> bool:
+        now_us = self._clock.now_us()
+        if not resident.is_idle() or any(s.is_awaited() for s in self._sessions.values()):
+            self._used_us = now_us
+            return False
+        wake_us = resident.next_wake_us()
+        return now_us - self._used_us >= self._idle_us and (
+            # Sleep that is shorter than falling asleep and waking is not worth it.
+            wake_us is None or wake_us - now_us >= self._worthwhile_us()
+        )
+
+    def _worthwhile_us(self) -> int:
+        """How long a sleep has to be: on a busy machine a process may take longer to start."""
+        costs_us = min(2 * (self._start_us + self._opening_us), round(SLEEP_COSTS_MAX_S * US))
+        return max(min(self._idle_us, 5 * US), costs_us)
+
+    def _drop_old_sessions(self) -> None:
+        oldest_us = self._clock.now_us() - round(SESSION_KEPT_S * US)
+        for session_id, session in list(self._sessions.items()):
+            if session.used_us and session.used_us < oldest_us and not session.waiting:
+                session.close()
+                del self._sessions[session_id]
+
+    def _end(self) -> None:
+        if self._closing is None:
+            self._move("close")
+            self._closing = asyncio.ensure_future(self._go_to_sleep())
+
+    async def _go_to_sleep(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        for session in self._sessions.values():
+            session.close()
+        resident, tenant_id = self._resident, self._tenant_id
+        try:
+            await self._close_stopped()
+            if resident is not None and tenant_id is not None:
+                await self._close_tenant(resident, tenant_id)
+            await self._tell(self._loader, "released", self._name, tenant_id)
+        finally:
+            self._move("told")
+            self._on_end()
+
+    async def _close_tenant(self, resident: Resident, tenant_id: str) -> None:
+        try:
+            await resident.close()
+        except Exception as error:  # whatever it is: the timer must hear nothing, the loader must
+            _logger.warning("tenant %r was not closed cleanly: %r", tenant_id, error)
+            return
+        # A tenant that was lost has not slept: it stays listed as open, and whoever owns the log by
+        # now, or opens it next, answers for its timers.
+        if resident.failed is None:
+            due_us = resident.next_wake_us()
+            due_us = self._clock.now_us() if due_us == 0 else due_us
+            await self._tell(self._timer, "slept", [(tenant_id, resident.epoch, due_us)])
+
+    async def _tell(self, whom: Callable[[], Awaitable[ActorRef]], op: str, *args: Any) -> None:
+        """Tell a peer, through its restarts, for a while: who does not hear it finds out."""
+        for _ in range(20):
+            try:
+                await (await whom()).call(op, *args, timeout_s=5.0)
+                return
+            except (ActorUnreachable, Unavailable):
+                await asyncio.sleep(0.25)
+            except WorkflowsError as error:
+                _logger.warning("%s was not told of %s: %s", op, self._name, error)
+                return
+
+
+class _Tenancy:
+    """The calls of one client over one unbroken connection, and outcomes that it was not told."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[tuple[int, bool, Any]] = []
+        self.is_broken = False
+        """A call ended because the tenant closed or stopped: it has to be made again elsewhere."""
+        self.waiting = 0
+        self.used_us = 0
+        self._tasks: dict[int, asyncio.Task[Any]] = {}
+        self._long: set[int] = set()
+        self._quick = 0
+        self._changed: list[tuple[asyncio.Future[None], bool]] = []
+
+    def is_quick(self) -> bool:
+        """Whether a call that cannot take long is under way."""
+        return self._quick > 0
+
+    def is_awaited(self) -> bool:
+        """Whether somebody is likely to come back for an outcome."""
+        return bool(self._tasks or self.waiting or self.outcomes)
+
+    def start(self, resident: Resident, calls: list[tuple[int, str, dict[str, Any]]]) -> None:
+        """Carry out each call in a task of its own, started in this order."""
+        loop = asyncio.get_running_loop()
+        for number, op, args in calls:
+            task = loop.create_task(resident.call(op, args))
+            self._tasks[number] = task
+            is_quick = op not in LONG_OPS
+            self._quick += is_quick
+            if not is_quick:
+                self._long.add(number)
+            task.add_done_callback(partial(self._done, resident, number, is_quick))
+
+    def forget(self, numbers: list[int]) -> None:
+        """Nobody waits for these any more. What they began goes on; only the waiting ends."""
+        for number in self._long.intersection(numbers):
+            self._tasks[number].cancel()
+
+    async def wait(self, wait_s: float, *, is_poll: bool) -> None:
+        """Until there is something to tell: any outcome for a poll, else every quick call's."""
+        if self._is_ready(is_poll):
+            return
+        changed = asyncio.get_running_loop().create_future()
+        entry = (changed, is_poll)
+        self._changed.append(entry)
+        self.waiting += 1
+        try:
+            await asyncio.wait_for(changed, wait_s)
+        except TimeoutError:
+            pass
+        finally:
+            self.waiting -= 1
+            if entry in self._changed:
+                self._changed.remove(entry)
+
+    def take(self) -> list[tuple[int, bool, Any]]:
+        """The outcomes that were not told yet."""
+        outcomes, self.outcomes = self.outcomes, []
+        return outcomes
+
+    def close(self) -> None:
+        """End the waiting of everybody."""
+        for number in self._long:
+            self._tasks[number].cancel()
+        for changed, _ in self._changed:
+            if not changed.done():
+                changed.set_result(None)
+
+    def _is_ready(self, is_poll: bool) -> bool:
+        return self.is_broken or (bool(self.outcomes) if is_poll else not self._quick)
+
+    def _done(
+        self, resident: Resident, number: int, is_quick: bool, task: asyncio.Task[Any]
+    ) -> None:
+        del self._tasks[number]
+        self._long.discard(number)
+        self._quick -= is_quick
+        if not task.cancelled():
+            error = task.exception()
+            if error is None:
+                self.outcomes.append((number, True, task.result()))
+            elif isinstance(error, Fenced | PlatformClosed) or (
+                resident.failed is not None and not needs_operator(error)
+            ):
+                self.is_broken = True
+            else:
+                self.outcomes.append((number, False, portable(error)))
+        for changed, is_poll in self._changed:
+            if not changed.done() and self._is_ready(is_poll):
+                changed.set_result(None)

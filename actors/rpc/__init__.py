@@ -1,0 +1,1 @@
+"""RPC: calls between actors, and from drivers to actors."""

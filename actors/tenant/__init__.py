@@ -1,0 +1,1 @@
+"""The tenant: a core, its log and its isolates put together as one actor."""

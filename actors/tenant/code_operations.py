@@ -1,0 +1,152 @@
+"""TenantCode: calls about the tenant's code: it is deployed, scheduled, or called itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dynamic_workflows.eventlog.clock import Clock
+from dynamic_workflows.eventlog.errors import (
+    CodeError,
+    InvalidError,
+    PlatformClosed,
+    Unavailable,
+    WorkflowsError,
+)
+from dynamic_workflows.loaders.bundles import bundle as bundles
+from dynamic_workflows.loaders.guest import exception_codec
+
+from ..core.tenant_core import TenantCore
+from ..hosting.code_cache import CodeCache
+from ..hosting.code_host import GuestError, HostKey
+from ..hosting.code_hosts import Hosts
+from ..instances.cron import check_declared, is_cron
+from . import call_arguments
+from .commit_pipeline import Pump
+
+
+class TenantCode:
+    """The code part of `Tenant`."""
+
+    tenant_id: str
+    core: TenantCore
+    failed: BaseException | None
+    _clock: Clock
+    _pump: Pump
+    _hosts: Hosts
+    _codes: CodeCache
+    _workflows: dict[str, None]
+    _is_closed: bool
+
+    def _check_open(self) -> None:
+        if self.failed is not None:
+            details = self.failed.details if isinstance(self.failed, WorkflowsError) else {}
+            raise Unavailable(
+                f"tenant {self.tenant_id!r} stopped: {self.failed}: call again", **details
+            )
+        if self._is_closed:
+            raise PlatformClosed(f"tenant {self.tenant_id!r} is closed")
+
+    async def _invoke(self, args: dict[str, Any]) -> bytes:
+        host_key = await self._code_to_invoke(args)
+        host = await self._hosts.ready(host_key, fresh=True)
+        host = self._hosts.place(host) or host
+        name = call_arguments.optional_text(args, "entrypoint") or "Default"
+        method = call_arguments.text(args, "method")
+        export = host.exports.get(name)
+        if export is None:
+            raise CodeError(
+                f"the code exports no entrypoint {name!r}: it has "
+                f"{', '.join(sorted(host.exports)) or 'none'}",
+                code="code.class_missing",
+            )
+        if export.kind == "workflow":
+            raise InvalidError(
+                f"{name!r} is a workflow class: it is run by create() of its binding, and has no "
+                "methods to call"
+            )
+        if method not in export.methods:
+            raise InvalidError(f"the entrypoint {name!r} has no public method {method!r}")
+        try:
+            return await host.invoke(
+                entrypoint=args.get("entrypoint"),
+                method=method,
+                args=args["args"],
+                kwargs=args["kwargs"],
+                props=args.get("props"),
+            )
+        except GuestError as error:
+            raise exception_codec.from_wire(error.error) from None
+
+    async def _code_to_invoke(self, args: dict[str, Any]) -> HostKey:
+        limits = bundles.checked_limits(args.get("limits"))
+        narrowed = tuple(sorted(limits.items()))
+        code_hash = args.get("code_hash")
+        if code_hash is not None:
+            return code_hash, args.get("worker"), narrowed
+        return (await self._codes.current(None, None)).code_hash, None, narrowed
+
+    async def _deploy(self, args: dict[str, Any]) -> str:
+        bundle = bundles.decode(args["bundle"])
+        check_declared(bundle.schedules)
+        code_hash = await self._codes.keep(bundle)
+        for name in bundle.schedules:
+            await self._codes.check_workflow(code_hash, name)
+        self._codes.deployed = code_hash
+        payload = msgspec.json.encode({"code_hash": code_hash})
+        self._note("code_deployed", payload, code_hash)
+        self._follow_schedules(code_hash, bundle.schedules)
+        await self._pump.caught_up()
+        return code_hash
+
+    async def _reload(self, args: dict[str, Any]) -> None:
+        await self._codes.forget()
+        if self._codes.deployed is not None:
+            self._codes.deployed = None
+            self._note("code_pinned_back", b"{}", None)
+            await self._pump.caught_up()
+
+    def _note(self, kind: str, payload: bytes, code_hash: str | None) -> None:
+        """Record a fact about the tenant itself."""
+        now_us = self._clock.now_us()
+        self._pump.take(self.core.note(kind, payload, code_hash=code_hash, now_us=now_us))
+
+    def _follow_schedules(self, code_hash: str, schedules: dict[str, list[str]]) -> None:
+        """What the code declares holds from now on, and nothing that older code declared."""
+        for workflow in sorted({*schedules, *self.core.declared()}):
+            # Stored code may be older than the check of what it declares.
+            crons = [cron for cron in schedules.get(workflow, []) if is_cron(cron)]
+            self._set_schedules(workflow, crons, code_hash, is_declared=True)
+
+    def _set_schedules(
+        self, workflow: str, crons: list[str], code_hash: str, *, is_declared: bool = False
+    ) -> None:
+        pin = "hash" if self._codes.is_app else "latest"
+        self._workflows[workflow] = None
+        self._pump.take(
+            self.core.set_schedules(
+                workflow,
+                crons,
+                code_hash=code_hash,
+                pin=pin,
+                is_declared=is_declared,
+                now_us=self._clock.now_us(),
+            )
+        )
+
+    async def _schedule(self, args: dict[str, Any]) -> None:
+        """Add or remove one cron expression of a workflow."""
+        workflow = call_arguments.workflow(args)
+        cron = call_arguments.text(args, "cron")
+        if call_arguments.flag(args, "remove"):
+            self._check_open()
+            now_us = self._clock.now_us()
+            self._pump.take(self.core.remove_schedule(workflow, cron, now_us=now_us))
+        else:
+            code_hash = (await self._codes.current(None, None)).code_hash
+            await self._codes.check_workflow(code_hash, workflow)
+            self._check_open()
+            crons = self.core.crons(workflow, is_declared=False)
+            self._set_schedules(workflow, [*crons, cron], code_hash)
+        await self._pump.caught_up()

@@ -1,0 +1,1 @@
+"""Timers: which sleeping tenants are due, and waking them."""

@@ -1,0 +1,66 @@
+"""Listing: has the timer list a tenant as open, while its log is still being taken over.
+
+A tenant serves nobody before it is listed under the epoch of its owner: from then on no crash can
+forget it. The epoch is known as soon as the log was read, so the listing costs no time of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from dynamic_workflows.eventlog.errors import Unavailable, needs_operator
+from dynamic_workflows.eventlog.tracing import mark
+
+from ..background_tasks import seen
+from ..rpc.actor_ref import ActorRef, ActorUnreachable
+
+ANSWER_S = 5.0
+"""How long the timer may take to answer before it is told again."""
+AGAIN_S = 0.1
+
+
+class OpenRegistration:
+    """One opening of one tenant, as the timer hears of it."""
+
+    def __init__(self, tenant_id: str, timer: Callable[[], Awaitable[ActorRef]]) -> None:
+        self._tenant_id = tenant_id
+        self._timer = timer
+        self._telling: dict[int, asyncio.Task[int | None]] = {}
+
+    def claim(self, epoch: int) -> None:
+        """The owner is about to have this epoch, unless another one is quicker."""
+        if epoch not in self._telling:
+            self.withdraw()
+            task = self._telling[epoch] = asyncio.ensure_future(self._tell(epoch))
+            task.add_done_callback(seen)
+
+    async def confirmed(self, epoch: int) -> int | None:
+        """Wait until the tenant is listed; answers a higher epoch that the timer knows, or None.
+
+        Raises what the timer raised: Fenced if its own log was taken over, Unavailable where its
+        disk is full.
+        """
+        self.claim(epoch)
+        higher = await self._telling[epoch]
+        mark("slot: is listed as open")
+        return higher
+
+    def withdraw(self) -> None:
+        """Tell no more. What was told already does no harm: the tenant is opened for nothing."""
+        for task in self._telling.values():
+            task.cancel()
+        self._telling.clear()
+
+    async def _tell(self, epoch: int) -> int | None:
+        while True:
+            try:
+                timer = await self._timer()
+                higher: dict[str, int] = await timer.call(
+                    "opened", [(self._tenant_id, epoch)], timeout_s=ANSWER_S
+                )
+                return higher.get(self._tenant_id)
+            except (ActorUnreachable, Unavailable) as error:
+                if needs_operator(error):
+                    raise
+                await asyncio.sleep(AGAIN_S)

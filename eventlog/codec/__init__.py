@@ -1,0 +1,1 @@
+"""The codec: values as tagged JSON text, and back."""

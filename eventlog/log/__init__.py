@@ -1,0 +1,1 @@
+"""The log: appending rows, and reading and checking them."""

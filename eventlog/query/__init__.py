@@ -1,0 +1,1 @@
+"""Queries: SQL over segments and tails with DuckDB."""

@@ -1,0 +1,1 @@
+"""Segments: sealed Parquet files, their merging, and large values beside them."""

@@ -1,0 +1,1 @@
+"""Stores: a directory, memory or an object store behind one interface."""

@@ -1,0 +1,1 @@
+"""Bundles: a tenant's code under the hash of its content, and where it comes from."""

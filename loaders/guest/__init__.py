@@ -1,0 +1,1 @@
+"""The guest: what runs inside an isolate, around the tenant's code."""

@@ -1,0 +1,139 @@
+"""RunTimers: the timers of asyncio that `run` sets, outside of callbacks.
+
+`asyncio.sleep`, `timeout`, `wait_for` and the like set them. Each has a number, in the order in
+which the code sets them. One that comes due is told to the supervisor, which records it in one
+order with the ends of steps, and then handed to the code in its turn. In a replay none comes due by
+the clock: those that are recorded do in their turn, and the others are set when the replay is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from ..protocol import messages
+from ..sdk.entrypoints import WorkflowFatalError
+
+if TYPE_CHECKING:
+    from .lifetime import GuestLifetime
+
+
+class RunTimer(asyncio.TimerHandle):
+    """What whoever set a timer holds."""
+
+    __slots__ = ("_timers", "at", "number", "real")
+
+    def __init__(
+        self,
+        timers: RunTimers,
+        number: int,
+        at: str | None,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+    ) -> None:
+        super().__init__(when, callback, args, loop, context)
+        self._timers = timers
+        self.number = number
+        self.at = at
+        self.real: asyncio.TimerHandle | None = None
+        """The loop's own timer, once there is one."""
+
+    @property
+    def context(self) -> Context:
+        """What the callback runs in."""
+        context: Context = self._context  # type: ignore[attr-defined]
+        return context
+
+    def cancel(self) -> None:
+        """It is not to come due."""
+        self._timers.pending.pop(self.number, None)
+        if self.real is not None:
+            self.real.cancel()
+        super().cancel()
+
+    def wake(self, outcome: Any) -> bool:
+        """Run the callback in the next turn of the loop; False when it was cancelled."""
+        if self._timers.pending.pop(self.number, None) is None:
+            return False
+        self._timers.run(self)
+        return True
+
+
+class RunTimers:
+    """Those of one lifetime."""
+
+    def __init__(self, life: GuestLifetime) -> None:
+        self._life = life
+        self._last = 0
+        self.pending: dict[int, RunTimer] = {}
+        """Neither due nor cancelled."""
+        self._call_at: Any = None
+
+    def arm(
+        self,
+        call_at: Callable[..., asyncio.TimerHandle],
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: Context,
+    ) -> asyncio.TimerHandle:
+        """Set a timer; `call_at` is the loop's own. Raises WorkflowFatalError for one too many."""
+        life = self._life
+        if life.is_over:
+            return call_at(when, callback, *args, context=context)
+        life.is_plain = False
+        self._last += 1
+        if self._last > life.run.waits_max:
+            raise WorkflowFatalError(
+                f"the limit of {life.run.waits_max:,} timers of asyncio is reached: wait with"
+                " step.sleep, or inside a step"
+            )
+        at = life.guest.place(sys._getframe(2))
+        timer = RunTimer(self, self._last, at, when, callback, args, life.guest.loop, context)
+        self.pending[timer.number] = timer
+        self._call_at = call_at
+        if not life.replay.is_incomplete:
+            self._set(timer)
+        return timer
+
+    def _set(self, timer: RunTimer) -> None:
+        if not self._life.is_rollback:
+            timer.real = self._call_at(timer.when(), self._due, timer, context=timer.context)
+
+    def go_live(self) -> None:
+        """The replay is over: what is left comes due by the clock."""
+        for timer in list(self.pending.values()):
+            self._set(timer)
+
+    def fire(self, number: int) -> bool | None:
+        """Let one come due; False: it was cancelled; None: it was not set yet."""
+        timer = self.pending.get(number)
+        if timer is None:
+            return False if number <= self._last else None
+        return timer.wake(None)
+
+    def drop(self) -> None:
+        """Nobody is told any more, but what tidies up may still wait."""
+        for timer in list(self.pending.values()):
+            if timer.real is None:
+                timer.real = self._call_at(timer.when(), self._due, timer, context=timer.context)
+
+    def _due(self, timer: RunTimer) -> None:
+        life = self._life
+        if life.is_over:
+            timer.wake(None)
+            return
+        life.send(messages.RunTimerFired(timer.number, timer.at, life.heard))
+        life.outcomes.add(timer, (None, None))
+
+    def run(self, timer: RunTimer) -> None:
+        """Let the loop call what the timer was set for."""
+        loop: Any = self._life.guest.loop
+        loop._ready.append(timer)
+        self._life.touch()

@@ -1,0 +1,163 @@
+"""Pulse: sends what a guest has to say in bursts, and notices when a lifetime has gone quiet.
+
+A lifetime is quiet when no handle of the event loop carries it: nothing is ready to run for it and
+no timer of its own is pending. (A handle carries the lifetime in its context, whoever made it:
+gather, TaskGroup, a Queue, asyncio.sleep.) What a thread does cannot be seen here.
+
+This reads `_ready`, `_scheduled` and `_context` of asyncio's own loop, which have kept these names
+since Python 3.7; a test fails when a new Python changes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context, ContextVar
+from typing import Any, Protocol
+
+TURNS_MAX = 8
+"""A burst is sent after so many turns of a loop that is never done."""
+STEPS_MAX = 32
+"""A burst is sent after so many outcomes that one lifetime after another goes on with."""
+MESSAGES_MAX = 48
+"""A burst is sent when it has so many messages: enough for what each costs in calls and commits to
+be shared, few enough for the supervisor to work on one while the guest makes the next."""
+
+
+class QuiescenceListener(Protocol):
+    """A lifetime, as the pulse sees it."""
+
+    is_dirty: bool
+
+    def on_still(self) -> bool:
+        """Nothing is ready to run for it, though a timer may be pending. True: it goes on now."""
+        ...
+
+    def on_timed(self) -> None:
+        """It is still, but for a timer that is pending."""
+        ...
+
+    def on_quiet(self) -> None:
+        """It is quiet."""
+        ...
+
+
+CURRENT: ContextVar[Any] = ContextVar("current_scope", default=None)
+"""The lifetime or call on whose behalf code runs."""
+
+
+class Pulse:
+    """One per guest."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, flush: Any) -> None:
+        self._loop: Any = loop
+        self._flush = flush
+        self._dirty: list[QuiescenceListener] = []
+        self._context = Context()
+        self._is_set = False
+        self._turns = 0
+        self._steps = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def touch(self, life: QuiescenceListener | None) -> None:
+        """Something was sent or received: look again when the loop has nothing else to do."""
+        if life is not None and not life.is_dirty:
+            life.is_dirty = True
+            self._dirty.append(life)
+        if not self._is_set:
+            self._is_set = True
+            self._loop.call_soon(self._beat, context=self._context)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._dirty.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _beat(self) -> None:
+        self._is_set = False
+        ready = self._loop._ready
+        self._turns += 1
+        if self._turns < TURNS_MAX and ready and _carries_any(ready):
+            self._again()
+            return
+        self._turns = 0
+        if self._dirty and self._look(ready):
+            # A lifetime goes on with the next of several outcomes: what it says joins the burst.
+            self._steps += 1
+            if self._steps < STEPS_MAX:
+                return
+        self._steps = 0
+        self._flush()
+
+    def _again(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            self._loop.call_soon(self._beat, context=self._context)
+
+    def _look(self, ready: Any) -> bool:
+        """Tell lifetimes that they are still or quiet; True when one of them goes on."""
+        dirty, self._dirty = self._dirty, []
+        busy = _carried(ready) if ready else _NONE
+        scheduled = self._loop._scheduled
+        timed: set[Any] | frozenset[Any] = _carried(scheduled) if scheduled else _NONE
+        counted = len(scheduled)
+        kept = []
+        goes_on = False
+        for life in dirty:
+            if life in busy:
+                kept.append(life)
+                continue
+            life.is_dirty = False
+            if life.on_still():
+                goes_on = True
+                self.touch(life)
+                continue
+            if len(scheduled) != counted:  # A replay that was over just now has set its timers.
+                timed, counted = _carried(scheduled), len(scheduled)
+            if life in timed:
+                life.on_timed()
+                if not life.is_dirty:  # Else it is on the list for the next look.
+                    life.is_dirty = True
+                    kept.append(life)
+            else:
+                life.on_quiet()
+        if kept:
+            self._dirty += kept
+            if any(life in busy for life in kept):
+                self._again()
+            else:
+                self._wait_for_timers(kept)
+        return goes_on
+
+    def _wait_for_timers(self, kept: list[QuiescenceListener]) -> None:
+        """Look again after the next of the timers that keep lifetimes from being quiet."""
+        due = min(
+            handle.when()
+            for handle in self._loop._scheduled
+            if not handle.cancelled() and handle._context.get(CURRENT) in kept
+        )
+        if self._timer is not None:
+            if self._loop.time() < self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._on_timer, context=self._context)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.touch(None)
+
+
+_NONE: frozenset[Any] = frozenset()
+
+
+def _carries_any(handles: Any) -> bool:
+    for handle in handles:
+        if handle._context.get(CURRENT) is not None and not handle._cancelled:
+            return True
+    return False
+
+
+def _carried(handles: Any) -> set[Any]:
+    found = {handle._context.get(CURRENT) for handle in handles if not handle._cancelled}
+    found.discard(None)
+    return found

@@ -1,0 +1,1 @@
+"""Isolates: processes that run tenant code, and who starts and ends them."""

@@ -1,0 +1,113 @@
+"""Children: what a zygote forked. It waits for their ends, and ends them; nobody else may reap.
+
+Where processes can be held by descriptors, the supervisor gets one of each and kills for itself.
+Elsewhere it asks the zygote: as long as a child is not reaped, its number is no other process's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import select
+import signal
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ..sandbox import linux
+
+
+class ChildExit(NamedTuple):
+    """A child that was reaped."""
+
+    id: int
+    status: int
+    """As from wait(2)."""
+    cpu_s: float
+    rss_max_bytes: int
+
+
+def _ended(id: int, status: int, usage: resource.struct_rusage) -> ChildExit:
+    return ChildExit(id, status, usage.ru_utime + usage.ru_stime, linux.peak_bytes(usage))
+
+
+class Children:
+    """Held by descriptors."""
+
+    def __init__(self, poll: select.poll) -> None:
+        self._poll = poll
+        self._pids: dict[int, tuple[int, int]] = {}  # pidfd -> id, pid
+
+    def add(self, id: int, pid: int) -> list[int]:
+        """A child is there; the descriptors that its supervisor gets, which stay ours."""
+        pidfd = linux.open_pidfd(pid)
+        self._pids[pidfd] = id, pid
+        self._poll.register(pidfd, select.POLLIN)
+        return [pidfd]
+
+    def reap(self, fd: int) -> Iterable[ChildExit]:
+        """Those of whose ends this descriptor tells."""
+        id, pid = self._pids.pop(fd)
+        self._poll.unregister(fd)
+        os.close(fd)
+        _, status, usage = os.wait4(pid, 0)
+        return [_ended(id, status, usage)]
+
+    def kill(self, id: int) -> None:
+        """SIGKILL, if it is still there. Only supervisors that hold nothing ask for it."""
+
+    def kill_all(self) -> None:
+        """SIGKILL for all."""
+        for pidfd in self._pids:
+            linux.kill(pidfd)
+
+    def leave(self) -> None:
+        """In a child: the others are not its own."""
+
+
+class PidChildren(Children):
+    """Known by their numbers; SIGCHLD tells that one has ended."""
+
+    def __init__(self, poll: select.poll) -> None:
+        super().__init__(poll)
+        self._numbers: dict[int, int] = {}  # id -> pid
+        self._news, news_end = os.pipe()
+        for fd in (self._news, news_end):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(news_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        poll.register(self._news, select.POLLIN)
+
+    def add(self, id: int, pid: int) -> list[int]:
+        """A child is there; nothing goes to its supervisor."""
+        self._numbers[id] = pid
+        return []
+
+    def reap(self, fd: int) -> Iterable[ChildExit]:
+        """All that have ended."""
+        os.read(self._news, 4096)
+        for id, pid in list(self._numbers.items()):
+            found, status, usage = os.wait4(pid, os.WNOHANG)
+            if found:
+                del self._numbers[id]
+                yield _ended(id, status, usage)
+
+    def kill(self, id: int) -> None:
+        """SIGKILL, if it is still there."""
+        with contextlib.suppress(KeyError, ProcessLookupError):
+            os.kill(self._numbers[id], signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        """SIGKILL for all."""
+        for id in self._numbers:
+            self.kill(id)
+
+    def leave(self) -> None:
+        """In a child: it has no children, and its signals are its own."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def children(poll: select.poll) -> Children:
+    """Of the best kind that this kernel has."""
+    return Children(poll) if linux.has_pidfds() else PidChildren(poll)

@@ -1,0 +1,312 @@
+"""Zygote: a clean, single-threaded interpreter from which a supervisor's isolates are forked.
+
+It imports ahead what tenants may import, builds the walls that all isolates share, and then only
+forks, reaps and reports. It never sees a byte of a tenant. It dies with its supervisor (the control
+socket ends, and the kernel's parent-death signal), and its isolates die with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import gc
+import importlib
+import importlib.util
+import os
+import select
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import msgspec
+
+from dynamic_workflows.eventlog.errors import SandboxUnavailable
+
+from ..guest import isolate_main
+from ..protocol import control_socket
+from ..protocol.heartbeat import HeartbeatWriter
+from ..sandbox import linux
+from ..sandbox.readable_paths import find_readable
+from ..sandbox.sandbox import UNSAFE, Walls, WallsPlan
+from . import fork_hooks, page_packing
+from .child_processes import children
+
+# --- the control socket: one message a packet, descriptors beside it ------------------------------
+
+
+GUEST = "dynamic_workflows.loaders.guest.guest:Guest"
+"""The guest that tenants get; tests have others."""
+
+
+class ZygotePlan(msgspec.Struct, array_like=True):
+    """The first message to a zygote: what all its isolates have in common."""
+
+    walls: WallsPlan
+    packages: list[str]
+    guest: str
+    """Where the class is that serves the channel: "module:name"."""
+    supervisor_pid: int
+
+
+class Spawn(msgspec.Struct, array_like=True, tag=1):
+    """Fork an isolate. Beside it: its end of the channel, its heartbeat page, its log pipe."""
+
+    id: int
+    memory_bytes: int
+    files_max: int
+    tmp_bytes: int
+    calls_in_flight_max: int
+    bytes_in_flight_max: int
+    is_blank: bool
+    """It will wait for its owner: time to rehearse, so that it starts faster."""
+
+
+class Kill(msgspec.Struct, array_like=True, tag=2):
+    """End an isolate, for a supervisor that has no descriptor of it."""
+
+    id: int
+
+
+class Ready(msgspec.Struct, array_like=True, tag=1):
+    """The walls stand."""
+
+    level: str
+    notes: list[str]
+    """What was asked for and is missing without harm: packages that cannot be imported."""
+    rss_bytes: int
+    """Memory that every isolate shares with the zygote."""
+
+
+class Refused(msgspec.Struct, array_like=True, tag=2):
+    """The walls cannot be built here; the zygote ends."""
+
+    message: str
+
+
+class Spawned(msgspec.Struct, array_like=True, tag=3):
+    """The process exists. Beside it: its pidfd, where the kernel has such a thing."""
+
+    id: int
+    pid: int
+
+
+class SpawnFailed(msgspec.Struct, array_like=True, tag=4):
+    """The fork failed."""
+
+    id: int
+    message: str
+
+
+class Exited(msgspec.Struct, array_like=True, tag=5):
+    """An isolate ended and was reaped."""
+
+    id: int
+    status: int
+    """As from wait(2)."""
+    cpu_s: float
+    rss_max_bytes: int
+
+
+Report = Ready | Refused | Spawned | SpawnFailed | Exited
+_decode = msgspec.msgpack.Decoder(Spawn | Kill).decode
+_SPAWN_FDS = 3
+FILES_MAX = 4096
+"""Descriptors of a zygote, and of an isolate at its start. It closes all that are not its own, one
+by one where the kernel or the C library lacks close_range: so there is a bound."""
+_encode = msgspec.msgpack.Encoder().encode
+
+# Modules that start-up does not import by itself and that tenants use. Native ones have to be here:
+# behind the walls no memory becomes executable, so nothing native can be loaded any more.
+PRELOADED = """
+    _bisect _blake2 _bz2 _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp _codecs_kr _codecs_tw
+    _contextvars _csv _datetime _decimal _elementtree _hashlib _heapq _json _lzma _md5
+    _multibytecodec _opcode _pickle _queue _random _sha1 _sha256 _sha2 _sha3 _sha512 _sqlite3
+    _statistics _struct _uuid _zoneinfo array binascii cmath fcntl math mmap pyexpat select
+    termios unicodedata zlib abc asyncio base64 calendar codecs collections.abc contextvars copy
+    csv dataclasses datetime decimal difflib encodings.idna encodings.latin_1 enum fractions
+    functools graphlib hashlib hmac html inspect io itertools json linecache logging operator
+    pathlib pickle platform pprint random re secrets shlex sqlite3 statistics string struct
+    tempfile textwrap threading time tokenize traceback types typing urllib.parse uuid weakref
+    xml.etree.ElementTree zoneinfo concurrent.futures.thread importlib.metadata
+    importlib.resources multiprocessing.connection tzdata annotated_types typing_extensions
+    pydantic pydantic.dataclasses pydantic.type_adapter
+""".split()
+
+
+# What runs at the start of an isolate and cannot be rehearsed, because there is no way back.
+_RUN_AT_STARTS = frozenset(
+    f"{__package__.rpartition('.')[0]}.{name}"
+    for name in """
+    guest.isolate_main guest.logs isolates.zygote protocol.heartbeat sandbox.landlock sandbox.linux
+    sandbox.sandbox sandbox.seccomp
+    """.split()
+)
+
+
+def main(fd: int, stdlib: list[str]) -> NoReturn:
+    """The life of a zygote, on this end of the control socket; `stdlib`: where imports may look."""
+    channel = control_socket.over(socket.socket(fileno=linux.move_up(fd)))
+    linux.limit_files(FILES_MAX)
+    plan = _receive_plan(channel)
+    linux.die_with_parent()
+    linux.name_process("dw-zygote")
+    if os.getppid() != plan.supervisor_pid:
+        os._exit(0)
+    try:
+        guest, notes = _import_ahead(plan, stdlib)
+        walls = Walls.prepare(plan.walls, readable=find_readable(stdlib))
+    except SandboxUnavailable as error:
+        channel.send(_encode(Refused(error.message)))
+        os._exit(1)
+    fork_hooks.settle(has_threads=threading.active_count() > 1)
+    os.environ.clear()
+    rehearse = _rehearsal(plan)
+    page_packing.pack(rehearse, _RUN_AT_STARTS)
+    # From here on the pages of these objects are shared by all isolates; the collector keeps off.
+    gc.freeze()
+    shared_bytes = linux.memory_bytes(os.getpid())[1]
+    channel.send(_encode(Ready(walls.level, notes + walls.notes, shared_bytes)))
+    ZygoteServer(channel, walls, guest, rehearse).serve()
+
+
+def _receive_plan(channel: control_socket.Control) -> ZygotePlan:
+    while not (messages := channel.receive()):
+        if messages is None:
+            os._exit(0)
+    return msgspec.msgpack.decode(messages[0][0], type=ZygotePlan)
+
+
+def _rehearsal(plan: ZygotePlan) -> Callable[[], None]:
+    if plan.guest != GUEST:
+        return lambda: None
+    rehearse: Callable[[], None] = importlib.import_module(".warmup", __package__).rehearse
+    return rehearse
+
+
+def _import_ahead(plan: ZygotePlan, stdlib: list[str]) -> tuple[Any, list[str]]:
+    notes = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in PRELOADED:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        module, _, attribute = plan.guest.partition(":")
+        guest = getattr(importlib.import_module(module), attribute)
+        for name in plan.packages:
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                notes.append(f"package {name} cannot be imported: {error}")
+    # Lazy imports find the standard library and what lies in packages imported above, nothing else.
+    sys.path[:] = stdlib
+    # The finders list these directories now: behind Landlock what lies in them may be read, but
+    # not they themselves, since site-packages often lies there too.
+    importlib.util.find_spec("no_such_module")
+    return guest, notes
+
+
+class ZygoteServer:
+    """Forks on request, reaps, reports."""
+
+    def __init__(
+        self,
+        channel: control_socket.Control,
+        walls: Walls,
+        guest: Any,
+        rehearse: Callable[[], None],
+    ) -> None:
+        self._channel = channel
+        self._walls = walls
+        self._guest = guest
+        self._rehearse = rehearse
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
+        self._children = children(self._poll)
+        self._lifeline = None
+        if walls.level == UNSAFE and not (linux.has_parent_signal() and linux.has_cpu_clocks()):
+            lifeline = importlib.import_module(".parent_death", __package__)
+            self._lifeline = lifeline.Lifeline()
+
+    def serve(self) -> NoReturn:
+        """Answer the supervisor and reap isolates until the supervisor ends."""
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == self._channel.fileno():
+                    self._receive()
+                else:
+                    for ended in self._children.reap(fd):
+                        self._channel.send(_encode(Exited(*ended)))
+
+    def _receive(self) -> None:
+        messages = self._channel.receive()
+        if messages is None:
+            # The supervisor is gone, and so is the reason of every isolate. The kernel's signal at
+            # our death does the same; this is faster where it was cleared by a change of user.
+            self._children.kill_all()
+            os._exit(0)
+        for data, fds in messages:
+            match _decode(data):
+                case Spawn() as spawn:
+                    self._spawn(spawn, fds)
+                case Kill(id):
+                    self._children.kill(id)
+
+    def _spawn(self, spawn: Spawn, fds: list[int]) -> None:
+        try:
+            if len(fds) != _SPAWN_FDS:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            pid = os.fork()
+        except OSError as error:
+            self._channel.send(_encode(SpawnFailed(spawn.id, str(error))))
+        else:
+            if pid == 0:
+                self._be_isolate(spawn, fds)
+            held = self._children.add(spawn.id, pid)
+            self._channel.send(_encode(Spawned(spawn.id, pid)), held)
+        for fd in fds:
+            os.close(fd)
+
+    def _be_isolate(self, spawn: Spawn, fds: list[int]) -> NoReturn:
+        """The child's life; never comes back into the zygote's code."""
+        status = isolate_main.FAILED
+        try:
+            os.setsid()
+            self._children.leave()
+            line = self._lifeline
+            _arrange(fds, keep=[*self._walls.kept_fds, *([line.fd] if line else [])])
+            linux.name_process("dw-isolate")
+            self._walls.apply(
+                memory_bytes=spawn.memory_bytes,
+                files_max=spawn.files_max,
+                tmp_bytes=spawn.tmp_bytes,
+            )
+            if spawn.is_blank:
+                self._rehearse()
+            status = isolate_main.main(
+                self._guest,
+                make_writer=line.hold if line else HeartbeatWriter,
+                calls_in_flight_max=spawn.calls_in_flight_max,
+                bytes_in_flight_max=spawn.bytes_in_flight_max,
+            )
+        except BaseException as error:
+            # Nothing of a tenant has run if this is about the walls: the supervisor is told.
+            isolate_main.report_failure(error)
+        finally:
+            os._exit(status)
+
+
+def _arrange(fds: list[int], keep: list[int]) -> None:
+    """0: nothing; 1, 2: the log pipe; 3: the channel; 4: the heartbeat page; the rest closed."""
+    channel, page, log = (fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for fd in fds)
+    # 0 is the zygote's own already: nothing.
+    for fd, number in ((log, 1), (log, 2), (channel, 3), (page, 4)):
+        os.dup2(fd, number, inheritable=False)
+    first = 5
+    for fd in sorted(keep):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, FILES_MAX)

@@ -1,0 +1,1 @@
+"""The protocol: messages between a supervisor and its isolates."""

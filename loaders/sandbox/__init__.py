@@ -1,0 +1,1 @@
+"""The sandbox: the kernel's walls around a process."""

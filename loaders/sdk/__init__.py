@@ -1,0 +1,1 @@
+"""The SDK: what tenant code and drivers import."""

@@ -1,0 +1,1 @@
+"""Values of classes: taken apart into what is stored, and made again."""
