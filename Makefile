@@ -17,10 +17,10 @@ PYTEST_PROCESSES ?= auto
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install fmt lint types unit test azurite slow fuzz demo bench clean
+.PHONY: help install fmt lint types unit check test test-all azurite slow fuzz demo bench clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*##  *\(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) \
+	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) \
 		| awk -F '@' '{ printf "%-15s %s\n", $$1, $$2 }'
 
 install: $(STAMP)  ## create .venv with this project and its tools, when they are not there yet
@@ -58,22 +58,33 @@ azurite: $(STAMP)  ## install Azure's emulator for the tests, where node and its
 		--fetch-retries=1 --fetch-timeout=20000 \
 		--prefix $(VENV)/azurite azurite@3 >/dev/null 2>&1 || echo 'no azurite: its tests are skipped'
 
-unit: $(STAMP) azurite  ## run the tests that are not slow; PYTEST_ARGS adds arguments
-	$(RUN) -m pytest -m 'not slow' -n $(PYTEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+PYTEST := $(RUN) -m pytest -n $(PYTEST_PROCESSES) --dist loadgroup
+
+unit: $(STAMP)  ## run the tests that start neither a Ray nor an isolate; PYTEST_ARGS adds arguments
+	$(PYTEST) -m 'not slow' tests/unit $(PYTEST_ARGS)
 
 # One after the other, also under `make -j`: the order is from cheap to dear.
-test: $(STAMP)  ## install, then format, style, types and tests: what CI runs
+check: $(STAMP)  ## format, style, types and unit tests: before each commit
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
 	@$(MAKE) --no-print-directory unit
 
-slow: $(STAMP)  ## run the tests of many seeds and long histories
+test: $(STAMP) azurite  ## install, then format, style, types and tests: what CI runs
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+
+slow: $(STAMP) azurite  ## run the tests of many seeds and long histories
 	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+
+test-all: $(STAMP)  ## all tests, the slow ones too
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory slow
 
 FUZZ_SECONDS ?= 600
 fuzz: $(STAMP)  ## make up bytes against all that reads them, for FUZZ_SECONDS (600) in all
 	$(RUN) -m pip install --quiet --group fuzz
-	$(RUN) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
+	$(RUN) tests/security/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 demo: $(STAMP)  ## four tenants, one crash, SQL at the end; again to go on from the same log
 	@# Python cannot hear of Ctrl-C in its first moments: until the demo does, it does nothing.

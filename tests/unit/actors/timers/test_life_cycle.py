@@ -1,0 +1,136 @@
+"""The life of a tenant: no order of messages, loss or death makes a wake-up disappear."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import life_explorer
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wake_accidents import wrong_of
+
+from dynamic_workflows.actors.placement import loader, worker_process, worker_state
+from dynamic_workflows.actors.placement.worker_state import SlotState
+from dynamic_workflows.actors.timers import wake_schedule, wake_service
+from dynamic_workflows.actors.timers.tenant_entry import OPEN, TenantEntry
+from dynamic_workflows.eventlog.clock import US
+
+ENTRIES = st.builds(TenantEntry, st.integers(1, 4), st.sampled_from([OPEN, None, 5, 9]))
+
+
+def newest(said: list[TenantEntry]) -> TenantEntry | None:
+    entry = None
+    for one in said:
+        entry = one if one.is_newer_than(entry) else entry
+    return entry
+
+
+@given(st.lists(ENTRIES, max_size=6), st.randoms())
+def test_an_entry_is_the_same_in_whatever_order_it_was_told_and_however_often(
+    said: list[TenantEntry], rng: random.Random
+) -> None:
+    # An owner says one due time, and no other later.
+    said = list({(e.epoch, e.is_open): e for e in said}.values())
+    shuffled = said + rng.choices(said, k=3) if said else []
+    rng.shuffle(shuffled)
+    assert newest(shuffled) == newest(said)
+
+
+def test_what_an_older_owner_said_late_changes_nothing() -> None:
+    assert not TenantEntry(3, 1_000).is_newer_than(TenantEntry(4, OPEN))
+    assert not TenantEntry(4, OPEN).is_newer_than(TenantEntry(4, None)), "said twice"
+    assert TenantEntry(4, 1_000).is_newer_than(TenantEntry(4, OPEN))
+    assert TenantEntry(5, OPEN).is_newer_than(TenantEntry(4, None))
+
+
+def test_a_tenant_that_closes_longer_than_it_may_sleep_is_woken() -> None:
+    story = life_explorer.run(())
+    assert not story.wrong
+    assert life_explorer.CLOSING_S > life_explorer.NAP_S - life_explorer.IDLE_S
+
+
+def test_one_accident_at_any_moment_loses_no_wake_up() -> None:
+    assert wrong_of(1) == []
+
+
+def test_some_accidents_together_lose_no_wake_up() -> None:
+    rng = random.Random(80)
+    plain = life_explorer.run(())
+    for _ in range(40):
+        exceptions: list[tuple[int, str]] = []
+        story = plain
+        for _ in range(rng.randint(2, 5)):
+            first = exceptions[-1][0] + 1 if exceptions else 0
+            if first >= len(story.options):
+                break
+            step = rng.randrange(first, len(story.options))
+            exceptions.append((step, rng.choice(story.options[step])))
+            story = life_explorer.run(exceptions)
+            assert not story.wrong, exceptions
+
+
+def test_a_call_that_is_answered_before_an_older_one_is_answered_all_the_same() -> None:
+    """A slot dies under the first caller; a second one calls just then, and is quicker."""
+    plain = life_explorer.run((), naps=1)
+    for step, before in enumerate(plain.options[:-1]):
+        for kill in (what for what in before if what.startswith("kill slot")):
+            story = life_explorer.run([(step, "client"), (step + 1, kill)], naps=1)
+            assert not story.wrong, (step, kill)
+
+
+def test_a_call_that_is_never_answered_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: slots serve the first call, and forget every other."""
+    asked: list[str] = []
+    exchange = worker_process.Slot.exchange
+
+    async def forgetful(self: worker_process.Slot, *args: Any) -> Any:
+        asked.append("a call")
+        return await exchange(self, *args) if len(asked) == 1 else []
+
+    monkeypatch.setattr(worker_process.Slot, "exchange", forgetful)
+    assert not life_explorer.run((), naps=1).wrong
+    asked.clear()
+    assert "1 calls without an answer" in life_explorer.run([(16, "client")], naps=1).wrong[0]
+
+
+def test_a_wake_up_that_is_over_when_somebody_was_told_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fault that the protocol was mended for: planted again, and found at once."""
+
+    def forget(schedule: wake_schedule.WakeSchedule, name: str, now_us: int) -> None:
+        schedule._tries.pop(name, None)
+        schedule._heap = [item for item in schedule._heap if item[1] != name]
+
+    async def trusting(self: loader.Loader, tenant_id: str) -> None:
+        if tenant_id not in self._places:
+            self._new_place(tenant_id, is_wanted=False)
+
+    monkeypatch.setattr(wake_schedule.WakeSchedule, "said_open", forget)
+    monkeypatch.setattr(wake_schedule, "HORIZON_US", 600 * US)
+    monkeypatch.setattr(loader.Loader, "_wake", trusting)
+    assert "naps are left" in life_explorer.run(()).wrong[0]
+
+
+def test_an_owner_that_is_not_listed_when_it_serves_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Planted: whatever comes last counts, whoever said it."""
+    monkeypatch.setattr(TenantEntry, "is_newer_than", lambda self, other: True)
+    assert wrong_of(1)
+
+
+def test_every_state_of_a_slot_has_a_way_to_its_end() -> None:
+    for state in SlotState:
+        ahead = {state}
+        for _ in SlotState:
+            ahead |= {to for (before, _), to in worker_state.MOVES.items() if before in ahead}
+        assert SlotState.ENDED in ahead
+    with pytest.raises(KeyError):
+        worker_state.after(SlotState.ENDED, "adopt")
+
+
+def test_the_loader_answers_well_before_the_timer_gives_it_up() -> None:
+    assert loader.WAKE_S * 2 <= wake_service.ANSWER_S < wake_schedule.IN_FLIGHT_S
