@@ -11,11 +11,10 @@ import ast
 import pickle
 from collections import Counter, defaultdict
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 from paths import ROOT
-from tree import FACE, FLOORS, imported, sources
+from tree import FACE, FLOORS, imported, room_of, rooms, sources
 
 import dynamic_workflows as dw
 
@@ -60,21 +59,6 @@ MAY_IMPORT = {
     "actors.cluster": """actors actors.diagnosis actors.placement actors.rpc eventlog
         eventlog.store loaders.sandbox""",
 }
-
-
-def room_of(path: Path) -> str:
-    """The room that a file of a floor lies in."""
-    return ".".join(path.relative_to(ROOT).parent.parts)
-
-
-def rooms() -> set[str]:
-    """The folders of all floors."""
-    return {
-        room_of(path)
-        for floor in FLOORS
-        for path in sources(floor)
-        if room_of(path) != "loaders"  # Its only file is the mark of a package.
-    }
 
 
 def neighbours() -> dict[str, set[str]]:

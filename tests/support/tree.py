@@ -37,3 +37,18 @@ def imported(path: Path) -> Iterator[str]:
             start = above + ([node.module] if node.module else [])
             for alias in node.names:
                 yield ".".join([*start, alias.name])
+
+
+def room_of(path: Path) -> str:
+    """The room that a file of a floor lies in."""
+    return ".".join(path.relative_to(ROOT).parent.parts)
+
+
+def rooms() -> set[str]:
+    """The folders of all floors."""
+    return {
+        room_of(path)
+        for floor in FLOORS
+        for path in sources(floor)
+        if room_of(path) != "loaders"  # Its only file is the mark of a package.
+    }
