@@ -17,7 +17,6 @@ import measure
 from dynamic_workflows.actors.core.tenant_core import TenantCore
 from dynamic_workflows.actors.instances.decisions import CoreConfig, CreateItem
 from dynamic_workflows.eventlog.events import Row
-from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.loaders.protocol.messages import Done, End, Idle, Sleep, StepRequest
 
 CONFIG = b'{"retries":{"limit":5,"delay_ms":10000,"backoff":"exponential"},"timeout_ms":600000}'
@@ -30,7 +29,7 @@ Figures = dict[tuple[str, str], float]
 
 
 def fresh() -> TenantCore:
-    return TenantCore("bench", CoreConfig(creates_per_second_max=1e9), SeededIds(1))
+    return TenantCore("bench", CoreConfig(creates_per_second_max=1e9))
 
 
 def created(core: TenantCore) -> list[Row]:

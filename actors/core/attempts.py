@@ -30,26 +30,41 @@ from ..instances.step_state import (
     retry_delay_ms,
     timeout_error,
 )
-from .suspension import Rests
+from .lifetimes import Lifetimes
+from .run_ends import RunEnds
+from .state import CoreState
+from .suspension import Suspension
 
 
-class Attempts(Rests):
+class Attempts:
     """Attempts of steps and, by the same rules, of rollback handlers (steps of kind "undo")."""
 
-    def _attempt(self, d: Decision, life: Lifetime, step: StepState, now_us: int) -> None:
-        """The next attempt of a step that history knows."""
+    def __init__(
+        self, state: CoreState, lifetimes: Lifetimes, suspension: Suspension, ends: RunEnds
+    ) -> None:
+        self._state = state
+        self._emit = state.emit
+        self._lifetimes = lifetimes
+        self._send, self._arm = lifetimes.send, lifetimes.arm
+        self._suspension = suspension
+        self._ends = ends
+        self._config = state.config
+        self._mocks = state.mocks
+
+    def begin_next(self, d: Decision, life: Lifetime, step: StepState, now_us: int) -> None:
+        """Record and begin the next attempt of a recorded step."""
         kind = "rollback_attempt_started" if step.kind == "undo" else "attempt_started"
         number = step.attempt + 1
         self._emit(d, life.summary, kind, now_us=now_us, step=step, attempt=number)
-        self._go(d, life, step, now_us)
+        self.go(d, life, step, now_us)
 
-    def _go(self, d: Decision, life: Lifetime, step: StepState, now_us: int) -> None:
-        """The attempt is recorded: let the callback run, or let a mock stand for it."""
+    def go(self, d: Decision, life: Lifetime, step: StepState, now_us: int) -> None:
+        """Let the callback of an attempt that is recorded run, or let a mock stand for it."""
         life.running += 1
-        if self.mocks and step.kind == DO and self._mocked(d, life, step, now_us):
+        if self._mocks and step.kind == DO and self._mocked(d, life, step, now_us):
             return
         if step.kind == "undo":
-            self._send(d, life, self._undo_message(life, step))
+            self._send(d, life, _undo_message(life, step))
         else:
             assert step.token is not None
             config = None if step.attempt == 1 else step.config_text
@@ -57,22 +72,22 @@ class Attempts(Rests):
         self._arm(life, step, now_us + round(min(step.config.timeout_ms, YEAR_MS) * 1_000))
 
     def _mocked(self, d: Decision, life: Lifetime, step: StepState, now_us: int) -> bool:
-        mocks = self.mocks.get(life.summary.key)
+        mocks = self._mocks.get(life.summary.key)
         if mocks is None:
             return False
         if (error := mocks.take_error(step)) is not None:
-            self._fail(d, life.summary, step, error, now_us)
+            self.fail(d, life.summary, step, error, now_us)
         elif mocks.take_timeout(step):
-            self._fail(d, life.summary, step, timeout_error(step), now_us)
+            self.fail(d, life.summary, step, timeout_error(step), now_us)
         elif (value := mocks.result(step)) is not None:
-            self._complete(d, life, step, value, now_us)
+            self.complete(d, life, step, value, now_us)
             if life.summary.lifetime is life:
-                self._answer(d, life, step)
+                self._lifetimes.answer(d, life, step)
         else:
             return False
         return True
 
-    def _complete(
+    def complete(
         self,
         d: Decision,
         life: Lifetime,
@@ -81,17 +96,19 @@ class Attempts(Rests):
         now_us: int,
         before: int = 0,
     ) -> None:
+        """The attempt succeeded with this value. `before`: the end that its code saw after this one
+        though it came before it, see Lifetime.overtaken."""
         summary = life.summary
-        error = self._state_error(summary, len(value))
+        error = self._state.state_error(summary, len(value))
         if error is not None:
             # The guest has handed the value on: it is replayed, with the error in its place.
             life.running -= 1
-            self._disarm(step)
+            self._lifetimes.disarm(step)
             self._give_up(d, summary, step, error, now_us)
-            self._interrupt(d, summary, error.message, now_us, exempt=True)
+            self.interrupt(d, summary, error.message, now_us, exempt=True)
             return
         life.running -= 1
-        self._disarm(step)
+        self._lifetimes.disarm(step)
         body = Completed(msgspec.Raw(value), before=before)
         shown: Body | None = None
         if step.sensitive:
@@ -108,16 +125,17 @@ class Attempts(Rests):
             shown=shown,
         )
         d.durable = True
-        self._after_outcome(d, life, now_us)
+        self.after_outcome(d, life, now_us)
 
-    def _after_outcome(self, d: Decision, life: Lifetime, now_us: int) -> None:
+    def after_outcome(self, d: Decision, life: Lifetime, now_us: int) -> None:
+        """An outcome of the lifetime is recorded: carry out what waited for it, such as a pause."""
         life.summary.deaths = 0
         if life.summary.status == PAUSING:
-            self._try_pause(d, life, now_us)
-        elif self.crash_at_every_step and not life.ended:
-            self._interrupt(d, life.summary, "crash_at_every_step", now_us, exempt=True)
+            self._suspension.try_pause(d, life, now_us)
+        elif self._state.crash_at_every_step and not life.ended:
+            self.interrupt(d, life.summary, "crash_at_every_step", now_us, exempt=True)
 
-    def _fail(
+    def fail(
         self,
         d: Decision,
         summary: IndexEntry,
@@ -132,7 +150,7 @@ class Attempts(Rests):
         life = summary.lifetime
         if life is not None:
             life.running -= 1
-            self._disarm(step)
+            self._lifetimes.disarm(step)
         is_over = (
             is_final(error)
             or delay_error is not None
@@ -149,12 +167,12 @@ class Attempts(Rests):
     def _after_failure(self, d: Decision, life: Lifetime, step: StepState, now_us: int) -> None:
         if step.kind == "undo":
             if step.outcome != OPEN:
-                self._undo_failed(d, life, step, now_us)
+                self._ends.stop_rollback(d, life.summary, step, now_us)
         elif step.outcome != OPEN:
-            self._answer(d, life, step)
-            self._after_outcome(d, life, now_us)
+            self._lifetimes.answer(d, life, step)
+            self.after_outcome(d, life, now_us)
         elif life.summary.status == PAUSING:
-            self._try_pause(d, life, now_us)
+            self._suspension.try_pause(d, life, now_us)
 
     def _retry_later(
         self,
@@ -166,7 +184,7 @@ class Attempts(Rests):
         answered_ms: float | None,
     ) -> None:
         delay_ms = retry_delay_ms(step.config, step.failures + 1, answered_ms)
-        mocks = self.mocks.get(summary.key) if self.mocks else None
+        mocks = self._mocks.get(summary.key) if self._mocks else None
         is_skipped = mocks is not None and mocks.skips_delay(step)
         due_us = now_us if is_skipped else now_us + delay_ms * 1_000
         body = AttemptErrored(error_body(error), delay_ms, due_us)
@@ -202,9 +220,7 @@ class Attempts(Rests):
         self._emit(d, summary, kind, body, now_us=now_us, step=step, attempt=attempt)
         d.durable = True
 
-    # --- cut off ----------------------------------------------------------------------------------
-
-    def _lose_attempts(
+    def lose_in_flight(
         self,
         d: Decision,
         summary: IndexEntry,
@@ -239,47 +255,55 @@ class Attempts(Rests):
         own: bool,
         exempt: bool,
     ) -> None:
-        is_last = not exempt and step.lost_in_a_row >= self.config.lost_in_a_row_max
+        is_last = not exempt and step.lost_in_a_row >= self._config.lost_in_a_row_max
         if own:
             error = own_error(error.name, f'{error.message} in step "{plain(step.name)}"')
         if step.config.lost == "fail":
             self._give_up(d, summary, step, error, now_us, lost=not own)
         elif own:
-            self._fail(d, summary, step, error, now_us)
+            self.fail(d, summary, step, error, now_us)
         elif is_last:
             self._give_up(d, summary, step, error, now_us, lost=True)
         else:
             body = AttemptErrored(error_body(error), lost=True, exempt=exempt)
             self._emit_attempt_errored(d, summary, step, body, now_us)
 
-    def _interrupt(
+    def interrupt(
         self, d: Decision, summary: IndexEntry, reason: str, now_us: int, *, exempt: bool = False
     ) -> None:
         """End the lifetime, and let another go on."""
-        self._end_life(d, summary)
+        self._lifetimes.end(d, summary)
         lost = own_error("WorkflowInternalError", f"the attempt was cut off: {reason}")
-        self._lose_attempts(d, summary, lost, now_us, exempt=exempt)
+        self.lose_in_flight(d, summary, lost, now_us, exempt=exempt)
         if summary.status == PAUSING:
-            self._pause_now(d, summary, now_us)
+            self._suspension.pause(d, summary, now_us)
         else:
-            self._rest(summary, now_us)
+            self._state.rest(summary, now_us)
 
-    def _park(self, d: Decision, summary: IndexEntry, code: str, message: str, now_us: int) -> None:
-        self._end_life(d, summary)
+    def park(self, d: Decision, summary: IndexEntry, code: str, message: str, now_us: int) -> None:
+        """End the lifetime, and pause the instance with a reason."""
+        self._lifetimes.end(d, summary)
         lost = own_error("WorkflowInternalError", f"the attempt was cut off: {message[:1_000]}")
-        self._lose_attempts(d, summary, lost, now_us)
+        self.lose_in_flight(d, summary, lost, now_us)
         body = Parked(code, message)
         self._emit(d, summary, "workflow_parked", body, now_us=now_us)
         d.durable = True
-        self._rest(summary, now_us)
+        self._state.rest(summary, now_us)
 
-    # --- rollback, in core_rollback.py ------------------------------------------------------------
 
-    def _undo_message(self, life: Lifetime, undo: StepState) -> Undo:
-        raise NotImplementedError
-
-    def _undone(self, d: Decision, life: Lifetime, undo: StepState, now_us: int) -> None:
-        raise NotImplementedError
-
-    def _undo_failed(self, d: Decision, life: Lifetime, undo: StepState, now_us: int) -> None:
-        raise NotImplementedError
+def _undo_message(life: Lifetime, undo: StepState) -> Undo:
+    instance = life.summary.instance
+    assert instance is not None
+    assert instance.cause is not None
+    assert undo.token is not None
+    step = instance.steps[DO, undo.name, undo.count]
+    return Undo(
+        undo.token,
+        undo.name,
+        undo.count,
+        undo.attempt,
+        step.attempt,
+        instance.cause,
+        step.value,
+        undo.config_text,
+    )

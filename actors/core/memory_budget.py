@@ -1,17 +1,24 @@
-"""Heft: what the loaded instances of a tenant may take, and who is forgotten when it is more."""
+"""Memory: the instances whose full state is loaded, and those that are forgotten when it is too
+much."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Protocol
 
-from ..instances.decisions import Key
+from dynamic_workflows.eventlog.events import Row
+
+from ..instances.decisions import Decision, Key
+from ..instances.index_entry import NOT_QUEUED, IndexEntry
+from ..instances.instance import fold
+from ..instances.row_payloads import decode
+from .attempts import Attempts
+from .lifetimes import Lifetimes
+from .state import CoreState
 
 BYTES_MAX = 128 * 1024 * 1024
 """Of loaded instances, before those that do not run are forgotten; half of it may stay."""
-HEAVY_BYTES = 1024 * 1024
-"""An instance that takes more is loaded while no other one of that kind is."""
 _LOOK = 256
 
 
@@ -67,3 +74,82 @@ class Heft:
                         forget(key)
                 if not keys or core.loaded_bytes == before:
                     break
+
+
+class LoadedInstances:
+    """Loads the full state of instances, and unloads what is not needed soon."""
+
+    def __init__(self, state: CoreState, lifetimes: Lifetimes, attempts: Attempts) -> None:
+        self._state = state
+        self._lifetimes = lifetimes
+        self._attempts = attempts
+
+    def is_loaded(self, key: Key) -> bool:
+        """Whether the full state is in memory."""
+        return self._state.find(key).instance is not None
+
+    def load(self, key: Key, rows: list[Row]) -> bool:
+        """Load an instance from the rows of its whole history, blobs resolved. Return False, and
+        load nothing, if the instance has moved on since the history was read: read it again."""
+        summary = self._state.find(key)
+        assert summary.instance is None
+        copy = IndexEntry(key)
+        for row in rows:
+            body = decode(row)
+            fold(copy, row, body)
+            self._state.note_event(row, body)
+        said = (copy.status, copy.run, copy.created_us)
+        if said != (summary.status, summary.run, summary.created_us):
+            return False
+        summary.instance = copy.instance
+        self._state.loaded_bytes += summary.weight
+        summary.set("tokens", None)
+        if summary.lifetime is None:
+            resting = summary.queue == NOT_QUEUED
+            (self._state.resting if resting else self._state.loaded_queued)[key] = summary
+        return True
+
+    def evictable(self) -> Iterator[Key]:
+        """Loaded instances that nothing will happen to soon, the longest at rest first. Take what
+        is wanted out of it before evicting."""
+        return iter(self._state.resting)
+
+    def evict(self, key: Key) -> None:
+        """Unload an instance at rest; no-op for any other."""
+        summary = self._state.directory.get(key)
+        if summary is not None and self._state.resting.pop(key, None) is not None:
+            self._state.unload(summary)
+
+    def queued_last(self) -> Iterator[Key]:
+        """Loaded instances that wait for a slot, the last first. Take what is wanted out of it
+        before putting one away."""
+        return reversed(self._state.loaded_queued)
+
+    def put_away(self, key: Key) -> None:
+        """Unload an instance that waits for a slot; no-op for any other."""
+        summary = self._state.loaded_queued.get(key)
+        if summary is not None:
+            self._state.unload(summary)
+
+    def was_heavy(self, key: Key) -> bool:
+        """Whether the instance took much memory when it was last loaded."""
+        return self._state.find(key).was_heavy
+
+    def relieve(self, bytes_max: int, *, now_us: int) -> Decision:
+        """End lifetimes of instances that take more than the average, the youngest first, until
+        those that are left take no more than `bytes_max`. The oldest goes on; the others go on
+        when they are started again, and what they had in flight is tried again."""
+        d = Decision()
+        oldest_first = list(self._lifetimes.by_number.values())
+        held = sum(life.summary.weight for life in oldest_first)
+        average = held // max(len(oldest_first), 1)
+        for life in reversed(oldest_first[1:]):
+            if held <= bytes_max:
+                break
+            summary = life.summary
+            if summary.weight >= average and summary.lifetime is life:
+                held -= summary.weight
+                self._attempts.interrupt(
+                    d, summary, "the tenant's memory is full", now_us, exempt=True
+                )
+        return d

@@ -129,6 +129,10 @@ class Mocks:
     def __bool__(self) -> bool:
         return bool(self._instances or self._workflows)
 
+    def take_over(self, other: Mocks) -> None:
+        """Have the mocks of the core that this tenant had before, in the place of one's own."""
+        self._instances, self._workflows = other._instances, other._workflows
+
     def of_instance(self, key: Key) -> InstanceMocks:
         """The mocks of this instance, which need not exist yet."""
         return self._instances.setdefault(key, InstanceMocks())

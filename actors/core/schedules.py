@@ -6,15 +6,14 @@ from dynamic_workflows.eventlog.clock import to_datetime
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import LimitExceededError
 from dynamic_workflows.eventlog.events import Row, span
-from dynamic_workflows.eventlog.ids import Ids
 
 from ..instances.cron import check_cron, firing_id, missed, next_us
 from ..instances.deadlines import Deadline
-from ..instances.decisions import CoreConfig, CreateItem, Decision
+from ..instances.decisions import CreateItem, Decision
 from ..instances.identifiers import check_workflow_name
 from ..instances.row_payloads import Body, Scheduled, ScheduleFired, encode
-from .commands import Commands
-from .state import CRON
+from .creation import Creation
+from .state import CRON, CoreState
 
 
 class CronSchedule:
@@ -39,11 +38,13 @@ class CronSchedule:
         return mine != (body.pin, body.declared, code_hash)
 
 
-class Schedules(Commands):
-    """Creates an instance at each firing."""
+class Schedules:
+    """Holds the tenant's schedules, and creates an instance at each firing."""
 
-    def __init__(self, tenant_id: str, config: CoreConfig, ids: Ids) -> None:
-        super().__init__(tenant_id, config, ids)
+    def __init__(self, state: CoreState, creation: Creation) -> None:
+        self._state = state
+        self._creation = creation
+        self._config = state.config
         self._schedules: dict[tuple[str, str], CronSchedule] = {}
         self._dismissed: set[tuple[str, str]] = set()
         """(workflow, cron) that a call has removed: what the code declares does not count there."""
@@ -85,12 +86,12 @@ class Schedules(Commands):
             body = Scheduled(cron, pin, is_mine)
             if known is None or known.differs(body, code_hash):
                 self._note(d, "schedule_set", workflow, body, code_hash, now_us)
-        self._arm_schedules()
+        self.arm_all()
         return d
 
     def _admitted(self, workflow: str, wanted: set[str], *, is_declared: bool) -> set[str]:
         mine = {(workflow, cron) for cron in self.crons(workflow, is_declared=is_declared)}
-        room = self.config.schedules_max - len(self._schedules.keys() - mine)
+        room = self._config.schedules_max - len(self._schedules.keys() - mine)
         fresh = sorted(cron for cron in wanted if (workflow, cron) not in self._schedules)
         known = len(wanted) - len(fresh)
         if len(fresh) + known <= room:
@@ -98,7 +99,7 @@ class Schedules(Commands):
         if is_declared:
             return wanted - set(fresh[max(room - known, 0) :])
         raise LimitExceededError(
-            f"tenant {self.tenant_id!r} may have {self.config.schedules_max:,} schedules "
+            f"tenant {self._state.tenant_id!r} may have {self._config.schedules_max:,} schedules "
             "(schedules_max): remove one first",
             retry_after=60.0,
             limit="schedules_max",
@@ -150,7 +151,7 @@ class Schedules(Commands):
         now_us: int,
     ) -> None:
         row = self._tenant_row(d, kind, workflow, encode(body), code_hash, now_us)
-        self._take_in_tenant_row(row, body)
+        self.take_in(row, body)
 
     def _tenant_row(
         self,
@@ -168,13 +169,14 @@ class Schedules(Commands):
             ts=now_us,
             payload=payload,
             code_hash=code_hash,
-            seq=self.last_seq + 1,
+            seq=self._state.last_seq + 1,
         )
-        self.last_seq += span(row)
+        self._state.last_seq += span(row)
         d.rows.append(row)
         return row
 
-    def _take_in_tenant_row(self, row: Row, body: Body | None) -> None:
+    def take_in(self, row: Row, body: Body | None) -> None:
+        """Fold a row about the tenant itself into the schedules."""
         if isinstance(body, ScheduleFired):
             fired = self._schedules.get((row.workflow, body.cron))
             if fired is not None:
@@ -182,7 +184,7 @@ class Schedules(Commands):
         elif isinstance(body, Scheduled):
             old = self._schedules.pop((row.workflow, body.cron), None)
             if old is not None and old.timer is not None:
-                self._timers.cancel(old.timer)
+                self._state.timers.cancel(old.timer)
             self._dismissed.discard((row.workflow, body.cron))
             if body.stays:
                 self._dismissed.add((row.workflow, body.cron))
@@ -191,17 +193,18 @@ class Schedules(Commands):
                 new = CronSchedule(row.workflow, body, row.code_hash, at_us)
                 self._schedules[row.workflow, body.cron] = new
 
-    def _arm_schedules(self) -> None:
+    def arm_all(self) -> None:
+        """Arm the timer of every schedule for its next firing."""
         for schedule in self._schedules.values():
-            self._arm_schedule(schedule)
+            self._arm(schedule)
 
-    def _arm_schedule(self, schedule: CronSchedule) -> None:
+    def _arm(self, schedule: CronSchedule) -> None:
         if schedule.timer is not None:
-            self._timers.cancel(schedule.timer)
+            self._state.timers.cancel(schedule.timer)
         due_us = next_us(schedule.cron, schedule.last_us)
-        schedule.timer = None if due_us is None else self._timers.arm(due_us, CRON, schedule)
+        schedule.timer = None if due_us is None else self._state.timers.arm(due_us, CRON, schedule)
 
-    def _fire(self, d: Decision, schedule: CronSchedule, now_us: int) -> None:
+    def fire(self, d: Decision, schedule: CronSchedule, now_us: int) -> None:
         """Create the instance of the latest firing due; earlier ones are left out, and it says
         so."""
         schedule.timer = None
@@ -228,7 +231,7 @@ class Schedules(Commands):
         )
         self._note(d, "timer_fired", schedule.workflow, fired, None, now_us)
         d.durable = True
-        is_full = len(self._directory) >= self.config.instances_max
-        if (item.workflow, item.instance_id) not in self._directory and not is_full:
-            self._create(d, item, now_us)
-        self._arm_schedule(schedule)
+        is_full = len(self._state.directory) >= self._config.instances_max
+        if (item.workflow, item.instance_id) not in self._state.directory and not is_full:
+            self._creation.create_one(d, item, now_us)
+        self._arm(schedule)

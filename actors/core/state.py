@@ -1,7 +1,7 @@
-"""The base of a tenant's core: its state, the one way to write a row, and where an instance rests.
+"""The state that the parts of a tenant's core share, and the one way to write a row.
 
-Always true after an entry returns: every open instance has a lifetime, or is queued to get one, or
-has a timer, or is paused; and the state equals the fold of the rows written so far.
+Always true after an entry of the core returns: every open instance has a lifetime, or is queued to
+get one, or has a timer, or is paused; and the state equals the fold of the rows written so far.
 """
 
 from __future__ import annotations
@@ -9,74 +9,79 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Protocol
 
-import msgspec
-
+from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import InstanceError
 from dynamic_workflows.eventlog.events import Row, span
-from dynamic_workflows.eventlog.ids import Ids
+from dynamic_workflows.loaders.protocol.messages import Error
 
 from ..instances.deadlines import DeadlineHeap
-from ..instances.decisions import Changed, CoreConfig, Decision, DropLife, Key, Send
+from ..instances.decisions import Changed, CoreConfig, Decision, Key
 from ..instances.index_entry import NEW, WOKEN, IndexEntry
 from ..instances.instance import Instance, fold
 from ..instances.instance_index import Directory
 from ..instances.kept_events import NOTHING_KEPT, KeptEvents
-from ..instances.lifetime import Lifetime
-from ..instances.row_payloads import Body, Deleted, encode
+from ..instances.row_payloads import (
+    Body,
+    Deleted,
+    EventReceived,
+    WaitCompleted,
+    encode,
+    event_payload,
+)
 from ..instances.state_machine import ENDED, NONE, PAUSED, QUEUED, RUNNING, WAITING
-from ..instances.step_state import StepState
-from .admission import Bucket, Queues
-from .memory_budget import HEAVY_BYTES
+from .admission import Queues
 from .mocks import Mocks
 
 STEP, WAKE, SUSPEND, RETENTION, CRON = "step", "wake", "suspend", "retention", "cron"
+"""What a deadline is of."""
 
 DELETIONS_MAX = 10_000
-"""A tenant knows so many of its newest deletes when they come again: a full batch."""
+"""Deletes with a token that a tenant remembers, the newest ones: as many as a full batch has."""
+HEAVY_BYTES = 1024 * 1024
+"""An instance that takes more bytes is loaded while no other one of that kind is."""
 
 
-class Named(Protocol):
-    """A step, or a guest's request for one."""
+class NamedStep(Protocol):
+    """A step, or an isolate's request for one."""
 
     name: str
     count: int
 
 
-class CoreBase:
-    """State of a tenant's core, and the moves that every entry shares."""
+class CoreState:
+    """The instances of a tenant, their timers and queues, and the number of the last row.
 
-    def __init__(self, tenant_id: str, config: CoreConfig, ids: Ids) -> None:
+    Each part of the core is handed this state when it is made. A part changes an instance by
+    `emit`, which writes a row and folds it, and then says by `rest` or `enqueue` what wakes it.
+    """
+
+    def __init__(self, tenant_id: str, config: CoreConfig) -> None:
         self.tenant_id = tenant_id
         self.config = config
         self.last_seq = 0
+        """Of the last row that was written or replayed."""
         self.mocks = Mocks()
         self.crash_at_every_step = False
         """Testing: drop the lifetime after each recorded outcome, so that everything is
         replayed."""
-        self._ids = ids
-        self._directory = Directory()
-        self._lives: dict[int, Lifetime] = {}
-        self._last_life = 0
-        self._busy = 0
-        """Lifetimes that take a slot."""
-        self._replayed_sleepers = 0
-        self._timers = DeadlineHeap()
-        self._queues = Queues()
-        self._bucket = Bucket(config.creates_per_second_max, config.creates_burst_max)
-        self._resting: OrderedDict[Key, IndexEntry] = OrderedDict()
+        self.directory = Directory()
+        self.timers = DeadlineHeap()
+        self.queues = Queues()
+        self.resting: OrderedDict[Key, IndexEntry] = OrderedDict()
         """Loaded instances that nothing will happen to soon: they may be evicted."""
-        self._loaded_queued: OrderedDict[Key, IndexEntry] = OrderedDict()
+        self.loaded_queued: OrderedDict[Key, IndexEntry] = OrderedDict()
         """Loaded instances that wait for a slot, in the order in which they came."""
         self.loaded_bytes = 0
-        """What the loaded instances take in memory, roughly."""
-        self._kept = KeptEvents(tenant_id, config)
-        self._load_failures: dict[Key, tuple[str, str]] = {}
-        self._deletions: dict[tuple[str, Key], None] = {}
-        """Tokens of the newest deletes, and what they deleted."""
+        """Estimated bytes of memory that the loaded instances take."""
+        self.kept = KeptEvents(tenant_id, config)
+        self.load_failures: dict[Key, tuple[str, str]] = {}
+        """(code, message) of instances whose code could not be loaded when they were to start."""
+        self.deletions: dict[tuple[str, Key], None] = {}
+        """(token, instance) of the newest deletes, the oldest first."""
 
-    # --- rows ------------------------------------------------------------------------------------
+    # --- rows -------------------------------------------------------------------------------------
 
-    def _emit(
+    def emit(
         self,
         d: Decision,
         summary: IndexEntry,
@@ -84,7 +89,7 @@ class CoreBase:
         body: Body | None = None,
         *,
         now_us: int,
-        step: Named | None = None,
+        step: NamedStep | None = None,
         attempt: int = 0,
         code_hash: str | None = None,
         metadata: bytes | None = None,
@@ -112,12 +117,11 @@ class CoreBase:
         if shown is not None:
             d.secrets.append((row, encode(body)))
         d.rows.append(row)
-        self._take_in(summary, row, body, d)
+        self.take_in(summary, row, body, d)
         return row
 
-    def _take_in(
-        self, summary: IndexEntry, row: Row, body: Body | None, d: Decision | None
-    ) -> None:
+    def take_in(self, summary: IndexEntry, row: Row, body: Body | None, d: Decision | None) -> None:
+        """Fold a row into the state: of `emit`, with its decision, or of the log, with None."""
         before, kept, instance = summary.status, summary.kept, summary.instance
         weight = 0 if instance is None else instance.weight
         fold(summary, row, body)
@@ -127,31 +131,37 @@ class CoreBase:
         if now == NONE:
             summary.kept = NOTHING_KEPT
         if summary.kept is not kept:
-            self._kept.moved(kept, summary.kept)
+            self.kept.moved(kept, summary.kept)
         if before != now:
             if before == NONE:
-                self._directory.add(summary)
-            self._directory.moved(before, now)
+                self.directory.add(summary)
+            self.directory.moved(before, now)
             if now == NONE:
-                self._directory.remove(summary)
-                self._note_deletion(summary.key, body)
+                self.directory.remove(summary)
+                self.note_deletion(summary.key, body)
             if d is not None:
                 d.effects.append(Changed(summary.key))
 
-    def _note_deletion(self, key: Key, body: Body | None) -> None:
+    def note_deletion(self, key: Key, body: Body | None) -> None:
+        """Remember the token of a delete, so that the same delete is known when it comes again."""
         if isinstance(body, Deleted) and body.token is not None:
-            self._deletions[body.token, key] = None
-            if len(self._deletions) > DELETIONS_MAX:
-                del self._deletions[next(iter(self._deletions))]
+            self.deletions[body.token, key] = None
+            if len(self.deletions) > DELETIONS_MAX:
+                del self.deletions[next(iter(self.deletions))]
 
-    def _send(self, d: Decision, life: Lifetime, message: msgspec.Struct) -> None:
-        life.sent += 1
-        d.effects.append(Send(life.number, message))
+    def note_event(self, row: Row, body: Body | None) -> None:
+        """Keep the payload of an event row of the log in memory if it is small, and let go of one
+        that a wait has taken."""
+        if isinstance(body, EventReceived):
+            self.kept.hold_if_small(row.seq, event_payload(body))
+        elif isinstance(body, WaitCompleted):
+            self.kept.take(body.event_seq)
 
-    # --- instances -------------------------------------------------------------------------------
+    # --- instances --------------------------------------------------------------------------------
 
-    def _find(self, key: Key) -> IndexEntry:
-        summary = self._directory.get(key)
+    def find(self, key: Key) -> IndexEntry:
+        """The index entry of an instance. Raises `instance.not_found`."""
+        summary = self.directory.get(key)
         if summary is None:
             raise InstanceError(
                 f"tenant {self.tenant_id!r} has no instance {key[1]!r} of workflow {key[0]!r}: "
@@ -160,94 +170,78 @@ class CoreBase:
             )
         return summary
 
-    def _loaded(self, key: Key) -> tuple[IndexEntry, Instance]:
-        summary = self._find(key)
+    def loaded(self, key: Key) -> tuple[IndexEntry, Instance]:
+        """The index entry and the full state. Raises `instance.not_found`; the shell has loaded the
+        instance before it calls an entry that needs this."""
+        summary = self.find(key)
         assert summary.instance is not None, f"{key} has to be loaded for this"
         return summary, summary.instance
 
-    # --- lifetimes -------------------------------------------------------------------------------
+    def state_error(self, summary: IndexEntry, size: int) -> Error | None:
+        """The error of a run that may not hold `size` bytes more, or None where it may."""
+        most = self.config.state_bytes_max
+        instance = summary.instance
+        if instance is None or instance.weight + size <= most:
+            return None
+        text = (
+            f"the run may hold {most:,} bytes (state_bytes_max), and would hold "
+            f"{summary.weight + size:,}: keep large values elsewhere, or split the work over "
+            "several instances"
+        )
+        args = values.encode([text, "limit.exceeded", {"limit": "state_bytes_max"}])
+        return Error("LimitExceededError", text, "dynamic_workflows", args, fatal=True)
 
-    def _free_slots(self) -> int:
-        return self.config.running_max - self._busy
+    def forget(self, summary: IndexEntry) -> None:
+        """Drop every reference to an instance that is deleted."""
+        self.cancel_timer(summary)
+        self.queues.remove(summary)
+        self.resting.pop(summary.key, None)
+        self.load_failures.pop(summary.key, None)
+        self.mocks.forget(summary.key)
+        self.unload(summary)
 
-    def _begin_life(self, summary: IndexEntry, mode: str) -> Lifetime:
-        self._last_life += 1
-        life = Lifetime(self._last_life, summary, mode)
-        self._lives[life.number] = life
-        summary.lifetime = life
-        self._busy += 1
-        self._cancel_timer(summary)
-        self._queues.remove(summary)
-        self._resting.pop(summary.key, None)
-        self._loaded_queued.pop(summary.key, None)
-        return life
+    def unload(self, summary: IndexEntry) -> None:
+        """Drop the full state of an instance and keep its index entry."""
+        self.loaded_bytes -= summary.weight
+        self.loaded_queued.pop(summary.key, None)
+        summary.was_heavy = summary.weight > HEAVY_BYTES
+        summary.instance = None
 
-    def _end_life(self, d: Decision, summary: IndexEntry) -> None:
-        """Forget the lifetime, if there is one, and tell its isolate."""
-        life = summary.lifetime
-        if life is None:
-            return
-        summary.lifetime = None
-        del self._lives[life.number]
-        if not life.idle:
-            self._busy -= 1
-        self._cancel_timer(summary)
-        for step in life.tokens.values():
-            if step.timer is not None:
-                self._timers.cancel(step.timer)
-                step.timer = None
-            step.token = None
-        d.effects.append(DropLife(life.number))
+    # --- rest -------------------------------------------------------------------------------------
 
-    def _arm(self, life: Lifetime, step: StepState, due_us: int) -> None:
-        """The one timer of a step: end of sleep, deadline, retry, or attempt timeout."""
-        if step.timer is not None:
-            self._timers.cancel(step.timer)
-        step.timer = self._timers.arm(due_us, STEP, life.summary, step)
-
-    def _disarm(self, step: StepState) -> None:
-        if step.timer is not None:
-            self._timers.cancel(step.timer)
-            step.timer = None
-
-    def _cancel_timer(self, summary: IndexEntry) -> None:
-        if summary.timer is not None:
-            self._timers.cancel(summary.timer)
-            summary.timer = None
-
-    # --- rest ------------------------------------------------------------------------------------
-
-    def _rest(self, summary: IndexEntry, now_us: int, *, not_before_us: int = 0) -> None:
-        """Give an instance without lifetime its wake source: a queue, a timer, or none if
-        paused."""
+    def rest(self, summary: IndexEntry, now_us: int, *, not_before_us: int = 0) -> None:
+        """Give an instance without lifetime its wake source: a queue, a timer that is due no
+        earlier than `not_before_us`, or none if it is paused."""
         assert summary.lifetime is None
-        self._cancel_timer(summary)
+        self.cancel_timer(summary)
         status = summary.status
         if status == QUEUED and not summary.rolling_back:
-            self._enqueue(summary, WOKEN if summary.started_us else NEW)
+            self.enqueue(summary, WOKEN if summary.started_us else NEW)
             return
         if status in ENDED:
             self._retire(summary)
         elif status != PAUSED:
-            due_us = max(self._wake_us(summary), not_before_us)
+            due_us = max(self.wake_us(summary), not_before_us)
             if due_us <= now_us:
-                self._enqueue(summary, WOKEN)
+                self.enqueue(summary, WOKEN)
                 return
-            summary.timer = self._timers.arm(due_us, WAKE, summary)
-        self._queues.remove(summary)
-        self._loaded_queued.pop(summary.key, None)
+            summary.timer = self.timers.arm(due_us, WAKE, summary)
+        self.queues.remove(summary)
+        self.loaded_queued.pop(summary.key, None)
         if summary.instance is not None:
-            self._resting[summary.key] = summary
+            self.resting[summary.key] = summary
 
-    def _enqueue(self, summary: IndexEntry, queue: int) -> None:
-        self._cancel_timer(summary)
-        self._resting.pop(summary.key, None)
+    def enqueue(self, summary: IndexEntry, queue: int) -> None:
+        """Let an instance without lifetime wait for a slot, in the queue `WOKEN` or `NEW`."""
+        self.cancel_timer(summary)
+        self.resting.pop(summary.key, None)
         if summary.instance is not None:
-            self._loaded_queued[summary.key] = summary
-        self._queues.add(summary, queue)
+            self.loaded_queued[summary.key] = summary
+        self.queues.add(summary, queue)
 
-    def _wake_us(self, summary: IndexEntry) -> int:
-        """When an open instance that is not paused has something to do; 0: now."""
+    def wake_us(self, summary: IndexEntry) -> int:
+        """Epoch microseconds at which an open instance that is not paused has something to do; 0:
+        now."""
         if summary.rolling_back or summary.status == RUNNING:
             return 0
         if summary.instance is None:
@@ -261,27 +255,25 @@ class CoreBase:
                 earliest = step.until_us
         return earliest or 0
 
+    def cancel_timer(self, summary: IndexEntry) -> None:
+        """Disarm the timer of an instance, if it has one."""
+        if summary.timer is not None:
+            self.timers.cancel(summary.timer)
+            summary.timer = None
+
     def _retire(self, summary: IndexEntry) -> None:
-        """Arm the end of retention."""
+        """Arm the timer that deletes an ended instance when its retention is over."""
         retention = summary.get("retention") or {}
         if summary.status == "complete":
             keep_us = retention.get("success_us", self.config.retention_success_us)
         else:
             keep_us = retention.get("error_us", self.config.retention_error_us)
-        summary.timer = self._timers.arm(summary.ended_us + keep_us, RETENTION, summary)
+        summary.timer = self.timers.arm(summary.ended_us + keep_us, RETENTION, summary)
 
-    def _forget(self, summary: IndexEntry) -> None:
-        """The instance is deleted: nothing refers to it any more."""
-        self._cancel_timer(summary)
-        self._queues.remove(summary)
-        self._resting.pop(summary.key, None)
-        self._load_failures.pop(summary.key, None)
-        self.mocks.forget(summary.key)
-        self._unload(summary)
 
-    def _unload(self, summary: IndexEntry) -> None:
-        """Keep the summary only."""
-        self.loaded_bytes -= summary.weight
-        self._loaded_queued.pop(summary.key, None)
-        summary.was_heavy = summary.weight > HEAVY_BYTES
-        summary.instance = None
+def is_repeated(summary: IndexEntry, token: str | None) -> bool:
+    """Whether the command with this token was carried out before. The instance has to be loaded."""
+    if token is None:
+        return False
+    assert summary.instance is not None, f"{summary.key} has to be loaded for this"
+    return token in summary.instance.tokens

@@ -24,21 +24,31 @@ from ..instances.row_payloads import (
 )
 from ..instances.step_state import OPEN, SLEEP, WAIT, YEAR_MS, StepState, timeout_error
 from .attempts import Attempts
+from .lifetimes import Lifetimes
+from .state import CoreState
 
 _LOOK_AGAIN_US = 1_000_000
 """Microseconds between two looks at a wait whose time is up while its event is being read."""
 
 
-class Waits(Attempts):
-    """Begins, ends and delivers."""
+class Waits:
+    """Begins sleeps and waits, ends them, and delivers events to them."""
 
-    def _ask_sleep(
+    def __init__(self, state: CoreState, lifetimes: Lifetimes, attempts: Attempts) -> None:
+        self._state = state
+        self._emit = state.emit
+        self._lifetimes = lifetimes
+        self._attempts = attempts
+        self._mocks = state.mocks
+
+    def ask_sleep(
         self, d: Decision, life: Lifetime, step: StepState | None, message: Sleep, now_us: int
     ) -> None:
+        """A lifetime asks for a sleep: `step`, if it is recorded."""
         if step is None:
             error = _misplaced(message, life.summary.created_us, now_us)
             if error is not None:
-                self._refuse(d, life, message.token, error)
+                self._lifetimes.refuse(d, life, message.token, error)
                 return
             step = self._begin_sleep(d, life, message, now_us)
         self._await(d, life, step, now_us)
@@ -49,15 +59,16 @@ class Waits(Attempts):
             until_us = now_us + (message.duration_ms or 0) * 1_000
         duration_ms = max(until_us - now_us, 0) // 1_000
         step = StepState(SLEEP, message.name, message.count, 0)
-        mocks = self.mocks.get(life.summary.key) if self.mocks else None
+        mocks = self._mocks.get(life.summary.key) if self._mocks else None
         if mocks is not None and mocks.skips_sleep(step):
             until_us = now_us
         body = SleepStarted(until_us, duration_ms, message.at)
         return self._begin(d, life, step, "sleep_started", body, message.token, now_us)
 
-    def _ask_wait(
+    def ask_wait(
         self, d: Decision, life: Lifetime, step: StepState | None, message: Wait, now_us: int
     ) -> None:
+        """A lifetime asks for a wait: `step`, if it is recorded."""
         if step is None:
             step = self._begin_wait(d, life, message, now_us)
         self._await(d, life, step, now_us)
@@ -65,7 +76,7 @@ class Waits(Attempts):
     def _begin_wait(self, d: Decision, life: Lifetime, message: Wait, now_us: int) -> StepState:
         until_us = now_us + message.timeout_ms * 1_000
         step = StepState(WAIT, message.name, message.count, 0)
-        mocks = self.mocks.get(life.summary.key) if self.mocks else None
+        mocks = self._mocks.get(life.summary.key) if self._mocks else None
         if mocks is not None and mocks.times_out(step):
             until_us = now_us
         body = WaitStarted(message.type, until_us, message.timeout_ms, message.at)
@@ -85,29 +96,29 @@ class Waits(Attempts):
         instance = life.summary.instance
         assert instance is not None
         step = instance.steps[probe.key]
-        self._bind(life, step, token)
+        self._lifetimes.bind(life, step, token)
         return step
 
     def _await(self, d: Decision, life: Lifetime, step: StepState, now_us: int) -> None:
         """A sleep or wait was asked for: answer it if it is over, else arm its timer."""
         if step.outcome != OPEN:
-            self._answer(d, life, step)
+            self._lifetimes.answer(d, life, step)
             return
-        if step.kind == WAIT and self._deliver(d, life.summary, step, now_us):
+        if step.kind == WAIT and self.deliver(d, life.summary, step, now_us):
             return
         assert step.until_us is not None
         if step.until_us <= now_us:
-            self._come_due(d, life.summary, step, now_us)
+            self.come_due(d, life.summary, step, now_us)
         else:
-            self._arm(life, step, step.until_us)
+            self._lifetimes.arm(life, step, step.until_us)
 
-    def _come_due(self, d: Decision, summary: IndexEntry, step: StepState, now_us: int) -> None:
+    def come_due(self, d: Decision, summary: IndexEntry, step: StepState, now_us: int) -> None:
         """A sleep ends, or a wait times out, unless an event came for it that is being read."""
         instance = summary.instance
         assert instance is not None
         if instance.has_event_for(step):
-            if not self._deliver(d, summary, step, now_us) and summary.lifetime is not None:
-                self._arm(summary.lifetime, step, now_us + _LOOK_AGAIN_US)
+            if not self.deliver(d, summary, step, now_us) and summary.lifetime is not None:
+                self._lifetimes.arm(summary.lifetime, step, now_us + _LOOK_AGAIN_US)
             return
         if step.kind == SLEEP:
             self._emit(d, summary, "sleep_completed", now_us=now_us, step=step)
@@ -117,26 +128,26 @@ class Waits(Attempts):
             d.durable = True
         self._outcome_of_wait(d, summary, step, now_us)
 
-    def _deliver(self, d: Decision, summary: IndexEntry, step: StepState, now_us: int) -> bool:
+    def deliver(self, d: Decision, summary: IndexEntry, step: StepState, now_us: int) -> bool:
         """Give an open wait the oldest kept event of its type, or a mock. False without one, or
         where it has to be read first: then it is given by `events_read`."""
         instance = summary.instance
         assert instance is not None
         assert step.event_type is not None
-        mocks = self.mocks.get(summary.key) if self.mocks else None
+        mocks = self._mocks.get(summary.key) if self._mocks else None
         mock = None if mocks is None else mocks.take_event(step.event_type)
         if mock is not None:
             body = WaitCompleted(step.event_type, 0, msgspec.Raw(mock), now_us)
         elif kept := instance.events.get(step.event_type):
             event = kept[0]
-            payload = self._kept.take(event.seq)
+            payload = self._state.kept.take(event.seq)
             if payload is None:
-                self._read_events(d, summary, kept)
+                self.read_events(d, summary, kept)
                 return False
-            error = self._state_error(summary, len(payload))
+            error = self._state.state_error(summary, len(payload))
             if error is not None:
-                self._kept.hold(event.seq, payload)
-                self._kept.trim((event.seq,))
+                self._state.kept.hold(event.seq, payload)
+                self._state.kept.trim((event.seq,))
                 errored = Errored(error_body(error))
                 self._emit(d, summary, "wait_timed_out", errored, now_us=now_us, step=step)
                 d.durable = True
@@ -152,8 +163,9 @@ class Waits(Attempts):
         self._outcome_of_wait(d, summary, step, now_us)
         return True
 
-    def _read_events(self, d: Decision, summary: IndexEntry, kept: deque[KeptEvent]) -> None:
-        events = self._kept.to_read(kept)
+    def read_events(self, d: Decision, summary: IndexEntry, kept: deque[KeptEvent]) -> None:
+        """Have the first of these kept events read from the log, unless that is under way."""
+        events = self._state.kept.to_read(kept)
         if events:
             seqs = tuple(event.seq for event in events)
             sizes = tuple(event.size for event in events)
@@ -165,9 +177,9 @@ class Waits(Attempts):
         life = summary.lifetime
         if life is None:
             return
-        self._answer(d, life, step)
+        self._lifetimes.answer(d, life, step)
         if step.token is not None:
-            self._after_outcome(d, life, now_us)
+            self._attempts.after_outcome(d, life, now_us)
 
 
 def _misplaced(message: Sleep, created_us: int, now_us: int) -> Error | None:

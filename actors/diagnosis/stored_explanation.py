@@ -7,7 +7,6 @@ an isolate does right now, and whether the code of an instance that waits to sta
 from __future__ import annotations
 
 from dynamic_workflows.eventlog.clock import Clock, to_datetime
-from dynamic_workflows.eventlog.ids import SystemIds
 from dynamic_workflows.eventlog.log.stream_reader import StreamReader
 from dynamic_workflows.eventlog.manifest import tenant_stream
 from dynamic_workflows.eventlog.store.base import Store
@@ -37,7 +36,7 @@ async def standing(
     """The code and the sentence; `at_work` is the platform on this log. `instance.not_found`."""
     key = (check_workflow_name(workflow), check_id(instance_id))
     rows = await StreamReader(store, tenant_stream(tenant_id)).history(*key)
-    core = TenantCore(tenant_id, PlatformConfig().core(tenant_id), SystemIds())
+    core = TenantCore(tenant_id, PlatformConfig().core(tenant_id))
     for row in rows:
         core.apply(row)
     if not core.exists(key):

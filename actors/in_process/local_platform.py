@@ -144,7 +144,7 @@ class LocalPlatform:
         del self._tenants[tenant_id]
         # The new owner fences the dead one, whatever that one still has under way.
         reopened = await self.tenant(tenant_id)
-        reopened.core.mocks = mocks
+        reopened.core.mocks.take_over(mocks)
         await tenant.close(seal=False)
 
     async def close(self) -> None:

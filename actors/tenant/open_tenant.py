@@ -48,7 +48,7 @@ async def open_tenant(
         ids,
         _log_config(mine, auto_seal=has_maintenance),
     )
-    core = TenantCore(tenant_id, config.core(tenant_id), ids)
+    core = TenantCore(tenant_id, config.core(tenant_id))
     prepare(core)
     tenant = TenantSupervisor(
         tenant_id,

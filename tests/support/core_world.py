@@ -26,7 +26,6 @@ from dynamic_workflows.actors.instances.decisions import (
     Send,
 )
 from dynamic_workflows.eventlog.events import Row, unfold
-from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.loaders.protocol.messages import (
     AttemptFailed,
     Cancel,
@@ -328,7 +327,7 @@ class World:
         self.crash_at_every_step = False
 
     def _core(self) -> TenantCore:
-        return TenantCore("acme", self.settings, SeededIds(self.seed))
+        return TenantCore("acme", self.settings)
 
     # --- inputs ----------------------------------------------------------------------------------
 
@@ -459,7 +458,7 @@ class World:
         self.reads.clear()
         mocks = self.core.mocks
         self.core = self.replayed(unfolded=unfolded)
-        self.core.mocks = mocks
+        self.core.mocks.take_over(mocks)
         self.core.crash_at_every_step = self.crash_at_every_step
         self.take(self.core.recover(self.now))
 
@@ -510,7 +509,7 @@ class World:
 
     def life(self, key: Key) -> int | None:
         for life, guest in self.guests.items():
-            known = self.core._lives.get(guest.life)
+            known = self.core.lifetimes.by_number.get(guest.life)
             if known is not None and known.summary.key == key:
                 return life
         return None

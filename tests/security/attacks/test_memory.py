@@ -131,7 +131,7 @@ def loaded(tenant: RealTenant) -> int:
 
 
 def kept(tenant: RealTenant) -> int:
-    return tenant.shell.core._kept.total.number
+    return tenant.shell.core.state.kept.total.number
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ FLOODS = [
         "events_to_one",
         "events_kept_bytes_max",
         {"events_kept_bytes_max": 500_000},
-        lambda tenant: tenant.shell.core._kept.total.bytes,
+        lambda tenant: tenant.shell.core.state.kept.total.bytes,
         500_000,
     ),
     Flood("events_to_many", "events_kept_tenant_max", {"events_kept_tenant_max": 300}, kept, 300),
@@ -161,7 +161,7 @@ FLOODS = [
         "instances",
         "instances_max",
         {"instances_max": 60},
-        lambda tenant: len(tenant.shell.core._directory),
+        lambda tenant: len(tenant.shell.core.state.directory),
         60,
     ),
     Flood("instances_with_large_params", "instances_max", {"instances_max": 70, "running_max": 3}),

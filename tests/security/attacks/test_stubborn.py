@@ -9,7 +9,7 @@ import pytest
 from real_tenants import RealTenant, Tail, real_tenant, until
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.core import commands
+from dynamic_workflows.actors.core import isolate_losses
 from dynamic_workflows.actors.hosting import load_backoff
 
 from .stubborn import CALLS_AFTER_THE_END, FADES, GOES_ON, LIES, SWALLOW, code
@@ -104,7 +104,7 @@ async def test_what_was_told_to_end_calls_no_binding_even_past_the_guest() -> No
 async def test_a_message_that_no_guest_sends_ends_the_isolate_and_stops_its_sender(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "_backoff_us", lambda deaths: 1_000)
+    monkeypatch.setattr(isolate_losses, "_backoff_us", lambda deaths: 1_000)
     monkeypatch.setattr(load_backoff, "_BACK_OFF_US", 1_000)
     tail = Tail()
     lie = f"{LIES[name]}\nawait asyncio.Event().wait()"

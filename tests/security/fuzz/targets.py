@@ -192,7 +192,7 @@ def core(data: bytes) -> None:
     world.create("b")
     while not source.is_empty:
         world.start_runnable()
-        lives = list(world.core._lives)
+        lives = list(world.core.lifetimes.by_number)
         if source.number(12) == 0 or not lives:
             world.now += source.choice([1, 1_000, 5_000_000, 86_400_000_000])
             world.take(world.core.due(world.now))

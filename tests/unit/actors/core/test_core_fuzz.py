@@ -56,7 +56,7 @@ class Fuzzer:
     def message(self, life: int) -> Any:
         """Mostly what a guest could say now, sometimes anything."""
         chance = self.random
-        known = self.world.core._lives.get(life)
+        known = self.world.core.lifetimes.by_number.get(life)
         in_flight = [step for step in known.tokens.values() if step.in_flight] if known else []
         self.token += 1
         token, attempt = self.token, 1
@@ -108,14 +108,14 @@ class Fuzzer:
         return chance.choice(kinds)
 
     def say(self) -> None:
-        lives = list(self.world.core._lives)
+        lives = list(self.world.core.lifetimes.by_number)
         if not lives:
             self.world.start_runnable()
             return
         life = self.random.choice([*lives * 9, 999])
         message = self.message(life)
         if isinstance(message, Idle):
-            known = self.world.core._lives.get(life)
+            known = self.world.core.lifetimes.by_number.get(life)
             if known is not None and not known.tokens:
                 return  # Nothing was asked for: it would be parked, and the story over.
             message.seen = min(message.seen, self.sent.get(life, 0))
@@ -170,7 +170,7 @@ class Fuzzer:
             world.now += self.random.choice([0, 1, 999_999, 5_000_000])
             self.take(world.core.due(world.now))
         elif chance < 0.93:
-            lives = [one for one in world.core._lives if self.random.random() < 0.7]
+            lives = [one for one in world.core.lifetimes.by_number if self.random.random() < 0.7]
             self.lose(lives, own=self.random.random() < 0.5)
         elif chance < 0.96:
             for key in list(world.core.evictable()):
@@ -186,7 +186,7 @@ class Fuzzer:
         cores = [self.world.core, self.world.replayed(), self.world.replayed(unfolded=True)]
         told = []
         for core in cores:
-            for summary in core._directory:
+            for summary in core.state.directory:
                 if summary.instance is not None and summary.instance.is_partial:
                     summary.instance = None
                 if summary.instance is None:

@@ -270,8 +270,8 @@ def test_the_audit_finds_an_instance_that_nothing_will_wake_and_the_repair_wakes
     world = World(program)
     key = world.create()
     world.pump()
-    summary = world.core._find(key)
-    world.core._cancel_timer(summary)  # As a bug would.
+    summary = world.core.state.find(key)
+    world.core.state.cancel_timer(summary)  # As a bug would.
     assert "nothing will wake it" in world.core.audit()[0]
     world.core.repair(world.now)
     assert world.core.audit() == []
@@ -280,7 +280,7 @@ def test_the_audit_finds_an_instance_that_nothing_will_wake_and_the_repair_wakes
 
 
 def test_a_replay_of_many_sleepers_keeps_only_when_they_wake() -> None:
-    from dynamic_workflows.actors.core import tenant_core as module
+    from dynamic_workflows.actors.core import log_replay as module
 
     async def program(step: StepApi, params: Any) -> Any:
         await step.sleep("nap", 60_000 * (params + 1))

@@ -281,7 +281,7 @@ def test_an_end_of_a_sleep_is_not_the_guests_to_tell() -> None:
     world.create()
     world.pump()
     life = next(iter(world.guests))
-    token = next(iter(world.core._lives[life].tokens))
+    token = next(iter(world.core.lifetimes.by_number[life].tokens))
     with pytest.raises(ProtocolViolation, match="told twice, or before its time"):
         world.core.on_message(life, Done(token, 1, b"1"), now_us=world.now)
 

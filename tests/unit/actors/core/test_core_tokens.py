@@ -37,10 +37,10 @@ def event(world: World, token: str, value: bytes = b"1") -> None:
 
 
 def facts(world: World, core: TenantCore) -> Any:
-    for summary in core._directory:
+    for summary in core.state.directory:
         if summary.instance is None:
             assert core.load(summary.key, world.history(summary.key))
-    return core.facts(), list(core._deletions)
+    return core.facts(), list(core.state.deletions)
 
 
 COMMANDS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
@@ -170,12 +170,12 @@ def test_only_the_newest_tokens_are_held(monkeypatch: pytest.MonkeyPatch) -> Non
     world = world_of()
     for name in "abcde":
         world.command("send_event", KEY, "other", b"1", token=name)
-    loaded = world.core._loaded(KEY)[1]
+    loaded = world.core.state.loaded(KEY)[1]
     assert list(loaded.tokens) == ["c", "d", "e"]
     world.create("j")
     world.command("delete", KEY, token="x")
     world.command("delete", ("Job", "j"), token="y")
-    assert list(world.core._deletions) == [("y", ("Job", "j"))]
+    assert list(world.core.state.deletions) == [("y", ("Job", "j"))]
     assert facts(world, world.replayed()) == facts(world, world.core)
 
 

@@ -371,14 +371,14 @@ def test_being_idle_again_with_nothing_new_is_looked_into_once(
     life = world.life(KEY)
     assert life is not None
     looks = 0
-    settle_down = world.core._settle_down
+    settle_down = world.core.message_handler._settle_down
 
     def count(*args: Any) -> None:
         nonlocal looks
         looks += 1
         settle_down(*args)
 
-    monkeypatch.setattr(world.core, "_settle_down", count)
+    monkeypatch.setattr(world.core.message_handler, "_settle_down", count)
     for _ in range(1_000):
         world.take(world.core.on_message(life, Idle(1_000), now_us=world.now))
     assert looks == 0

@@ -89,7 +89,7 @@ class Story:
         name = f"{name}-{path}"
 
         def callback(attempt: int) -> str:
-            summary = self.world.core._directory.get(self.key)
+            summary = self.world.core.state.directory.get(self.key)
             assert summary is not None
             assert summary.instance is not None
             known = summary.instance.steps["do", name, 1]
@@ -274,7 +274,7 @@ def check_replay(world: World) -> None:
 
 
 def facts(world: World, core: TenantCore) -> Any:
-    for summary in core._directory:
+    for summary in core.state.directory:
         if summary.instance is not None and summary.instance.is_partial:
             summary.instance = None
         if summary.instance is None:
@@ -503,7 +503,7 @@ def test_many_instances_share_few_slots_and_all_come_to_their_end(
         open_keys = [key for key in keys if world.status(key) != "complete"]
         if not open_keys:
             break
-        assert sum(not life.idle for life in world.core._lives.values()) <= running_max
+        assert sum(not life.idle for life in world.core.lifetimes.by_number.values()) <= running_max
         key = chance.choice(open_keys)
         act = chance.random()
         if act < 0.03 and turn < 300:

@@ -98,12 +98,12 @@ def test_an_event_that_is_too_much_fails_its_wait_and_is_kept() -> None:
     world.pump()
     world.send_event(KEY, "news", "x" * 70_000)
     world.pump()
-    assert world.core._kept.total.number == 1
+    assert world.core.state.kept.total.number == 1
     assert limits_of(world) == ["large"]
     world.send_event(KEY, "end")
     world.pump()
     assert world.output(KEY) == "LimitExceededError"
-    assert world.core._kept.total.number == 0
+    assert world.core.state.kept.total.number == 0
 
 
 def test_others_in_flight_are_tried_again_without_using_up_a_retry() -> None:

@@ -91,7 +91,7 @@ def test_taking_one_makes_room_for_one() -> None:
         world.send_event(KEY, "news", n)
     world.advance(3_600)
     assert world.output(KEY) == [0, 1]
-    assert world.core._kept.total == Kept(0, 0)
+    assert world.core.state.kept.total == Kept(0, 0)
 
 
 @pytest.mark.parametrize("end", ["terminate", "delete", "restart", "restart from", "complete"])
@@ -100,7 +100,7 @@ def test_the_end_of_a_run_lets_go_of_its_events(end: str) -> None:
     for _ in range(5):
         world.send_event(KEY, "gossip", "x")
     world.send_event(OTHER, "gossip", "x")
-    assert world.core._kept.total == Kept(6, 18)
+    assert world.core.state.kept.total == Kept(6, 18)
     if end == "terminate":
         world.command("terminate", KEY, rollback=False)
     elif end == "delete":
@@ -113,16 +113,16 @@ def test_the_end_of_a_run_lets_go_of_its_events(end: str) -> None:
     else:
         target = {"name": "long", "type": "sleep"} if end == "restart from" else None
         world.command("restart", KEY, from_=target)
-    assert world.core._kept.total == Kept(1, 3)
+    assert world.core.state.kept.total == Kept(1, 3)
     world.crash()
-    assert world.core._kept.total == Kept(1, 3)
+    assert world.core.state.kept.total == Kept(1, 3)
 
 
 def test_a_command_that_comes_again_is_no_second_event() -> None:
     world = world_of(events_kept_max=1)
     for _ in range(3):
         world.command("send_event", KEY, "news", b"1", token="t")
-    assert world.core._kept.total.number == 1
+    assert world.core.state.kept.total.number == 1
 
 
 def test_events_whose_payloads_are_not_in_memory_are_read_in_order(
@@ -132,7 +132,7 @@ def test_events_whose_payloads_are_not_in_memory_are_read_in_order(
     world = world_of()
     for n in range(2):
         world.send_event(KEY, "news", n)
-    assert world.core._kept.held_bytes == 0
+    assert world.core.state.kept.held_bytes == 0
     world.crash()
     world.advance(3_600)
     assert world.output(KEY) == [0, 1]
@@ -228,8 +228,8 @@ def check_story(ops: list[str]) -> None:
             world.command("restart", KEY, from_=None)
             sent = []
         replayed = world.replayed()
-        assert replayed._kept.total == world.core._kept.total
-        summary = world.core._directory.get(KEY)
+        assert replayed.state.kept.total == world.core.state.kept.total
+        summary = world.core.state.directory.get(KEY)
         assert summary is not None
         world.load(KEY)
         assert summary.instance is not None
@@ -252,8 +252,8 @@ def test_a_lean_row_keeps_the_size_and_nothing_else_of_a_large_event() -> None:
         body = json.loads(one.payload or b"")
         assert body == {"event_type": "news", "payload": None, "size": len(payload) + 2}
         assert msgspec.structs.replace(one, payload=row.payload) == row
-    kept = world.core._directory.get(KEY)
-    world.core._resting[KEY] = kept  # type: ignore[assignment]
+    kept = world.core.state.directory.get(KEY)
+    world.core.state.resting[KEY] = kept  # type: ignore[assignment]
     world.core.evict(KEY)
     lean_rows = [lean(row) for row in world.history(KEY)]
     assert world.core.load(KEY, lean_rows)
@@ -311,17 +311,17 @@ async def test_kept_events_of_every_size_come_back_from_the_log(
     for n, size in enumerate(sizes):
         await instance.send_event("news", str(n).ljust(size, "x"))
     tenant = await platform.tenant("acme")
-    assert tenant.core._kept.total == Kept(len(sizes), sum(max(size, 1) + 2 for size in sizes))
+    assert tenant.core.state.kept.total == Kept(len(sizes), sum(max(size, 1) + 2 for size in sizes))
     if sealed:
         await tenant._log.seal()
     await crashed(platform)
     tenant = await platform.tenant("acme")
-    assert tenant.core._kept.held_bytes <= 1_000
+    assert tenant.core.state.kept.held_bytes <= 1_000
     await platform.clock.advance("1 hour")
     async with asyncio.timeout(60):
         got = await instance.result()
     assert got == [[str(n).ljust(size, "x")[:3], size] for n, size in enumerate(sizes)]
-    assert tenant.core._kept.total == Kept(0, 0)
+    assert tenant.core.state.kept.total == Kept(0, 0)
     await platform.close()
     await store.close()
 
@@ -334,7 +334,7 @@ async def test_a_tenants_own_code_gets_the_limit_as_its_own_class() -> None:
     assert await flooder.result() == [10, "limit.exceeded", "events_kept_bytes_max", True]
     await waiting.terminate()
     tenant = await platform.tenant("acme")
-    assert tenant.core._kept.total == Kept(0, 0)
+    assert tenant.core.state.kept.total == Kept(0, 0)
     await platform.close()
 
 

@@ -386,7 +386,7 @@ async def test_a_mistake_of_ours_makes_the_tenant_start_again_from_its_log(
         def broken(*args: Any, **named: Any) -> Any:
             raise AssertionError("a fold that does not fit")
 
-        tenant.core.on_message = broken  # type: ignore[method-assign]
+        tenant.core.on_message = broken
         await instance.send_event("go", 1)
         await platform.clock.settle()
         assert isinstance(tenant.failed, AssertionError)
@@ -436,8 +436,8 @@ async def test_an_instance_that_stopped_silently_is_reported_and_goes_on_at_the_
         tenant = await shell(platform)
         tenant._upkeep._sweep_now()
         assert caplog.messages == []
-        (summary,) = tenant.core._directory
-        tenant.core._cancel_timer(summary)  # As a bug would.
+        (summary,) = tenant.core.state.directory
+        tenant.core.state.cancel_timer(summary)  # As a bug would.
         await platform.clock.advance("2 hours")
         assert (await sleeping.status()).status == "waiting"
         tenant._upkeep._sweep_now()

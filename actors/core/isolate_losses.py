@@ -1,0 +1,104 @@
+"""Isolate losses: what becomes of the instances of an isolate that died."""
+
+from __future__ import annotations
+
+from dynamic_workflows.loaders.protocol.messages import Error
+
+from ..instances.decisions import Decision, Key
+from ..instances.index_entry import IndexEntry
+from ..instances.lifetime import Lifetime
+from ..instances.row_payloads import own_error
+from ..instances.state_machine import PAUSED, PAUSING
+from .attempts import Attempts
+from .lifetimes import Lifetimes
+from .state import CoreState
+from .suspension import Suspension
+
+DEATHS_MAX = 5
+"""An instance that ends its isolate so many times without progress is parked."""
+
+
+class IsolateLosses:
+    """Ends the lifetimes of dead isolates, and parks the instances that cause too many deaths."""
+
+    def __init__(
+        self, state: CoreState, lifetimes: Lifetimes, suspension: Suspension, attempts: Attempts
+    ) -> None:
+        self._state = state
+        self._lifetimes = lifetimes
+        self._suspension = suspension
+        self._attempts = attempts
+
+    def lives_lost(
+        self,
+        lives: list[int],
+        *,
+        reason: str,
+        own: bool,
+        culprit: int,
+        now_us: int,
+        elsewhere: bool = False,
+    ) -> Decision:
+        """These lifetimes died with their isolate. `own`: the tenant's code caused it, which uses
+        up a retry of what the `culprit` (0: unknown) had in flight; everything else is cut off, and
+        that without end where somebody else is known to have caused it: another lifetime, or none
+        of them at all (`elsewhere`). A culprit that had nothing in flight is started again later
+        and later, and parked after some deaths."""
+        d = Decision(durable=True)
+        is_others, own = own and elsewhere, own and not elsewhere
+        error = own_error("WorkflowInternalError", f"the isolate died: {reason}")
+        lost = [
+            self._lifetimes.by_number[life] for life in lives if life in self._lifetimes.by_number
+        ]
+        suspects = [life.number for life in lost if not life.idle]
+        if own and culprit not in suspects:
+            culprit = suspects[0] if len(suspects) == 1 else 0
+        for life in lost:
+            is_suspect = own and not life.idle and culprit in (0, life.number)
+            is_culprit = own and culprit == life.number
+            exempt = is_others or (own and culprit not in (0, life.number))
+            self._lose_life(d, life, error, is_suspect, is_culprit, exempt, now_us)
+        return d
+
+    def went_on(self, key: Key, *, reason: str, now_us: int) -> Decision:
+        """Code of this instance ran on after its lifetime was dropped, and its isolate was killed
+        for it. After DEATHS_MAX times without progress the instance is parked."""
+        d = Decision()
+        summary = self._state.directory.get(key)
+        if summary is not None and summary.instance is not None and summary.lifetime is None:
+            if not summary.is_ended and summary.status != PAUSED:
+                self._count_death(d, summary, f"the isolate died: {reason}", now_us)
+        return d
+
+    def _lose_life(
+        self,
+        d: Decision,
+        life: Lifetime,
+        error: Error,
+        is_suspect: bool,
+        is_culprit: bool,
+        exempt: bool,
+        now_us: int,
+    ) -> None:
+        summary = life.summary
+        had_in_flight = life.running > 0
+        self._lifetimes.end(d, summary)
+        self._attempts.lose_in_flight(d, summary, error, now_us, own=is_culprit, exempt=exempt)
+        if summary.status == PAUSING:
+            self._suspension.pause(d, summary, now_us)
+        elif had_in_flight or not is_suspect:
+            self._state.rest(summary, now_us)
+        else:
+            self._count_death(d, summary, error.message, now_us)
+
+    def _count_death(self, d: Decision, summary: IndexEntry, what: str, now_us: int) -> None:
+        summary.deaths += 1
+        if summary.deaths < DEATHS_MAX:
+            self._state.rest(summary, now_us, not_before_us=now_us + _backoff_us(summary.deaths))
+            return
+        text = f"{what}; {summary.deaths} times in a row without progress. "
+        self._attempts.park(d, summary, "isolate.died", text + "Fix the code, then resume.", now_us)
+
+
+def _backoff_us(deaths: int) -> int:
+    return min(100_000 << deaths, 30_000_000)

@@ -1,0 +1,94 @@
+"""Log replay: rebuilds the state of a tenant's core from the rows of its log."""
+
+from __future__ import annotations
+
+from dynamic_workflows.eventlog.events import Row, span
+
+from ..instances.decisions import Decision
+from ..instances.index_entry import IndexEntry
+from ..instances.instance import EVENT_KINDS
+from ..instances.row_payloads import decode, own_error
+from ..instances.state_machine import ENDED, NONE, PAUSING
+from .attempts import Attempts
+from .run_ends import RunEnds
+from .schedules import Schedules
+from .state import CoreState
+
+_SLEEPERS_LOADED_MAX = 20_000
+"""Rests that a replay keeps in full; of later ones it keeps the wake time."""
+
+
+class LogReplay:
+    """Takes in the rows when a tenant is opened, and then gives everything open a wake source."""
+
+    def __init__(
+        self, state: CoreState, ends: RunEnds, attempts: Attempts, schedules: Schedules
+    ) -> None:
+        self._state = state
+        self._ends = ends
+        self._attempts = attempts
+        self._schedules = schedules
+        self._sleepers = 0
+
+    def apply(self, row: Row) -> None:
+        """Take in a row of the log, folded or unfolded. Rows come in the order of `seq`."""
+        state = self._state
+        assert row.seq > state.last_seq, "rows come in the order of the log"
+        state.last_seq = row.seq + span(row) - 1
+        body = decode(row)
+        if not row.instance_id:
+            self._schedules.take_in(row, body)
+            return
+        key = (row.workflow, row.instance_id)
+        summary = state.directory.get(key)
+        if summary is None:
+            if row.type != "workflow_queued":
+                state.note_deletion(key, body)
+                return  # What is left of a deleted instance.
+            summary = IndexEntry(key)
+        state.take_in(summary, row, body, None)
+        if row.type in EVENT_KINDS:
+            state.note_event(row, body)
+        if summary.status == NONE:
+            state.forget(summary)
+        elif summary.instance is None:
+            summary.set("wake_us", None)  # It has moved on, unseen: `recover` will wake it.
+        elif summary.status in ENDED:
+            self._unload(summary)
+        elif row.blob is not None and row.type != "event_received":
+            summary.instance.is_partial = True
+        elif row.type == "workflow_waiting":
+            self._keep_sleeper(summary)
+
+    def _keep_sleeper(self, summary: IndexEntry) -> None:
+        """Keep the memory of an opening bounded: of many sleepers only the wake time stays."""
+        self._sleepers += 1
+        if self._sleepers > _SLEEPERS_LOADED_MAX:
+            wake_us = self._state.wake_us(summary)
+            self._unload(summary)
+            summary.set("wake_us", wake_us)
+
+    def _unload(self, summary: IndexEntry) -> None:
+        """Unload an instance, but keep the tokens that rows which follow may repeat."""
+        assert summary.instance is not None
+        summary.set("tokens", summary.instance.tokens or None)
+        self._state.unload(summary)
+
+    def recover(self, now_us: int) -> Decision:
+        """After the last row: record attempts that were in flight as cut off, delete what has
+        outlived its retention, and give everything open its wake source."""
+        d = Decision(durable=True)
+        lost = own_error("WorkflowInternalError", "the attempt was cut off by a crash")
+        for summary in self._state.directory:
+            if summary.instance is not None:
+                self._attempts.lose_in_flight(d, summary, lost, now_us)
+                if summary.instance.is_partial:
+                    self._state.unload(summary)
+            summary.set("tokens", None)  # Who loads it finds them in its history.
+            if summary.status == PAUSING:
+                self._state.emit(d, summary, "workflow_paused", now_us=now_us)
+            self._state.rest(summary, now_us)
+            if summary.is_ended and summary.timer is not None and summary.timer.due_us <= now_us:
+                self._ends.delete(d, summary, now_us)  # Its id is free from the first call on.
+        self._schedules.arm_all()
+        return d

@@ -1,0 +1,110 @@
+"""The ends of a run: complete, errored or terminated, rolled back or not; and deletion."""
+
+from __future__ import annotations
+
+from msgspec import Raw
+
+from ..instances.decisions import Decision, Finished, ForgetBlobs
+from ..instances.index_entry import IndexEntry
+from ..instances.instance import Instance
+from ..instances.row_payloads import (
+    Completed,
+    Deleted,
+    ErrorBody,
+    Errored,
+    RollbackBody,
+    RollbackEnded,
+    Terminated,
+    error_body,
+)
+from ..instances.step_state import DO, StepState
+from .lifetimes import Lifetimes
+from .state import CoreState
+
+
+def eligible(instance: Instance) -> list[StepState]:
+    """The steps that a rollback undoes, in order of start."""
+    return [step for step in instance.steps.values() if step.kind == DO and step.has_rollback]
+
+
+class RunEnds:
+    """Ends the lifetime of a run, writes its last row, and arms the end of its retention."""
+
+    def __init__(self, state: CoreState, lifetimes: Lifetimes) -> None:
+        self._state = state
+        self._lifetimes = lifetimes
+
+    def complete(self, d: Decision, summary: IndexEntry, output: bytes, now_us: int) -> None:
+        """`run` returned this output."""
+        self._lifetimes.end(d, summary)
+        body = Completed(Raw(output))
+        self._state.emit(d, summary, "workflow_completed", body, now_us=now_us)
+        self._finish(d, summary, now_us)
+
+    def error(
+        self,
+        d: Decision,
+        summary: IndexEntry,
+        error: ErrorBody,
+        now_us: int,
+        rollback: RollbackBody | None = None,
+    ) -> None:
+        """`run` raised this error, and `rollback` says how its rollback went, if there was one."""
+        self._lifetimes.end(d, summary)
+        body = Errored(error, rollback)
+        self._state.emit(d, summary, "workflow_errored", body, now_us=now_us)
+        self._finish(d, summary, now_us)
+
+    def _finish(self, d: Decision, summary: IndexEntry, now_us: int) -> None:
+        """The run has ended: tell who waits for it, and let it rest until its retention is over."""
+        d.durable = True
+        d.effects.append(Finished(summary.key))
+        self._state.rest(summary, now_us)
+
+    def terminate(
+        self,
+        d: Decision,
+        summary: IndexEntry,
+        rollback: RollbackBody | None,
+        now_us: int,
+        token: str | None = None,
+    ) -> None:
+        """The run is stopped for good; `rollback` says how its rollback went, if there was one."""
+        self._lifetimes.end(d, summary)
+        is_plain = rollback is None and token is None
+        body = None if is_plain else Terminated(rollback, token=token)
+        self._state.emit(d, summary, "workflow_terminated", body, now_us=now_us)
+        self._finish(d, summary, now_us)
+
+    def stop_rollback(self, d: Decision, summary: IndexEntry, undo: StepState, now_us: int) -> None:
+        """A rollback handler failed for good: steps that started earlier are not compensated."""
+        instance = summary.instance
+        assert instance is not None
+        assert undo.error is not None
+        error = error_body(undo.error)
+        ended = RollbackEnded(len(eligible(instance)), instance.undone, error)
+        self._state.emit(d, summary, "rollback_errored", ended, now_us=now_us)
+        self.end_rollback(d, summary, RollbackBody("failed", error), now_us)
+
+    def end_rollback(
+        self, d: Decision, summary: IndexEntry, rollback: RollbackBody, now_us: int
+    ) -> None:
+        """The rollback is over: end the run as terminated, or with the error that caused it."""
+        instance = summary.instance
+        assert instance is not None
+        if instance.terminating:
+            self.terminate(d, summary, rollback, now_us)
+            return
+        assert instance.cause is not None
+        self.error(d, summary, error_body(instance.cause), now_us, rollback)
+
+    def delete(
+        self, d: Decision, summary: IndexEntry, now_us: int, token: str | None = None
+    ) -> None:
+        """Remove an instance and all that is known of it."""
+        self._lifetimes.end(d, summary)
+        body = None if token is None else Deleted(token=token)
+        self._state.emit(d, summary, "workflow_deleted", body, now_us=now_us)
+        self._state.forget(summary)
+        d.durable = True
+        d.effects += [ForgetBlobs(summary.key), Finished(summary.key)]

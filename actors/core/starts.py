@@ -1,0 +1,139 @@
+"""Starts: which instances may begin a lifetime, with which code, and what begins it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dynamic_workflows.loaders.protocol.messages import RecordedStep, Run
+
+from ..instances.decisions import Decision, Key
+from ..instances.index_entry import NOT_QUEUED, IndexEntry
+from ..instances.instance import Instance
+from ..instances.lifetime import Lifetime
+from ..instances.row_payloads import own_error
+from ..instances.state_machine import QUEUED, WAITING
+from ..instances.step_state import DO
+from .attempts import Attempts
+from .lifetimes import Lifetimes
+from .state import CoreState
+from .waits import Waits
+
+
+class LifetimeStarts:
+    """Begins lifetimes of queued instances, and tells the shell what it needs for that."""
+
+    def __init__(
+        self, state: CoreState, lifetimes: Lifetimes, attempts: Attempts, waits: Waits
+    ) -> None:
+        self._state = state
+        self._lifetimes = lifetimes
+        self._attempts = attempts
+        self._waits = waits
+        self._config = state.config
+
+    def runnable(self) -> Iterator[Key]:
+        """The instances that may start now, in order: woken before new, within the free slots; then
+        those whose code could not be loaded. Nothing changes until `start`; the shell loads an
+        instance before it starts it."""
+        for summary in self._state.queues.first(self._lifetimes.free_slots()):
+            yield summary.key
+
+    def start(self, key: Key, *, now_us: int) -> Decision:
+        """Begin a lifetime of a loaded instance that `runnable` named; the answer is its number, or
+        None when there is nothing to start any more."""
+        d = Decision()
+        summary = self._state.directory.get(key)
+        if summary is None or not summary.queue or summary.lifetime is not None:
+            return d
+        assert summary.instance is not None, f"{key} has to be loaded before it starts"
+        self._state.load_failures.pop(key, None)
+        is_first = not summary.started_us
+        self.catch_up(d, summary, now_us)
+        if summary.status == QUEUED and not summary.started_us:
+            kind = "workflow_started"
+        elif summary.status in (QUEUED, WAITING):
+            kind = "workflow_running"
+        else:
+            kind = ""
+        if kind:
+            self._state.emit(d, summary, kind, now_us=now_us, code_hash=self._news_of_code(summary))
+        life = self._lifetimes.begin(summary, "rollback" if summary.rolling_back else "run")
+        told = -1 if is_first and not summary.instance.steps else summary.instance.told
+        self._lifetimes.send(
+            d, life, self._run_message(summary, summary.instance, life, now_us, told)
+        )
+        d.answer = life.number
+        return d
+
+    def code_hash(self, key: Key) -> str | None:
+        """The content hash of the code that an instance runs."""
+        return self._state.find(key).code_hash
+
+    def pin(self, key: Key) -> str:
+        """ "hash", or "latest": then the shell calls `repin` before each start."""
+        return self._state.find(key).get("pin") or "hash"
+
+    def repin(self, key: Key, code_hash: str) -> None:
+        """Run this code from the next lifetime on; the row of its start says so."""
+        self._state.find(key).code_hash = code_hash
+
+    def run(self, key: Key) -> int:
+        """The number of the present run."""
+        return self._state.find(key).run
+
+    def workflow_name(self, key: Key) -> str:
+        """What `run` sees as `event.workflow_name`."""
+        return self._state.find(key).get("workflow_name") or key[0]
+
+    def metadata(self, key: Key) -> bytes | None:
+        """The dispatcher's metadata of a loaded instance."""
+        return self._state.loaded(key)[1].metadata
+
+    def note_load_failure(self, key: Key, code: str, message: str) -> None:
+        """The code of an instance that wants to run cannot be loaded: show it as the reason, and
+        let others go first. The next `start` clears it."""
+        summary = self._state.directory.get(key)
+        if summary is not None and summary.queue != NOT_QUEUED:
+            self._state.load_failures[key] = (code, message)
+            self._state.queues.note_failing(summary)
+
+    def catch_up(self, d: Decision, summary: IndexEntry, now_us: int) -> None:
+        """Record what came due, or was cut off, while the instance had no lifetime."""
+        assert summary.lifetime is None
+        instance = summary.instance
+        assert instance is not None
+        lost = own_error("WorkflowInternalError", "the attempt was cut off by a restart")
+        self._attempts.lose_in_flight(d, summary, lost, now_us)
+        if summary.rolling_back:
+            return
+        for step in list(instance.open.values()):
+            if instance.has_event_for(step):
+                self._waits.deliver(d, summary, step, now_us)
+            elif step.until_us is not None and step.until_us <= now_us and step.kind != DO:
+                self._waits.come_due(d, summary, step, now_us)
+
+    def _news_of_code(self, summary: IndexEntry) -> str | None:
+        """The code hash for the row of a start, if the instance follows the newest code: only then
+        the log may not know it."""
+        return summary.code_hash if summary.get("pin") == "latest" else None
+
+    def _run_message(
+        self, summary: IndexEntry, instance: Instance, life: Lifetime, now_us: int, told: int
+    ) -> Run:
+        workflow, instance_id = summary.key
+        history: list[RecordedStep] = [step.known() for step in instance.steps.values()]
+        return Run(
+            workflow,
+            instance_id,
+            instance.params,
+            summary.created_us,
+            history,
+            self._config.steps_max,
+            instance.schedule,
+            life.mode,
+            None,
+            summary.get("workflow_name"),
+            now_us,
+            self._config.waits_max,
+            told,
+        )
