@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import WorkflowsError
@@ -22,11 +22,10 @@ from ..sdk.entrypoints import NonRetryableDelayError
 from ..sdk.step_config import DEFAULT, NormalizedConfig
 from ..values.typed_values import TypedCodec
 from . import exception_codec
-from .replay import label
-
-if TYPE_CHECKING:
-    from .cancellation import PendingEnd
-    from .lifetime import GuestLifetime
+from .cancellation import PendingEnd
+from .guest_services import GuestServices
+from .outcome_order import Outcomes
+from .replay import Replay, label
 
 DELAY_FUNCTION_S = 5.0
 """How long a delay function may take to answer."""
@@ -79,6 +78,49 @@ class RollbackHandler:
         self.context = context
 
 
+class AttemptHost(Protocol):
+    """A lifetime, as the attempts of its steps and rollback handlers see it."""
+
+    guest: GuestServices
+    number: int
+    replay: Replay
+    outcomes: Outcomes
+    is_mismatched: bool
+    running: int
+    """Callbacks and handlers that run."""
+    unanswered: int
+    """New steps that wait for their first word."""
+    heard: int
+    """Answers that have come."""
+    performing: dict[int, PendingStep]
+    """What was sent to the supervisor, by token."""
+    undoing: dict[int, RollbackCall]
+    handlers: dict[tuple[str, int], RollbackHandler]
+    """By name and occurrence of the step."""
+
+    def context(self) -> Context:
+        """A fresh context that carries the lifetime."""
+        ...
+
+    def spawn(
+        self, work: Coroutine[Any, Any, Any], context: Context, attempt: Attempt | None = None
+    ) -> asyncio.Task[Any]:
+        """Run a coroutine as a task of the lifetime, and of an attempt."""
+        ...
+
+    def send(self, message: Any) -> None:
+        """Send a message to the supervisor, unless nothing of it is to be recorded any more."""
+        ...
+
+    def touch(self) -> None:
+        """Look whether the lifetime is quiet when the loop has nothing else to do."""
+        ...
+
+    def recall(self, attempt: Attempt, token: int) -> PendingEnd:
+        """Count what is left of an attempt that is taken back."""
+        ...
+
+
 class StepWork:
     """What a step and its rollback share: attempts that are begun, finished and taken back."""
 
@@ -86,7 +128,7 @@ class StepWork:
 
     def __init__(
         self,
-        life: GuestLifetime,
+        life: AttemptHost,
         name: str,
         count: int,
         settled: NormalizedConfig,
@@ -278,20 +320,24 @@ class PendingStep(StepWork):
 
     def __init__(
         self,
-        life: GuestLifetime,
+        life: AttemptHost,
         kind: str,
         name: str,
         count: int,
         settled: NormalizedConfig,
+        at: str | None,
+        known: messages.RecordedStep | None,
         callback: Callable[..., Any] | None = None,
     ) -> None:
+        """`at`: the place in the code that asks. `known`: what history holds of it, if it is
+        retried."""
         super().__init__(life, name, count, settled, copy_context())
         self.kind = kind
         self.callback = callback
-        self.at: str | None = None
+        self.at = at
         self.future: asyncio.Future[tuple[bytes | None, messages.Error | None]] | None = None
         self.is_coroutine = False
-        self.is_resumed = False
+        self.is_resumed = known is not None
         """History knows it as unfinished."""
         self.is_nested = ATTEMPT.get() is not None
         """Asked for by a callback, not by `run`."""
@@ -380,7 +426,7 @@ class RollbackCall(StepWork):
 
     __slots__ = ("handler", "message")
 
-    def __init__(self, life: GuestLifetime, message: messages.Undo) -> None:
+    def __init__(self, life: AttemptHost, message: messages.Undo) -> None:
         handler = life.handlers.get((message.name, message.count))
         settled = handler.settled if handler else DEFAULT
         context = handler.context if handler else life.context()

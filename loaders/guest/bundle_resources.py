@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..protocol.messages import Module
 
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
-    from .module_importer import Modules
+
+class ModuleSpecs(Protocol):
+    """The modules of a bundle, as an importer of its folders sees them."""
+
+    def holds(self, full_name: str) -> bool:
+        """Whether the bundle has a module of this private name."""
+        ...
+
+    def spec(self, full_name: str) -> ModuleSpec | None:
+        """How to import the module, or None."""
+        ...
 
 
 class BundleFolder:
@@ -97,7 +107,7 @@ class BundleFolder:
 class FolderImporter:
     """What `pkgutil` finds for an entry of a package's `__path__`."""
 
-    def __init__(self, modules: Modules, files: Mapping[str, Module], path: str) -> None:
+    def __init__(self, modules: ModuleSpecs, files: Mapping[str, Module], path: str) -> None:
         self._modules = modules
         self._files = files
         self._path = path

@@ -12,17 +12,43 @@ import asyncio
 import sys
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..protocol import messages
 from ..sdk.entrypoints import WorkflowFatalError
+from .guest_services import GuestServices
+from .outcome_order import Outcomes
+from .replay import Replay
 
-if TYPE_CHECKING:
-    from .lifetime import GuestLifetime
+
+class TimerHost(Protocol):
+    """A lifetime, as the timers of its `run` see it."""
+
+    guest: GuestServices
+    run: messages.Run
+    replay: Replay
+    outcomes: Outcomes
+    heard: int
+    """Answers that have come."""
+    is_plain: bool
+    is_rollback: bool
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of `run` is to be recorded any more."""
+        ...
+
+    def send(self, message: Any) -> None:
+        """Send a message to the supervisor, unless nothing of it is to be recorded any more."""
+        ...
+
+    def touch(self) -> None:
+        """Look whether the lifetime is quiet when the loop has nothing else to do."""
+        ...
 
 
 class RunTimer(asyncio.TimerHandle):
-    """What whoever set a timer holds."""
+    """A timer of `run`, as asyncio hands it to the code that set it."""
 
     __slots__ = ("_timers", "at", "number", "real")
 
@@ -66,9 +92,9 @@ class RunTimer(asyncio.TimerHandle):
 
 
 class RunTimers:
-    """Those of one lifetime."""
+    """The timers that the `run` of one lifetime has set."""
 
-    def __init__(self, life: GuestLifetime) -> None:
+    def __init__(self, life: TimerHost) -> None:
         self._life = life
         self._last = 0
         self.pending: dict[int, RunTimer] = {}

@@ -6,7 +6,7 @@ A tenant holds names; what they stand for lives on the platform's side, and each
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.ids import SystemIds
@@ -16,14 +16,19 @@ from ..sdk import http
 from ..sdk.entrypoints import EgressDeniedError
 from .quiescence import CURRENT
 
-if TYPE_CHECKING:
-    from .guest import Guest
+
+class BindingCalls(Protocol):
+    """The guest, as `env` and the services behind it see it."""
+
+    async def call(self, target: str, method: str, args: bytes, kwargs: bytes) -> bytes:
+        """Call a method of a binding on the platform's side; raises what it raised."""
+        ...
 
 
 class Env(Mapping[str, Any]):
     """What the platform granted, by attribute or key. Values are new in every lifetime."""
 
-    def __init__(self, guest: Guest, entries: Mapping[str, messages.EnvEntry]) -> None:
+    def __init__(self, guest: BindingCalls, entries: Mapping[str, messages.EnvEntry]) -> None:
         self.__dict__["_guest"] = guest
         self.__dict__["_entries"] = entries
         self.__dict__["_made"] = {}
@@ -53,7 +58,7 @@ class Env(Mapping[str, Any]):
         return f"Env({', '.join(self)})"
 
 
-def _make(guest: Guest, entry: messages.EnvEntry) -> Any:
+def _make(guest: BindingCalls, entry: messages.EnvEntry) -> Any:
     if entry.kind == "value":
         return values.decode(entry.value or b"null")
     if entry.kind == "workflows":
@@ -69,7 +74,7 @@ class ServiceProxy:
 
     __slots__ = ("_guest", "_name")
 
-    def __init__(self, guest: Guest, name: str) -> None:
+    def __init__(self, guest: BindingCalls, name: str) -> None:
         self._guest = guest
         self._name = name
 
@@ -95,7 +100,7 @@ class ServiceProxy:
 class EnvCalls:
     """The tenant's own operations, through the wall."""
 
-    def __init__(self, guest: Guest, name: str) -> None:
+    def __init__(self, guest: BindingCalls, name: str) -> None:
         self._guest = guest
         self._name = name
 

@@ -36,10 +36,11 @@ from . import deterministic_asyncio, exception_codec
 from .attempt import ATTEMPT
 from .cancellation import GRACE_S, CancellationTracker, PendingEnd, frames_of
 from .env import Env
+from .guest_services import IdleLifetime
 from .lifetime import GuestLifetime, Scope, Suspended
 from .logs import Logs, Place
 from .module_importer import OF_PROCESS, InvalidModule, Modules
-from .quiescence import CURRENT, MESSAGES_MAX, Pulse
+from .quiescence import CURRENT, MESSAGES_MAX, Pulse, QuiescenceListener
 from .resource_errors import explained
 from .task_ownership import adopt_work
 
@@ -98,7 +99,7 @@ class Guest:
         self._lives: dict[int, GuestLifetime] = {}
         self._calls: dict[int, asyncio.Future[messages.Reply]] = {}
         self._last_call = 0
-        self._late: set[GuestLifetime] = set()
+        self._late: set[IdleLifetime] = set()
         self._late_timer: asyncio.TimerHandle | None = None
         self._modules: Modules | None = None
         self._main: ModuleType | None = None
@@ -158,7 +159,7 @@ class Guest:
                 self._invoked[number].drop()
                 self._watch(self._invoked[number])
 
-    def send(self, message: Any, number: int, life: GuestLifetime | None) -> None:
+    def send(self, message: Any, number: int, life: QuiescenceListener | None) -> None:
         """Say something in this burst."""
         frame = pack(message, life=number)
         if len(frame[2]) > _LARGE_BYTES:
@@ -186,7 +187,7 @@ class Guest:
         call = functools.partial(self.loop.call_later, delay_s, callback, context=Context())
         self.loop.call_soon_threadsafe(call, context=Context())
 
-    def idle_later(self, life: GuestLifetime) -> None:
+    def idle_later(self, life: IdleLifetime) -> None:
         """Tell that a lifetime is idle if the answer to its new step stays away for a while."""
         self._late.add(life)
         if self._late_timer is None:

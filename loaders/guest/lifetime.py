@@ -10,7 +10,7 @@ import asyncio
 import inspect
 from collections.abc import Coroutine
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dynamic_workflows.eventlog.clock import to_datetime
 from dynamic_workflows.eventlog.codec import values
@@ -23,13 +23,11 @@ from ..values.typed_values import TypedCodec
 from .attempt import ATTEMPT, Attempt, PendingStep, RollbackCall, RollbackHandler
 from .cancellation import PendingEnd, TrackedWork
 from .deterministic_timers import RunTimers
+from .guest_services import GuestServices
 from .outcome_order import Awaited, Outcome, Outcomes
 from .quiescence import CURRENT
 from .replay import DO, WAIT, Replay
 from .step import GuestStep
-
-if TYPE_CHECKING:
-    from .guest import Guest
 
 
 class Suspended(asyncio.CancelledError):
@@ -42,7 +40,7 @@ class Scope:
     timers: RunTimers | None = None
     """A lifetime has its own, for what `run` sets."""
 
-    def __init__(self, guest: Guest, number: int = 0) -> None:
+    def __init__(self, guest: GuestServices, number: int = 0) -> None:
         self.guest = guest
         self.number = number
         self.is_dropped = False
@@ -86,13 +84,6 @@ class Scope:
     def touch(self) -> None:
         """Something happened for it."""
 
-    def note_task(self, task: asyncio.Task[Any]) -> None:
-        """`run` has started this task."""
-
-    def next_number(self) -> int:
-        """A number for the next task or future that `run` makes."""
-        raise NotImplementedError
-
     def leave(self) -> None:
         """Something outside begins to work for it, which keeps it from being idle."""
         self.calls_out += 1
@@ -125,7 +116,7 @@ class Scope:
 class GuestLifetime(Scope):
     """One execution of `run`, live or replayed."""
 
-    def __init__(self, guest: Guest, number: int, run: messages.Run) -> None:
+    def __init__(self, guest: GuestServices, number: int, run: messages.Run) -> None:
         super().__init__(guest, number)
         self.run = run
         self.is_rollback = run.mode == "rollback"

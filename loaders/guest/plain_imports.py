@@ -14,27 +14,40 @@ import importlib
 import sys
 from contextvars import Context
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from .module_importer import Modules
+
+class LentModules(Protocol):
+    """The modules of a bundle that shares its process with others."""
+
+    prefix: str
+    """What the private names of its modules begin with."""
+
+    def lends(self, name: str) -> bool:
+        """Whether a library may import a module of the bundle by this plain name."""
+        ...
+
+    def get(self, name: str) -> ModuleType:
+        """The module of this plain name; imports it if need be."""
+        ...
+
 
 _FRAMES_MAX = 100
 _real = importlib.import_module
-_open: dict[str, Modules] = {}
+_open: dict[str, LentModules] = {}
 """The bundles that share this process, by prefix."""
 _lent: set[str] = set()
-_borrower: Modules | None = None
+_borrower: LentModules | None = None
 
 
-def share(modules: Modules) -> None:
+def share(modules: LentModules) -> None:
     """A bundle that is not alone has come: its code may import its modules by plain names."""
     if not _open:
         importlib.import_module = _import_module
     _open[modules.prefix] = modules
 
 
-def leave(modules: Modules) -> None:
+def leave(modules: LentModules) -> None:
     """It has gone."""
     if _open.pop(modules.prefix, None) is not None:
         _take_back()
@@ -42,7 +55,7 @@ def leave(modules: Modules) -> None:
             importlib.import_module = _real
 
 
-def asking() -> Modules | None:
+def asking() -> LentModules | None:
     """The bundle whose code is at work now, if one is."""
     frame: FrameType | None = sys._getframe(1)
     for _ in range(_FRAMES_MAX):
@@ -55,7 +68,7 @@ def asking() -> Modules | None:
     return None
 
 
-def lend(name: str, modules: Modules) -> bool:
+def lend(name: str, modules: LentModules) -> bool:
     """Whether a library that asks for a plain name means this bundle; its answer is short-lived."""
     global _borrower
     if asking() is not modules:
@@ -73,7 +86,7 @@ def lend(name: str, modules: Modules) -> bool:
     return True
 
 
-def take_back_from_others(modules: Modules) -> None:
+def take_back_from_others(modules: LentModules) -> None:
     """This bundle imports: no plain name of another one may be in its way."""
     if _lent and _borrower is not modules:
         _take_back()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dynamic_workflows.eventlog.clock import from_datetime, to_datetime
 from dynamic_workflows.eventlog.codec import values
@@ -24,14 +24,11 @@ from ..sdk.durations import Duration
 from ..sdk.entrypoints import WorkflowFatalError
 from ..sdk.step_config import DEFAULT, NormalizedConfig, StepConfig, normalize
 from ..values.typed_values import TypedCodec
-from .attempt import ATTEMPT, PendingStep, RollbackHandler
+from .attempt import ATTEMPT, AttemptHost, PendingStep, RollbackHandler
 from .replay import DO, ERROR, NESTED, SLEEP, VALUE, WAIT
 from .signature import shape_of
 from .step_decorator import DeclaredStep, Options, StepDecorator
 from .step_validation import check_direct, check_name, check_rollback, ms, shown
-
-if TYPE_CHECKING:
-    from .lifetime import GuestLifetime
 
 TYPE_CHARACTERS_MAX = 100
 WAIT_DEFAULT_MS = 86_400_000
@@ -39,6 +36,30 @@ _EVENT_TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*")
 _AT_CHARACTERS_MAX = 400
 
 Config = StepConfig | Mapping[str, Any] | None
+
+
+class StepHost(AttemptHost, Protocol):
+    """A lifetime, as its `step` object sees it."""
+
+    run: messages.Run
+    is_dropped: bool
+    is_ended: bool
+    is_rollback: bool
+    steps_taken: int
+    waits_taken: int
+    """Occurrences of sleeps and waits."""
+
+    def refuse(self) -> None:
+        """Raise where no step can start any more."""
+        ...
+
+    def next_token(self) -> int:
+        """A number that this lifetime has not used for a step."""
+        ...
+
+    def give_up(self, work: PendingStep) -> None:
+        """The code was cancelled while it awaited a step: the step is over."""
+        ...
 
 
 class StepCall:
@@ -75,7 +96,7 @@ class StepCall:
 class GuestStep:
     """Starts the steps of one lifetime."""
 
-    def __init__(self, life: GuestLifetime) -> None:
+    def __init__(self, life: StepHost) -> None:
         self._life = life
         self._declared: dict[str, DeclaredStep] = {}
 
@@ -170,7 +191,8 @@ class GuestStep:
                 return _error(life, known)
         if life.is_rollback:
             return _nothing()
-        work = PendingStep(life, DO, call.name, call.count, call.settled, call.callback)
+        at = self._place(call.declared)
+        work = PendingStep(life, DO, call.name, call.count, call.settled, at, known, call.callback)
         shape = shape_of(call.callback)
         if shape.required or shape.optional:
             work.takes_ctx = shape.takes_ctx
@@ -179,12 +201,10 @@ class GuestStep:
         work.is_coroutine = shape.is_coroutine
         work.keywords = keywords
         work.reviver = call.reviver
-        work.is_resumed = known is not None
-        work.at = self._place(call.declared)
         return self._perform(call, work)
 
     async def _perform(self, call: StepCall, work: PendingStep) -> Any:
-        life = work.life
+        life = self._life
         if life.is_dropped or life.is_ended or life.is_mismatched:
             life.refuse()
         undo = call.undo
@@ -207,7 +227,7 @@ class GuestStep:
         self, work: PendingStep, message: messages.StepRequest | messages.Sleep | messages.Wait
     ) -> bytes | None:
         """Ask the supervisor, and wait for what becomes of it."""
-        life = work.life
+        life = self._life
         work.future = asyncio.Future(loop=life.guest.loop)
         life.performing[work.token] = work
         life.replay.ask(work, message)
@@ -266,9 +286,7 @@ class GuestStep:
             return _nothing()
         if known is None and until_us is not None and until_us < life.run.timestamp_us:
             return _raise_past(name)
-        work = PendingStep(life, SLEEP, name, count, DEFAULT)
-        work.is_resumed = known is not None
-        work.at = self._place(None)
+        work = PendingStep(life, SLEEP, name, count, DEFAULT, self._place(None), known)
 
         async def perform() -> None:
             life.refuse()
@@ -307,9 +325,7 @@ class GuestStep:
             return _received(life, known) if known.outcome == VALUE else _error(life, known)
         if life.is_rollback:
             return _nothing()
-        work = PendingStep(life, WAIT, name, count, DEFAULT)
-        work.is_resumed = known is not None
-        work.at = self._place(None)
+        work = PendingStep(life, WAIT, name, count, DEFAULT, self._place(None), known)
 
         async def perform() -> Any:
             life.refuse()
@@ -361,7 +377,7 @@ class GuestStep:
 _EPOCH_MS_MAX = 253_402_300_799_000
 
 
-async def _value(life: GuestLifetime, known: messages.RecordedStep, call: StepCall) -> Any:
+async def _value(life: StepHost, known: messages.RecordedStep, call: StepCall) -> Any:
     if not life.replay.comes_next(known):
         await _turn(life, known)
     if call.declared is not None:
@@ -369,18 +385,18 @@ async def _value(life: GuestLifetime, known: messages.RecordedStep, call: StepCa
     return call.read(known.value)
 
 
-async def _slept(life: GuestLifetime, known: messages.RecordedStep) -> None:
+async def _slept(life: StepHost, known: messages.RecordedStep) -> None:
     if not life.replay.comes_next(known):
         await _turn(life, known)
 
 
-async def _received(life: GuestLifetime, known: messages.RecordedStep) -> Any:
+async def _received(life: StepHost, known: messages.RecordedStep) -> Any:
     if not life.replay.comes_next(known):
         await _turn(life, known)
     return _event(known.value)
 
 
-async def _error(life: GuestLifetime, known: messages.RecordedStep) -> Any:
+async def _error(life: StepHost, known: messages.RecordedStep) -> Any:
     """Raise what history holds; of what the code cancelled, wait until it is cancelled again."""
     if known.outcome != ERROR or not life.replay.comes_next(known):
         await _turn(life, known)
@@ -388,7 +404,7 @@ async def _error(life: GuestLifetime, known: messages.RecordedStep) -> Any:
     raise life.guest.from_wire(known.error)
 
 
-async def _turn(life: GuestLifetime, known: messages.RecordedStep) -> None:
+async def _turn(life: StepHost, known: messages.RecordedStep) -> None:
     life.refuse()
     await life.replay.wait_for_turn(known)
     life.guest.on_resume(life.number)

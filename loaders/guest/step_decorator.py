@@ -10,16 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from types import CodeType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from dynamic_workflows.eventlog.codec import values as codec
 
 from ..sdk.entrypoints import WorkflowFatalError
 from ..values.typed_values import TypedCodec
 from .signature import shape_of
-
-if TYPE_CHECKING:
-    from .step import GuestStep
 
 
 class Options(NamedTuple):
@@ -31,10 +28,34 @@ class Options(NamedTuple):
     rollback_config: Any
 
 
+class StepStarter(Protocol):
+    """The `step` object, as declared steps see it."""
+
+    def declare(self, name: str, declared: DeclaredStep) -> None:
+        """A later step may name this one as a dependency."""
+        ...
+
+    def declared(self, name: str) -> DeclaredStep | None:
+        """The step declared last under a name."""
+        ...
+
+    def begin(
+        self,
+        name: Any,
+        callback: Any,
+        config: Any,
+        rollback: Any,
+        rollback_config: Any,
+        declared: DeclaredStep | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Take an occurrence of a `do` step; the coroutine answers it."""
+        ...
+
+
 class StepDecorator:
     """The decorator that `step.do(name)` returns."""
 
-    def __init__(self, step: GuestStep, name: Any, options: Options) -> None:
+    def __init__(self, step: StepStarter, name: Any, options: Options) -> None:
         self._step = step
         self._name = None if callable(name) else name
         self._options = options
@@ -57,7 +78,7 @@ class StepDecorator:
 class DeclaredStep:
     """A declared step: call it without arguments, and await it."""
 
-    def __init__(self, step: GuestStep, name: Any, function: Any, options: Options) -> None:
+    def __init__(self, step: StepStarter, name: Any, function: Any, options: Options) -> None:
         self._step = step
         self._name = name
         self._function = function
