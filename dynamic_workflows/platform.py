@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import secrets
 from collections.abc import Callable, Generator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -71,6 +72,8 @@ class Platform:
         self._ids = ids or SystemIds()
         self._backend: Backend | None = None
         self._is_closed = False
+        self.web_secret = secrets.token_bytes(32)
+        """What `web_token` signs with, and `create_app` checks by."""
         self._readers = KeptReaders(self._open_reader, tenants_max=self.config.query_processes_max)
 
     async def __aenter__(self) -> Platform:
@@ -163,6 +166,28 @@ class Platform:
         if inspect.isawaitable(answer):
             answer = await answer
         return http.response_from_plain(http.response_to_plain(answer))
+
+    def web_token(
+        self,
+        tenant_id: str,
+        *,
+        workflow: str | None = None,
+        instance: str | None = None,
+        role: str = "viewer",
+        seconds: float = 900,
+    ) -> str:
+        """A short-lived key for a customer's browser: for one tenant, or one instance of it.
+
+        `create_app(platform, keys=…)` of this platform object takes it, in this process; programs
+        of several processes share `Keys(secret=…)` and use `Keys.token`. Raises InvalidError.
+        """
+        from .web.keys import sign
+
+        check_tenant_id(tenant_id)
+        return sign(
+            self.web_secret, tenant_id, workflow=workflow, instance=instance, role=role,
+            seconds=seconds,
+        )  # fmt: skip
 
     async def why(self, tenant_id: str, instance_id: str, workflow: str = "TenantWorkflow") -> Why:
         """Why an instance is where it is: `.code`, and a sentence as `.text`."""

@@ -13,6 +13,7 @@ from paths import ROOT
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
+from dynamic_workflows.web.errors import status_of
 
 PAGE = (ROOT / "docs" / "web-applications.md").read_text()
 INTERNAL = {"tenant.moved", "store.not_found", "store.already_exists"}
@@ -83,12 +84,24 @@ def test_the_table_has_every_code_with_the_status_that_the_program_gives(
         table |= dict.fromkeys(re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)`", codes), int(status))
     assert set(raised()) - INTERNAL <= set(table)
     assert {code: printed["status_of"](code) for code in table} == table
+    assert {code: status_of(code) for code in table} == table, "the HTTP interface says otherwise"
+
+
+def test_the_page_on_http_has_every_code_of_that_interface_alone() -> None:
+    page = (ROOT / "docs" / "http.md").read_text()
+    for path in (ROOT / "dynamic_workflows" / "web").rglob("*.py"):
+        for code in re.findall(
+            r'(?:default_code = |code=|respond\()"([a-z_.]+)"', path.read_text()
+        ):
+            assert f"`{code}`" in page or f"`{code}`" in PAGE, code
 
 
 def raised() -> Iterator[str]:
     """Every code that the sources give to an error."""
     for folder in ("eventlog", "loaders", "actors", "dynamic_workflows"):
         for path in (ROOT / folder).rglob("*.py"):
+            if path.parent.name == "web":
+                continue  # Its own codes stand in docs/http.md.
             codes = re.findall(
                 r"""(?:default_code = |code=|_code: str = )"([a-z_.]+)\"""", path.read_text()
             )
