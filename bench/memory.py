@@ -21,7 +21,7 @@ from dynamic_workflows.actors.tenant.open_tenant import open_tenant
 from dynamic_workflows.actors.tenant.tenant import TenantSupervisor
 from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.ids import SystemIds
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 CODE = """
 import asyncio

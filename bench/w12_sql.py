@@ -43,7 +43,7 @@ from dynamic_workflows.eventlog.query.reader import Reader
 from dynamic_workflows.eventlog.segments import segment
 from dynamic_workflows.eventlog.segments.compaction import SegmentSwap, apply
 from dynamic_workflows.eventlog.segments.policy import CompactionConfig
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 START_US = 1_767_225_600_000_000
 DAY_US = 86_400_000_000

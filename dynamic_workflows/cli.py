@@ -184,8 +184,8 @@ def _check_log(log: str, tenant: str | None = None) -> None:
     """Raises `log.not_found` and `tenant.not_found`, where an empty answer would say nothing."""
     from .actors.instances.identifiers import check_tenant_id
     from .eventlog.manifest import manifest_prefix, tenant_stream
-    from .eventlog.store.base import open_store
     from .eventlog.store.locations import root_of
+    from .eventlog.store.open_store import open_store
 
     _check_exists(log)
     store = open_store(root_of(log))
@@ -342,8 +342,8 @@ def why(
         return
     from .actors.diagnosis.stored_explanation import standing
     from .eventlog.clock import SystemClock
-    from .eventlog.store.base import open_store
     from .eventlog.store.locations import root_of
+    from .eventlog.store.open_store import open_store
 
     _check_log(log, tenant)
 
@@ -415,8 +415,8 @@ def _steer(
 async def _at_work(log: str) -> Any:
     """The claim of the platform that is at work on the log."""
     from .actors.claims import Claims
-    from .eventlog.store.base import open_store
     from .eventlog.store.locations import root_of
+    from .eventlog.store.open_store import open_store
 
     store = open_store(root_of(log))
     try:

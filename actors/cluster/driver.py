@@ -28,8 +28,9 @@ from dynamic_workflows.eventlog.errors import (
 )
 from dynamic_workflows.eventlog.ids import SystemIds
 from dynamic_workflows.eventlog.store import permissions
-from dynamic_workflows.eventlog.store.base import open_store, probe
+from dynamic_workflows.eventlog.store.base import probe
 from dynamic_workflows.eventlog.store.locations import root_of
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 from ..claims import Claims, NumberedClaim, busy, new_claim
 from ..config import PlatformConfig

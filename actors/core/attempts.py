@@ -8,8 +8,7 @@ from dynamic_workflows.loaders.guest.sanitize import plain
 from dynamic_workflows.loaders.protocol.messages import Error, Go, Undo
 
 from ..instances.decisions import Decision
-from ..instances.index_entry import IndexEntry
-from ..instances.lifetime import Lifetime
+from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.row_payloads import (
     REDACTED,
     AttemptErrored,

@@ -15,7 +15,7 @@ from dynamic_workflows.loaders.protocol.messages import ProtocolViolation
 
 from ..instances.decisions import Decision, Key
 from ..instances.identifiers import check_batch, check_id
-from ..instances.lifetime import Lifetime
+from ..instances.index_entry import Lifetime
 from ..instances.row_payloads import (
     Paused,
     Queued,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dynamic_workflows.loaders.protocol.messages import Error
 
 from ..instances.decisions import Decision, Key
-from ..instances.index_entry import IndexEntry
-from ..instances.lifetime import Lifetime
+from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.row_payloads import own_error
 from ..instances.state_machine import PAUSED, PAUSING
 from .attempts import Attempts

@@ -7,8 +7,7 @@ import msgspec
 from dynamic_workflows.loaders.protocol.messages import Error, StepOutcome
 
 from ..instances.decisions import Decision, DropLife, Key, Send
-from ..instances.index_entry import WOKEN, IndexEntry
-from ..instances.lifetime import Lifetime
+from ..instances.index_entry import WOKEN, IndexEntry, Lifetime
 from ..instances.state_machine import WAITING
 from ..instances.step_state import StepState
 from .state import STEP, CoreState

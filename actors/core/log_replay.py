@@ -5,8 +5,8 @@ from __future__ import annotations
 from dynamic_workflows.eventlog.events import Row, span
 
 from ..instances.decisions import Decision
+from ..instances.fold import EVENT_KINDS
 from ..instances.index_entry import IndexEntry
-from ..instances.instance import EVENT_KINDS
 from ..instances.row_payloads import decode, own_error
 from ..instances.state_machine import ENDED, NONE, PAUSING
 from .attempts import Attempts

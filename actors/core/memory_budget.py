@@ -10,8 +10,8 @@ from typing import Protocol
 from dynamic_workflows.eventlog.events import Row
 
 from ..instances.decisions import Decision, Key
+from ..instances.fold import fold
 from ..instances.index_entry import NOT_QUEUED, IndexEntry
-from ..instances.instance import fold
 from ..instances.row_payloads import decode
 from .attempts import Attempts
 from .lifetimes import Lifetimes

@@ -25,9 +25,8 @@ from dynamic_workflows.loaders.protocol.messages import (
 from dynamic_workflows.loaders.protocol.messages import StepRequest as Ask
 
 from ..instances.decisions import Decision
-from ..instances.index_entry import IndexEntry
+from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.instance import event_taken, first_wait
-from ..instances.lifetime import Lifetime
 from ..instances.row_payloads import TimerElapsed as ElapsedBody
 from ..instances.row_payloads import WaitCancelled
 from ..instances.state_machine import PAUSING, RUNNING

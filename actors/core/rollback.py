@@ -11,8 +11,7 @@ from msgspec import Raw
 from dynamic_workflows.loaders.protocol.messages import End, Error, ProtocolViolation
 
 from ..instances.decisions import Decision
-from ..instances.index_entry import IndexEntry
-from ..instances.lifetime import Lifetime
+from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.row_payloads import (
     Completed,
     RollbackBody,

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dynamic_workflows.loaders.protocol.messages import RecordedStep, Run
 
 from ..instances.decisions import Decision, Key
-from ..instances.index_entry import NOT_QUEUED, IndexEntry
+from ..instances.index_entry import NOT_QUEUED, IndexEntry, Lifetime
 from ..instances.instance import Instance
-from ..instances.lifetime import Lifetime
 from ..instances.row_payloads import own_error
 from ..instances.state_machine import QUEUED, WAITING
 from ..instances.step_state import DO

@@ -16,8 +16,9 @@ from dynamic_workflows.loaders.protocol.messages import Error
 
 from ..instances.deadlines import DeadlineHeap
 from ..instances.decisions import Changed, CoreConfig, Decision, Key
+from ..instances.fold import fold
 from ..instances.index_entry import NEW, WOKEN, IndexEntry
-from ..instances.instance import Instance, fold
+from ..instances.instance import Instance
 from ..instances.instance_index import Directory
 from ..instances.kept_events import NOTHING_KEPT, KeptEvents
 from ..instances.row_payloads import (

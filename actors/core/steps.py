@@ -12,9 +12,8 @@ from dynamic_workflows.loaders.protocol.messages import StepRequest as Ask
 
 from ..instances.decisions import Decision
 from ..instances.identifiers import EVENT_TYPE
-from ..instances.index_entry import IndexEntry
+from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.instance import Instance
-from ..instances.lifetime import Lifetime
 from ..instances.row_payloads import StepStarted, own_error, raw
 from ..instances.state_machine import PAUSING
 from ..instances.step_state import (

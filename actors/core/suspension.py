@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..instances.decisions import Decision
-from ..instances.index_entry import IndexEntry
-from ..instances.lifetime import Lifetime
+from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.row_payloads import Paused
 from ..instances.state_machine import RUNNING
 from .lifetimes import Lifetimes

@@ -9,9 +9,8 @@ import msgspec
 from dynamic_workflows.loaders.protocol.messages import Error, Sleep, Wait
 
 from ..instances.decisions import Decision, ReadEvents
-from ..instances.index_entry import IndexEntry
+from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.kept_events import KeptEvent
-from ..instances.lifetime import Lifetime
 from ..instances.row_payloads import (
     Body,
     Errored,

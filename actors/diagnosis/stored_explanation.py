@@ -15,9 +15,9 @@ from dynamic_workflows.loaders.sdk.records import Why
 from ..claims import Claim
 from ..config import PlatformConfig
 from ..core.tenant_core import TenantCore
+from ..instances.fold import fold
 from ..instances.identifiers import check_id, check_workflow_name
 from ..instances.index_entry import IndexEntry
-from ..instances.instance import fold
 from ..instances.row_payloads import decode
 from ..instances.state_machine import ENDED, PAUSED, QUEUED, RUNNING, WAITING
 from ..tenant.operations import not_found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
+from dynamic_workflows.eventlog.clock import Clock
 from dynamic_workflows.eventlog.errors import (
     CodeError,
     LimitExceededError,
@@ -45,7 +46,6 @@ from .services import Services
 
 if TYPE_CHECKING:
     from ..instances.decisions import Key
-    from .code_hosts import Hosts
 
 HostKey: TypeAlias = tuple[str, str | None, tuple[tuple[str, int], ...]]
 """(code hash, name of a worker or None for the tenant's own code, limits below the code's own)"""
@@ -83,10 +83,37 @@ class IsolateListener(Protocol):
         ...
 
 
+class HostOwner(Protocol):
+    """The hosts of a tenant, as each of them sees the others."""
+
+    clock: Clock
+    listener: IsolateListener
+    call_timeout_s: float
+    """How long a call, or loading the code, may take."""
+    calls_out_max: int
+    """Calls of bindings that one isolate may wait for."""
+
+    def holds(self, host: Host) -> bool:
+        """Whether the host is one of these, and not one that was forgotten."""
+        ...
+
+    def check(self, value: bytes | None) -> None:
+        """Prove that text from an isolate is a value. Raises ProtocolViolation."""
+        ...
+
+    def failed(self, host: Host) -> None:
+        """The code of the host could not be loaded (`host.error`)."""
+        ...
+
+    def ended(self, host: Host, exit: Exit) -> None:
+        """The isolate of the host is gone."""
+        ...
+
+
 class Host:
     """One code of one tenant in one isolate."""
 
-    def __init__(self, key: HostKey, hosts: Hosts, watch: EndDeadline) -> None:
+    def __init__(self, key: HostKey, hosts: HostOwner, watch: EndDeadline) -> None:
         self.key = key
         self._hosts = hosts
         self.isolate: Isolate | None = None

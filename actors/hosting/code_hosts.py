@@ -19,7 +19,7 @@ from ..code.code_resolver import CodeSource
 from .code_host import Host, HostKey, IsolateListener
 from .isolate_scaling import Crowd
 from .load_backoff import Patience
-from .pending_ends import KIND, EndDeadline
+from .pending_ends import EndDeadline
 from .services import ServiceCache, Services
 
 if TYPE_CHECKING:
@@ -50,14 +50,13 @@ class Hosts:
         """Where one isolate was not enough: the others."""
         self._revived = ServiceCache()
         self._patience = Patience(clock)
-        self._crowd = Crowd(
+        self._crowd: Crowd[Host] = Crowd(
             config.isolates_max, hosts=lambda: list(self), grow=self._grow, on_room=listener.on_room
         )
         self._leavers = EndDeadline(
             config.drop_grace_seconds,
             slack_s=config.turn_wall_seconds,
             hosts=lambda: list(self),
-            end=_end_overdue,
         )
         self._starting = Errands()
         self._sweep: TimerHandle | None = None
@@ -231,10 +230,6 @@ class Hosts:
                 self.forget(host)
         if self._hosts:
             self._sweep_later()
-
-
-def _end_overdue(host: Host, life: int, reason: str) -> None:
-    host.kill(reason, kind=KIND, is_tenants_own=True, life=life)
 
 
 def _lower(limits: dict[str, int], others: dict[str, int]) -> dict[str, int]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from .code_host import Host
+from dynamic_workflows.loaders.isolates.interface import Isolate
 
 AT_ONCE = 8
 """What an isolate takes before anybody looks whether it is busy."""
@@ -43,15 +42,32 @@ class BusySamples:
         return self.are_enough and sum(self._seen) >= _LOOKS - 1
 
 
-class Crowd:
-    """Places lifetimes; looks at isolates while there are enough to wonder."""
+class ScaledHost(Protocol):
+    """A host of code, as its isolates are counted."""
+
+    looks: BusySamples
+    is_ready: bool
+    """Its code is loaded."""
+    isolate: Isolate | None
+
+    @property
+    def load(self) -> int:
+        """Lifetimes and calls that are in its isolate."""
+        ...
+
+
+HostT = TypeVar("HostT", bound=ScaledHost)
+
+
+class Crowd(Generic[HostT]):
+    """Places lifetimes in isolates, and samples how busy these are while they are many."""
 
     def __init__(
         self,
         isolates_max: int,
         *,
-        hosts: Callable[[], Sequence[Host]],
-        grow: Callable[[Host], None],
+        hosts: Callable[[], Sequence[HostT]],
+        grow: Callable[[HostT], None],
         on_room: Callable[[], None],
     ) -> None:
         """`grow` starts another isolate beside this one; `on_room`: `place` may succeed."""
@@ -63,7 +79,7 @@ class Crowd:
         self._is_wanted = False
         self._not_before_s = 0.0
 
-    def place(self, host: Host, others: Sequence[Host]) -> Host | None:
+    def place(self, host: HostT, others: Sequence[HostT]) -> HostT | None:
         """The isolate for one more lifetime: of `host` and the `others` of its code.
 
         None: it is being found out; `on_room` follows.

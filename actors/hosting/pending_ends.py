@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from dynamic_workflows.loaders.guest.sanitize import plain
 
 if TYPE_CHECKING:
     from dynamic_workflows.loaders.protocol.messages import CancellationIgnored
-
-    from .code_host import Host
 
 Leaver: TypeAlias = tuple[int, int, int]
 """(lifetime or call, token of a step or WHOLE, attempt)"""
@@ -34,7 +32,7 @@ _PLACE_CHARACTERS_MAX = 300
 
 
 class PendingEnds:
-    """Those of one isolate."""
+    """What was told to end in one isolate, and has not confirmed it."""
 
     def __init__(self, watch: EndDeadline) -> None:
         self._watch = watch
@@ -117,22 +115,30 @@ class PendingEnds:
         return f"the code of {what} goes on {seconds:g} s after it {end}"
 
 
+class EndingHost(Protocol):
+    """A host of code, as the deadline of what has to end in its isolate sees it."""
+
+    leavers: PendingEnds
+
+    def kill(self, reason: str, *, kind: str, is_tenants_own: bool, life: int = 0) -> None:
+        """End the isolate; `life` did it, where that is known."""
+        ...
+
+
 class EndDeadline:
-    """Looks at the leavers of all isolates of a tenant, while there are any."""
+    """Ends isolates of a tenant in which something goes on too long after it was told to end."""
 
     def __init__(
         self,
         grace_s: float,
         *,
         slack_s: float,
-        hosts: Callable[[], Iterable[Host]],
-        end: Callable[[Host, int, str], None],
+        hosts: Callable[[], Iterable[EndingHost]],
     ) -> None:
         """`grace_s` is what guests give; one that says nothing gets it twice, and `slack_s`."""
         self.grace_s = grace_s
         self.limit_s = 2 * grace_s + slack_s
         self._hosts = hosts
-        self._end = end
         self._timer: asyncio.TimerHandle | None = None
         self._now_s = 0.0
         """A clock that stands still while nobody leaves, and while we were held up ourselves."""
@@ -159,9 +165,10 @@ class EndDeadline:
         self._timer = None
         is_wanted = False
         for host in list(self._hosts()):
-            verdict = host.leavers.overdue(self._now_s)
-            if verdict is not None:
-                self._end(host, *verdict)
+            overdue = host.leavers.overdue(self._now_s)
+            if overdue is not None:
+                life, reason = overdue
+                host.kill(reason, kind=KIND, is_tenants_own=True, life=life)
             is_wanted = is_wanted or len(host.leavers) > 0
         if is_wanted:
             self._timer = loop.call_later(_TICK_S, self._tick)

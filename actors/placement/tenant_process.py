@@ -17,7 +17,8 @@ from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable, WorkflowsError, needs_operator
 from dynamic_workflows.eventlog.ids import SystemIds
 from dynamic_workflows.eventlog.log.event_log import load_upkeep
-from dynamic_workflows.eventlog.store.base import Store, open_store, probe
+from dynamic_workflows.eventlog.store.base import Store, probe
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.bundles.bundle import WorkerCode
 from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
 

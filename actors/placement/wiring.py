@@ -19,7 +19,8 @@ from dynamic_workflows.eventlog.errors import (
 )
 from dynamic_workflows.eventlog.ids import Ids, SystemIds
 from dynamic_workflows.eventlog.log.event_log import EventLog
-from dynamic_workflows.eventlog.store.base import Store, can_write, open_store
+from dynamic_workflows.eventlog.store.base import Store, can_write
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.eventlog.wal.recovery import newest_manifest
 
 from ..claims import BEAT_S, Claims

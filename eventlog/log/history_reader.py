@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..events import Row
+from ..manifest import Manifest
+from ..store.base import Store
+from ..wal.tail import Tail
 from .lean_rows import lean
-
-if TYPE_CHECKING:
-    from .event_log import EventLog
 
 Key = tuple[str, str]
 """Workflow, instance id."""
 
 
-class Histories:
-    """Answers questions for histories; those that come while it reads share the next reading."""
+class ReadableLog(Protocol):
+    """A log, as its histories are read from it."""
 
-    def __init__(self, log: EventLog, *, is_lean: bool = False) -> None:
+    store: Store
+    tail: Tail
+    tail_lock: asyncio.Lock
+    """Held while the tail or the manifest changes."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is sealed in segments."""
+        ...
+
+    async def written(self) -> None:
+        """Wait until every row that was appended before is written."""
+        ...
+
+
+class Histories:
+    """Reads the histories of instances; calls that come while it reads share the next reading."""
+
+    def __init__(self, log: ReadableLog, *, is_lean: bool = False) -> None:
         """`is_lean`: without the payloads of events, which are dropped as they are read."""
         self._log = log
         self._trim = lean if is_lean else None

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from ..errors import Corrupt
 from ..events import span
 from ..manifest import Manifest, SegmentInfo, decode_manifest, hash_of, version_of
-from ..store.base import Entry, NotFound, Store, open_store
+from ..store.base import Entry, NotFound, Store
+from ..store.open_store import open_store
 from ..store.read_requests import grant_blocking
 from ..wal.format import Block, decode_rows, wal_key
 from ..wal.recovery import LatestManifest, fresh, newest_manifest_blocking

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InvalidError, QueryError
-from ..store.base import Store, open_store
+from ..store.base import Store
+from ..store.open_store import open_store
 from .duckdb_views import LogViews, Params
 from .events_sql import NAMES
 from .limits import MEMORY_MB, SQL_BYTES_MAX, TIMEOUT_S, QueryLimits

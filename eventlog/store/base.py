@@ -19,7 +19,6 @@ from typing import Protocol
 
 from ..errors import InvalidError, Unavailable, WorkflowsError
 from ..ids import Ids
-from .locations import BUCKETS, root_of
 
 CREATE_TRIES_MAX = 5
 ROOM_BYTES = 256 * 1024
@@ -110,28 +109,6 @@ def check_key(key: str) -> str:
     if not all(parts) or "." in parts or ".." in parts or "\\" in key or "\0" in key:
         raise InvalidError(f"{key!r} is not a store key: use relative paths without '.' and '..'")
     return key
-
-
-def open_store(root: str | Path) -> Store:
-    """The store at a path or URI: `file://`, `s3://`, `az://`, `gs://`, `memory://`.
-
-    `memory://name` is one store per name and process; `memory://` is a new one each time. Object
-    stores take credentials and endpoint from the environment, as their own tools do. Raises
-    InvalidError for what is no place, Unavailable where a bucket's credentials are missing.
-    """
-    place = root_of(root)
-    scheme = place.partition("://")[0] if "://" in place else ""
-    if scheme == "memory":
-        from .memory import memory_store
-
-        return memory_store(place)
-    if scheme in BUCKETS:
-        from .object import ObjectStore
-
-        return ObjectStore(place)
-    from .local import LocalStore
-
-    return LocalStore(Path(place))
 
 
 async def create_once(store: Store, key: str, data: bytes) -> None:

@@ -21,7 +21,7 @@ from dynamic_workflows.eventlog.query.duckdb_views import LogViews
 from dynamic_workflows.eventlog.query.limits import QueryLimits
 from dynamic_workflows.eventlog.query.reader import Reader
 from dynamic_workflows.eventlog.query.sql_guard import TOLD_BY_NAME, SelectGuard
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 ANALYTICS = DOCS / "analytics.md"
 MAY_VARY = {

@@ -19,8 +19,9 @@ from histories import Writer, opened
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import InvalidError, QueryError
 from dynamic_workflows.eventlog.query.reader import Reader
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.sql.engine import SqlEngine
 from dynamic_workflows.loaders.sql.forwarding import StoreWindow
 from dynamic_workflows.loaders.sql.messages import TROUBLE, SqlRead

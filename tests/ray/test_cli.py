@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from dynamic_workflows import cli
 from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
 from dynamic_workflows.eventlog.errors import InvalidError
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m"

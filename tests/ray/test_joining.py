@@ -19,7 +19,7 @@ from ray_world import eventually, expected, is_alive
 import dynamic_workflows as dw
 from dynamic_workflows.actors.claims import Claims
 from dynamic_workflows.actors.cluster.signal_handlers import SIGNALS, action_of
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 pytestmark = pytest.mark.ray
 

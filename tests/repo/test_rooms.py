@@ -1,4 +1,5 @@
-"""The rooms: which may import which, that they form no circle, and that a name means one thing.
+"""The rooms: which may import which, that neither they nor their modules form a circle, and that a
+name means one thing.
 
 A room is a folder of a floor; files that lie in a floor itself form the room of its name. The table
 is the whole permission: a new import between two rooms is a change of this table, which a reviewer
@@ -85,6 +86,25 @@ def test_a_room_imports_what_the_table_allows_and_no_more() -> None:
 
 def test_the_rooms_form_no_circle() -> None:
     TopologicalSorter({room: text.split() for room, text in MAY_IMPORT.items()}).prepare()
+
+
+def modules(room: str) -> dict[str, set[str]]:
+    """The modules of a room that each module of it imports, annotation-only imports included."""
+    folder = ROOT / room.replace(".", "/")
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    package = FACE if room == FACE else f"{FACE}.{room}"
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for name in names:
+        for other in imported(folder / f"{name}.py"):
+            if other.startswith(f"{package}."):
+                module = other.removeprefix(f"{package}.").partition(".")[0]
+                found[name] |= {module} & names - {name}
+    return found
+
+
+@pytest.mark.parametrize("room", [FACE, *sorted(MAY_IMPORT)])
+def test_the_modules_of_a_room_form_no_circle(room: str) -> None:
+    TopologicalSorter(modules(room)).prepare()
 
 
 @pytest.mark.parametrize("room", sorted(MAY_IMPORT))

@@ -20,7 +20,7 @@ from dynamic_workflows.eventlog.log.event_log import LogConfig
 from dynamic_workflows.eventlog.manifest import SCHEMA_VERSION
 from dynamic_workflows.eventlog.query.reader import Reader
 from dynamic_workflows.eventlog.segments.policy import CompactionConfig
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 GOLDEN = TESTS / "golden"
 

@@ -27,7 +27,8 @@ from dynamic_workflows.eventlog.errors import (
 )
 from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.log.event_log import EventLog
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 
 async def until(condition: Callable[[], Any], *, what: str = "it") -> None:

@@ -14,7 +14,7 @@ from dynamic_workflows.eventlog.errors import Fenced
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SystemIds
 from dynamic_workflows.eventlog.log.event_log import EventLog
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 
 async def main(root: str, stream: str, tenant_id: str, name: str) -> None:

@@ -15,7 +15,8 @@ from dynamic_workflows.actors.timers.wake_service import (
 from dynamic_workflows.eventlog.clock import US, VirtualClock
 from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.log.event_log import EventLog
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 
 class Waker:

@@ -263,7 +263,7 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}]
 import dynamic_workflows as dw
 from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 CODE = '''

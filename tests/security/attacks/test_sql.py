@@ -16,7 +16,8 @@ from paths import DOCS
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import QueryError
 from dynamic_workflows.eventlog.query.reader import Reader
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 from .sql_catalogue import ATTACKS, EXHAUSTING, READING, TELLING, WRITING
 

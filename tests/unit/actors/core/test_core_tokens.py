@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dynamic_workflows.actors.core import state
 from dynamic_workflows.actors.core.tenant_core import TenantCore
-from dynamic_workflows.actors.instances import instance
+from dynamic_workflows.actors.instances import fold
 from dynamic_workflows.eventlog.errors import InstanceError
 
 KEY = ("Job", "i")
@@ -165,7 +165,7 @@ def test_a_batch_of_deletes_that_comes_again_has_the_same_answer() -> None:
 
 
 def test_only_the_newest_tokens_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instance, "TOKENS_MAX", 3)
+    monkeypatch.setattr(fold, "TOKENS_MAX", 3)
     monkeypatch.setattr(state, "DELETIONS_MAX", 1)
     world = world_of()
     for name in "abcde":

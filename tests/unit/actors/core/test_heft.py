@@ -7,7 +7,7 @@ from pathlib import Path
 from dynamic_workflows.actors.core.memory_budget import Heft
 from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
 from dynamic_workflows.actors.instances.decisions import Key
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.bundles.bundle import WorkerCode
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 

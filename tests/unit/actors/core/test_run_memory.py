@@ -12,7 +12,7 @@ from core_world import StepApi, StepFailed, World, gather
 import dynamic_workflows as dw
 from dynamic_workflows.actors.core.memory_budget import Heft
 from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 KEY = ("Job", "i")

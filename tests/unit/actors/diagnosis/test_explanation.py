@@ -15,7 +15,7 @@ from dynamic_workflows.actors.diagnosis.stored_explanation import standing
 from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
 from dynamic_workflows.actors.instances.index_entry import IndexEntry
 from dynamic_workflows.actors.instances.state_machine import STATUSES
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 CODE = """

@@ -20,7 +20,7 @@ from dynamic_workflows.actors.instances.kept_events import Kept
 from dynamic_workflows.actors.instances.row_payloads import SIZED_ABOVE
 from dynamic_workflows.eventlog.errors import LimitExceededError
 from dynamic_workflows.eventlog.log.lean_rows import SMALL_BYTES_MAX, lean
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 KEY = ("Job", "i")

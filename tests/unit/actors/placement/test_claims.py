@@ -17,7 +17,7 @@ import pytest
 import dynamic_workflows as dw
 from dynamic_workflows.actors.claims import STALE_S, Claim, Claims, machine, new_claim, started
 from dynamic_workflows.eventlog.clock import US, VirtualClock
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 
 def claim(clock: VirtualClock, **changes: Any) -> Claim:

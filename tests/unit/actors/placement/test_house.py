@@ -17,8 +17,8 @@ from dynamic_workflows.eventlog.clock import US, VirtualClock
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
-from dynamic_workflows.eventlog.store.base import open_store
 from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 

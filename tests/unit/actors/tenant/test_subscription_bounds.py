@@ -14,7 +14,7 @@ from dynamic_workflows.actors.tenant import history_paging, subscriptions
 from dynamic_workflows.actors.tenant.subscriptions import Feeds
 from dynamic_workflows.eventlog.clock import US
 from dynamic_workflows.eventlog.events import Row
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding, WorkflowInstance
 
 CODE = """

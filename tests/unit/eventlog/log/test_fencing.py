@@ -24,9 +24,10 @@ from dynamic_workflows.eventlog.log import event_log as log
 from dynamic_workflows.eventlog.log.event_log import EventLog
 from dynamic_workflows.eventlog.manifest import tenant_stream
 from dynamic_workflows.eventlog.segments import compaction, segment
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.eventlog.store.local import LocalStore
 from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.eventlog.wal import local
 from dynamic_workflows.eventlog.wal.file import WalFile
 

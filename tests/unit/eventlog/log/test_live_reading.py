@@ -25,7 +25,8 @@ from dynamic_workflows.eventlog.log.event_log import EventLog, LogConfig
 from dynamic_workflows.eventlog.manifest import tenant_stream
 from dynamic_workflows.eventlog.query.log_files import LogFiles
 from dynamic_workflows.eventlog.query.reader import Reader
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 STREAM = tenant_stream("t")
@@ -164,7 +165,7 @@ from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SystemIds
 from dynamic_workflows.eventlog.log.event_log import EventLog
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 async def main(root, stream, seconds):
     log = await EventLog.open(

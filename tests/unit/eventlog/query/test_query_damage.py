@@ -16,8 +16,9 @@ from dynamic_workflows import cli
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import Corrupt, QueryError
 from dynamic_workflows.eventlog.query.reader import Reader
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 NAMES = ["acme", "it's", "zoo"]
 COUNTS = "select tenant_id, count(ts) as n from events group by 1 order by 1"

@@ -14,7 +14,7 @@ from dynamic_workflows import PlatformClosed
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.errors import QueryError
 from dynamic_workflows.eventlog.query.reader import Reader
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.readers import KeptReaders
 
 CHANGES = """

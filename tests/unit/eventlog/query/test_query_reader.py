@@ -21,8 +21,9 @@ from dynamic_workflows.eventlog.events import span
 from dynamic_workflows.eventlog.log.event_log import LogConfig
 from dynamic_workflows.eventlog.query.reader import Reader
 from dynamic_workflows.eventlog.segments.policy import CompactionConfig
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 MERGE_EARLY = LogConfig(
     auto_seal=False, compaction=CompactionConfig(fan_in=2, grace_s=0, erase_delay_s=0)

@@ -17,8 +17,9 @@ from dynamic_workflows.eventlog.errors import QueryError
 from dynamic_workflows.eventlog.query.duckdb_views import LogViews
 from dynamic_workflows.eventlog.query.limits import QueryLimits
 from dynamic_workflows.eventlog.query.reader import Reader
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -15,7 +15,8 @@ from paths import DOCS
 from dynamic_workflows.eventlog.clock import US, VirtualClock, to_datetime
 from dynamic_workflows.eventlog.events import Row, unfold
 from dynamic_workflows.eventlog.query.reader import Reader
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 Ask = Callable[[str], list[dict[str, Any]]]
 

@@ -17,7 +17,8 @@ from histories import Writer, opened
 from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.codec.values import encode
 from dynamic_workflows.eventlog.query.reader import Reader
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 _MOMENT = dt.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=ZoneInfo("Europe/Berlin"))
 _NAMED = dt.timezone(dt.timedelta(hours=1), 'a "name"]}')

@@ -14,7 +14,8 @@ from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.segments import compaction
 from dynamic_workflows.eventlog.segments.blobs import VALUE_BYTES_MAX, Blobs
 from dynamic_workflows.eventlog.segments.policy import CompactionConfig
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 STREAM = "tenants/tenant=acme"
 

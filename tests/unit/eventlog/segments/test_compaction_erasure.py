@@ -10,7 +10,7 @@ from histories import Writer, opened
 
 from dynamic_workflows.eventlog.clock import US, VirtualClock
 from dynamic_workflows.eventlog.log.event_log import LogConfig
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 SECRET = "jane.doe-1985"
 

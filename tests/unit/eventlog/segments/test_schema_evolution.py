@@ -19,8 +19,9 @@ from dynamic_workflows.eventlog.clock import VirtualClock
 from dynamic_workflows.eventlog.manifest import SCHEMA_VERSION, SegmentInfo
 from dynamic_workflows.eventlog.query.reader import Reader
 from dynamic_workflows.eventlog.segments import segment
-from dynamic_workflows.eventlog.store.base import Store, open_store
+from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 VERSIONS = sorted(path.name for path in GOLDEN.glob("v*"))
 

@@ -18,7 +18,7 @@ from dynamic_workflows.eventlog.events import FOLDED, Row, span, unfold
 from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.query import events_sql
 from dynamic_workflows.eventlog.segments import segment
-from dynamic_workflows.eventlog.store.base import open_store
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 BYTES = st.none() | TEXT.map(str.encode)

@@ -14,9 +14,9 @@ from dynamic_workflows.eventlog.errors import InvalidError, Unavailable
 from dynamic_workflows.eventlog.ids import SystemIds
 from dynamic_workflows.eventlog.log.event_log import EventLog
 from dynamic_workflows.eventlog.store import permissions
-from dynamic_workflows.eventlog.store.base import open_store
 from dynamic_workflows.eventlog.store.filesystem import Disk
 from dynamic_workflows.eventlog.store.local import LocalStore
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077])

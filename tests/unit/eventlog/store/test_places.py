@@ -15,8 +15,8 @@ import pytest
 import dynamic_workflows as dw
 from dynamic_workflows.eventlog.errors import InvalidError, Unavailable
 from dynamic_workflows.eventlog.store import credentials
-from dynamic_workflows.eventlog.store.base import open_store
 from dynamic_workflows.eventlog.store.locations import root_of
+from dynamic_workflows.eventlog.store.open_store import open_store
 
 
 @pytest.mark.parametrize(

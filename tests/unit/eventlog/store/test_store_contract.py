@@ -23,11 +23,11 @@ from dynamic_workflows.eventlog.store.base import (
     Store,
     check_key,
     create_once,
-    open_store,
     probe,
 )
 from dynamic_workflows.eventlog.store.local import LocalStore
 from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.eventlog.wal.recovery import read_tail
 
 NASTY_KEY = "tenants/tenant=a%2Fb%%é ü/wal/00000000000000000001"
