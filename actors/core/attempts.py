@@ -45,6 +45,7 @@ class Attempts:
         self._emit = state.emit
         self._lifetimes = lifetimes
         self._send, self._arm = lifetimes.send, lifetimes.arm
+        self._disarm, self._answer = lifetimes.disarm, lifetimes.answer
         self._suspension = suspension
         self._ends = ends
         self._config = state.config
@@ -60,7 +61,7 @@ class Attempts:
     def go(self, d: Decision, life: Lifetime, step: StepState, now_us: int) -> None:
         """Let the callback of an attempt that is recorded run, or let a mock stand for it."""
         life.running += 1
-        if self._mocks and step.kind == DO and self._mocked(d, life, step, now_us):
+        if self._mocks.were_set and step.kind == DO and self._mocked(d, life, step, now_us):
             return
         if step.kind == "undo":
             self._send(d, life, _undo_message(life, step))
@@ -81,7 +82,7 @@ class Attempts:
         elif (value := mocks.result(step)) is not None:
             self.complete(d, life, step, value, now_us)
             if life.summary.lifetime is life:
-                self._lifetimes.answer(d, life, step)
+                self._answer(d, life, step)
         else:
             return False
         return True
@@ -102,12 +103,12 @@ class Attempts:
         if error is not None:
             # The guest has handed the value on: it is replayed, with the error in its place.
             life.running -= 1
-            self._lifetimes.disarm(step)
+            self._disarm(step)
             self._give_up(d, summary, step, error, now_us)
             self.interrupt(d, summary, error.message, now_us, exempt=True)
             return
         life.running -= 1
-        self._lifetimes.disarm(step)
+        self._disarm(step)
         body = Completed(msgspec.Raw(value), before=before)
         shown: Body | None = None
         if step.sensitive:
@@ -149,7 +150,7 @@ class Attempts:
         life = summary.lifetime
         if life is not None:
             life.running -= 1
-            self._lifetimes.disarm(step)
+            self._disarm(step)
         is_over = (
             is_final(error)
             or delay_error is not None
@@ -168,7 +169,7 @@ class Attempts:
             if step.outcome != OPEN:
                 self._ends.stop_rollback(d, life.summary, step, now_us)
         elif step.outcome != OPEN:
-            self._lifetimes.answer(d, life, step)
+            self._answer(d, life, step)
             self.after_outcome(d, life, now_us)
         elif life.summary.status == PAUSING:
             self._suspension.try_pause(d, life, now_us)
@@ -183,7 +184,7 @@ class Attempts:
         answered_ms: float | None,
     ) -> None:
         delay_ms = retry_delay_ms(step.config, step.failures + 1, answered_ms)
-        mocks = self._mocks.get(summary.key) if self._mocks else None
+        mocks = self._mocks.get(summary.key) if self._mocks.were_set else None
         is_skipped = mocks is not None and mocks.skips_delay(step)
         due_us = now_us if is_skipped else now_us + delay_ms * 1_000
         body = AttemptErrored(error_body(error), delay_ms, due_us)

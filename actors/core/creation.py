@@ -112,7 +112,7 @@ class Creation:
             code_hash=item.code_hash,
             metadata=item.metadata,
         )
-        if self._mocks:
+        if self._mocks.were_set:
             self._mocks.created(summary.key)
         self._state.rest(summary, now_us)
         return summary

@@ -125,21 +125,23 @@ class Mocks:
     def __init__(self) -> None:
         self._instances: dict[Key, InstanceMocks] = {}
         self._workflows: dict[str, InstanceMocks] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._instances or self._workflows)
+        self.were_set = False
+        """There was one ever: outside tests nobody has to look for any."""
 
     def take_over(self, other: Mocks) -> None:
         """Have the mocks of the core that this tenant had before, in the place of one's own."""
         self._instances, self._workflows = other._instances, other._workflows
+        self.were_set = other.were_set
 
     def of_instance(self, key: Key) -> InstanceMocks:
         """The mocks of this instance, which need not exist yet."""
+        self.were_set = True
         return self._instances.setdefault(key, InstanceMocks())
 
     def of_workflow(self, workflow: str) -> InstanceMocks:
         """The mocks that every instance of this workflow starts with that is created from now
         on."""
+        self.were_set = True
         return self._workflows.setdefault(workflow, InstanceMocks())
 
     def forget(self, key: Key) -> None:

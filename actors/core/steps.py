@@ -56,6 +56,7 @@ class Steps:
         self._emit = state.emit
         self._lifetimes = lifetimes
         self._send, self._arm = lifetimes.send, lifetimes.arm
+        self._take_slot, self._bind = lifetimes.take_slot, lifetimes.bind
         self._suspension = suspension
         self._attempts = attempts
         self._waits = waits
@@ -79,9 +80,9 @@ class Steps:
             self._lifetimes.refuse(d, life, message.token, refusal)
         else:
             life.awaits = None
-            self._lifetimes.take_slot(d, life, now_us)
+            self._take_slot(d, life, now_us)
             if step is not None:
-                self._lifetimes.bind(life, step, message.token)
+                self._bind(life, step, message.token)
             if kind == DO:
                 self._ask_do(d, life, step, message, now_us)
             elif kind == SLEEP:
@@ -153,7 +154,7 @@ class Steps:
         )
         self._emit(d, summary, "step_started", body, now_us=now_us, step=message, attempt=1)
         step = instance.steps[DO, message.name, message.count]
-        self._lifetimes.bind(life, step, message.token)
+        self._bind(life, step, message.token)
         self._attempts.go(d, life, step, now_us)
 
     def on_due(self, d: Decision, summary: IndexEntry, step: StepState, now_us: int) -> None:
@@ -168,7 +169,7 @@ class Steps:
             self._attempts.fail(d, summary, step, timeout_error(step), now_us)
         elif summary.status == PAUSING:
             life.late.append(step)
-        elif not self._lifetimes.take_slot(d, life, now_us, may_drop=True):
+        elif not self._take_slot(d, life, now_us, may_drop=True):
             return  # No slot: it goes on, with what is due, when there is one.
         elif step.kind in (DO, "undo"):
             self._attempts.begin_next(d, life, step, now_us)

@@ -58,7 +58,7 @@ class Waits:
             until_us = now_us + (message.duration_ms or 0) * 1_000
         duration_ms = max(until_us - now_us, 0) // 1_000
         step = StepState(SLEEP, message.name, message.count, 0)
-        mocks = self._mocks.get(life.summary.key) if self._mocks else None
+        mocks = self._mocks.get(life.summary.key) if self._mocks.were_set else None
         if mocks is not None and mocks.skips_sleep(step):
             until_us = now_us
         body = SleepStarted(until_us, duration_ms, message.at)
@@ -75,7 +75,7 @@ class Waits:
     def _begin_wait(self, d: Decision, life: Lifetime, message: Wait, now_us: int) -> StepState:
         until_us = now_us + message.timeout_ms * 1_000
         step = StepState(WAIT, message.name, message.count, 0)
-        mocks = self._mocks.get(life.summary.key) if self._mocks else None
+        mocks = self._mocks.get(life.summary.key) if self._mocks.were_set else None
         if mocks is not None and mocks.times_out(step):
             until_us = now_us
         body = WaitStarted(message.type, until_us, message.timeout_ms, message.at)
@@ -133,7 +133,7 @@ class Waits:
         instance = summary.instance
         assert instance is not None
         assert step.event_type is not None
-        mocks = self._mocks.get(summary.key) if self._mocks else None
+        mocks = self._mocks.get(summary.key) if self._mocks.were_set else None
         mock = None if mocks is None else mocks.take_event(step.event_type)
         if mock is not None:
             body = WaitCompleted(step.event_type, 0, msgspec.Raw(mock), now_us)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .decisions import Key
 from .index_entry import IndexEntry
@@ -15,6 +15,8 @@ class Directory:
 
     def __init__(self) -> None:
         self._by_key: dict[Key, IndexEntry] = {}
+        self.get: Callable[[Key], IndexEntry | None] = self._by_key.get
+        """The entry of an instance, or None; each row of a replay asks for one."""
         self._by_age: list[IndexEntry] = []
         self._gone = 0
         self.counts = dict.fromkeys(sorted(STATUSES), 0)
@@ -27,10 +29,6 @@ class Directory:
 
     def __iter__(self) -> Iterator[IndexEntry]:
         return iter(list(self._by_key.values()))
-
-    def get(self, key: Key) -> IndexEntry | None:
-        """The entry of an instance, or None."""
-        return self._by_key.get(key)
 
     def add(self, summary: IndexEntry) -> None:
         """Take in an instance that was just created."""
