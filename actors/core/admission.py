@@ -46,7 +46,7 @@ class Queues:
             self._failing[id(summary)] = summary
 
     def first(self, free: int) -> Iterator[IndexEntry]:
-        """Up to `free` of them in order; whoever iterates may start them as it goes."""
+        """Up to `free` of them in order; the caller may start each as it goes."""
         for queue in (self._woken, self._new):
             skipped = 0
             while free > 0:

@@ -38,11 +38,14 @@ class IsolateLosses:
         now_us: int,
         elsewhere: bool = False,
     ) -> Decision:
-        """These lifetimes died with their isolate. `own`: the tenant's code caused it, which uses
-        up a retry of what the `culprit` (0: unknown) had in flight; everything else is cut off, and
-        that without end where somebody else is known to have caused it: another lifetime, or none
-        of them at all (`elsewhere`). A culprit that had nothing in flight is started again later
-        and later, and parked after some deaths."""
+        """These lifetimes died with their isolate.
+
+        `own`: the tenant's code caused it, which uses up a retry of the attempts that the `culprit`
+        (a lifetime; 0: unknown) had in flight. All other attempts are recorded as cut off. They do
+        not count towards `lost_in_a_row_max` where another lifetime is known to have caused it, or
+        none of these (`elsewhere`). A culprit that had nothing in flight is started again after a
+        growing delay, and parked after DEATHS_MAX deaths without progress.
+        """
         d = Decision(durable=True)
         is_others, own = own and elsewhere, own and not elsewhere
         error = own_error("WorkflowInternalError", f"the isolate died: {reason}")

@@ -22,7 +22,7 @@ class Lifetimes:
         self._config = state.config
         self.by_number: dict[int, Lifetime] = {}
         self.busy = 0
-        """Lifetimes that take a slot."""
+        """How many lifetimes take a slot."""
         self._last_number = 0
 
     def free_slots(self) -> int:

@@ -44,7 +44,7 @@ class LogReplay:
         if summary is None:
             if row.type != "workflow_queued":
                 state.note_deletion(key, body)
-                return  # What is left of a deleted instance.
+                return  # A row of an instance that was deleted.
             summary = IndexEntry(key)
         state.take_in(summary, row, body, None)
         if row.type in EVENT_KINDS:

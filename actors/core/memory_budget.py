@@ -18,7 +18,7 @@ from .lifetimes import Lifetimes
 from .state import CoreState
 
 BYTES_MAX = 128 * 1024 * 1024
-"""Of loaded instances, before those that do not run are forgotten; half of it may stay."""
+"""Bytes of loaded instances above which those that do not run are unloaded, down to half."""
 _LOOK = 256
 
 
@@ -27,23 +27,23 @@ class CoreMemory(Protocol):
 
     @property
     def loaded_bytes(self) -> int:
-        """What the loaded instances take."""
+        """Estimated bytes that the loaded instances take."""
         ...
 
     def evictable(self) -> Iterable[Key]:
-        """Those at rest, the longest at rest first."""
+        """Loaded instances at rest, the longest at rest first."""
         ...
 
     def queued_last(self) -> Iterable[Key]:
-        """Those that wait for a slot, the last first."""
+        """Loaded instances that wait for a slot, the last in the queue first."""
         ...
 
     def evict(self, key: Key) -> None:
-        """Forget one at rest."""
+        """Unload an instance at rest."""
         ...
 
     def put_away(self, key: Key) -> None:
-        """Forget one that waits for a slot."""
+        """Unload an instance that waits for a slot."""
         ...
 
 
@@ -54,12 +54,12 @@ class Heft:
         self.bytes_max = bytes_max
 
     def is_too_much(self, core: CoreMemory) -> bool:
-        """Whether somebody should be forgotten."""
+        """Whether instances have to be unloaded."""
         return core.loaded_bytes > self.bytes_max
 
     def relieve(self, core: CoreMemory, but: Key | None = None) -> None:
-        """Forget instances, but one, that do not run, those at rest first, until half of the budget
-        is left; less is left where those that run take more."""
+        """Unload instances that do not run, those at rest first and `but` never, until half of the
+        budget is taken, or none remains that may be unloaded."""
         for forgettable, forget in (
             (core.evictable, core.evict),
             (core.queued_last, core.put_away),
@@ -137,7 +137,7 @@ class LoadedInstances:
 
     def relieve(self, bytes_max: int, *, now_us: int) -> Decision:
         """End lifetimes of instances that take more than the average, the youngest first, until
-        those that are left take no more than `bytes_max`. The oldest goes on; the others go on
+        the others take no more than `bytes_max`. The oldest goes on; the others go on
         when they are started again, and what they had in flight is tried again."""
         d = Decision()
         oldest_first = list(self._lifetimes.by_number.values())

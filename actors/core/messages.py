@@ -100,7 +100,7 @@ class MessageHandler:
             raise ProtocolViolation(f"Done for the unknown token {message.token}")
         _hear(step, message.attempt)
         if step.outcome == CANCELLED:
-            return  # Its code went on while the guest told of the end: nobody hears of it.
+            return  # The code cancelled the step while the value was under way: it has no effect.
         if not step.in_flight or step.attempt != message.attempt:
             # The guest has handed on a value that history does not hold.
             self._attempts.interrupt(
@@ -160,7 +160,7 @@ class MessageHandler:
 
     def _on_cancelled(self, d: Decision, life: Lifetime, message: Cancelled, now_us: int) -> None:
         """The code was cancelled while it awaited a step: the step is over. What was over already
-        stays so, but an event that nobody was told of is kept for another wait."""
+        stays so, but an event that the code was not given is kept for another wait."""
         summary = life.summary
         instance = summary.instance
         assert instance is not None

@@ -126,10 +126,10 @@ class Mocks:
         self._instances: dict[Key, InstanceMocks] = {}
         self._workflows: dict[str, InstanceMocks] = {}
         self.were_set = False
-        """There was one ever: outside tests nobody has to look for any."""
+        """There was a mock once: outside tests the core need not look for any."""
 
     def take_over(self, other: Mocks) -> None:
-        """Have the mocks of the core that this tenant had before, in the place of one's own."""
+        """Have the mocks of the core that this tenant had before a crash."""
         self._instances, self._workflows = other._instances, other._workflows
         self.were_set = other.were_set
 
@@ -145,7 +145,7 @@ class Mocks:
         return self._workflows.setdefault(workflow, InstanceMocks())
 
     def forget(self, key: Key) -> None:
-        """The instance is gone, or its session is over."""
+        """Drop the mocks of an instance that is deleted, or whose session is over."""
         self._instances.pop(key, None)
 
     def forget_workflow(self, workflow: str) -> None:

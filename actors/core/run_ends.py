@@ -35,7 +35,7 @@ class RunEnds:
         self._lifetimes = lifetimes
 
     def complete(self, d: Decision, summary: IndexEntry, output: bytes, now_us: int) -> None:
-        """`run` returned this output."""
+        """End a run that returned this output, as codec text."""
         self._lifetimes.end(d, summary)
         body = Completed(Raw(output))
         self._state.emit(d, summary, "workflow_completed", body, now_us=now_us)
@@ -49,7 +49,7 @@ class RunEnds:
         now_us: int,
         rollback: RollbackBody | None = None,
     ) -> None:
-        """`run` raised this error, and `rollback` says how its rollback went, if there was one."""
+        """End a run that raised this error; `rollback` says how its rollback went, if any."""
         self._lifetimes.end(d, summary)
         body = Errored(error, rollback)
         self._state.emit(d, summary, "workflow_errored", body, now_us=now_us)
@@ -69,7 +69,7 @@ class RunEnds:
         now_us: int,
         token: str | None = None,
     ) -> None:
-        """The run is stopped for good; `rollback` says how its rollback went, if there was one."""
+        """Stop a run for good; `rollback` says how its rollback went, if any."""
         self._lifetimes.end(d, summary)
         is_plain = rollback is None and token is None
         body = None if is_plain else Terminated(rollback, token=token)

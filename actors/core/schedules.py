@@ -26,10 +26,10 @@ class CronSchedule:
         self.cron = body.cron
         self.pin = body.pin
         self.is_declared = body.declared
-        """By the tenant's code, and so gone when the code no longer declares it."""
+        """The tenant's code declares it: it is removed when the code no longer does."""
         self.code_hash = code_hash
         self.last_us = at_us
-        """When it fired last, or was set."""
+        """Epoch microseconds at which it fired last, or was set."""
         self.timer: Deadline | None = None
 
     def differs(self, body: Scheduled, code_hash: str) -> bool:
@@ -205,8 +205,8 @@ class Schedules:
         schedule.timer = None if due_us is None else self._state.timers.arm(due_us, CRON, schedule)
 
     def fire(self, d: Decision, schedule: CronSchedule, now_us: int) -> None:
-        """Create the instance of the latest firing due; earlier ones are left out, and it says
-        so."""
+        """Create the instance of the latest firing that is due. Earlier ones create none; the
+        instance's `schedule` says how many."""
         schedule.timer = None
         due_us = next_us(schedule.cron, schedule.last_us)
         if due_us is None:

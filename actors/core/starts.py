@@ -77,7 +77,7 @@ class LifetimeStarts:
         self._state.find(key).code_hash = code_hash
 
     def run(self, key: Key) -> int:
-        """The number of the present run."""
+        """The number of the present run of an instance, from 1."""
         return self._state.find(key).run
 
     def workflow_name(self, key: Key) -> str:

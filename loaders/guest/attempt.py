@@ -1,13 +1,14 @@
-"""Attempt: one call of a step's callback, or of its rollback handler, and what becomes of it.
+"""Attempt: one call of a step's callback, or of its rollback handler, and its outcome.
 
-When the code is cancelled while it awaits a step, the step is over, and with it its attempt: as one
-that timed out, it is cancelled and heard no more. It may call services while it tidies up.
+When the code is cancelled while it awaits a step, the step is over, and its attempt is cancelled as
+one that timed out is: its outcome is not reported, and it may call services while it cleans up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Protocol
@@ -28,14 +29,14 @@ from .outcome_order import Outcomes
 from .replay import Replay, label
 
 DELAY_FUNCTION_S = 5.0
-"""How long a delay function may take to answer."""
+"""Seconds that a delay function may take to answer."""
 
 _LARGE = 1 << 20
-"""Values whose text is longer take a while to move."""
+"""Bytes: a longer value is written and sent in turns of their own before the CPU limits."""
 
 
 class Attempt:
-    """One try: its number, and whether it has been taken back."""
+    """One attempt of a step: its number, and whether its outcome still counts."""
 
     __slots__ = ("count", "is_over", "leaving", "name", "number", "task")
 
@@ -45,12 +46,12 @@ class Attempt:
         self.number = number
         self.is_over = False
         self.leaving: PendingEnd | None = None
-        """Counts what is left of it, once it was taken back."""
+        """Its tasks and threads that have not ended, after it was cancelled."""
         self.task: asyncio.Task[Any] | None = None
 
     @property
     def label(self) -> str:
-        """Its step, as the places of nested steps name it."""
+        """The name of its step, as the places of nested steps give it."""
         return label(self.name, self.count)
 
 
@@ -121,8 +122,8 @@ class AttemptHost(Protocol):
         ...
 
 
-class StepWork:
-    """What a step and its rollback share: attempts that are begun, finished and taken back."""
+class StepWork(ABC):
+    """What a step and its rollback share: how attempts begin, finish and are cancelled."""
 
     __slots__ = ("attempt", "context", "count", "life", "name", "settled", "token")
 
@@ -142,20 +143,20 @@ class StepWork:
         self.token = 0
         self.attempt: Attempt | None = None
 
+    @abstractmethod
     def call(self, attempt: Attempt) -> Any:
-        """Call the tenant's function."""
-        raise NotImplementedError
+        """Call the tenant's function with what it takes, and return what it returns."""
 
+    @abstractmethod
     def done(self, attempt: Attempt, value: Any) -> None:
-        """The function returned; raises what the codec raises."""
-        raise NotImplementedError
+        """Report the value that the function returned. Raises what the codec raises."""
 
+    @abstractmethod
     def is_async(self) -> bool:
-        """Whether the function is known to need a task of its own."""
-        raise NotImplementedError
+        """Whether the function is a coroutine function, which needs a task of its own."""
 
     def view(self, number: int) -> AttrView:
-        """The `ctx` of an attempt."""
+        """The `ctx` that the function of an attempt is given."""
         return AttrView(
             step=AttrView(name=self.name, count=self.count),
             attempt=number,
@@ -163,7 +164,7 @@ class StepWork:
         )
 
     def begin_attempt(self, number: int) -> None:
-        """Run a plain function here and now, any other in a task of its own."""
+        """Call a plain function at once, and run any other in a task of its own."""
         life = self.life
         attempt = self.attempt = Attempt(self.name, self.count, number)
         life.running += 1
@@ -176,7 +177,7 @@ class StepWork:
             context.run(self._perform_sync, attempt)
 
     def _perform_sync(self, attempt: Attempt) -> None:
-        """Call a plain function; go on as a task if it has more to do."""
+        """Call a plain function; what it returns to be awaited is awaited in a task."""
         self.life.guest.on_resume(self.life.number)
         try:
             value = self.call(attempt)
@@ -215,7 +216,7 @@ class StepWork:
                 await self._delay(attempt, error)
 
     async def _delay(self, attempt: Attempt, error: BaseException) -> None:
-        """Ask the delay function, if there is one and a retry is left; then report."""
+        """Ask the delay function, if there is one and retries remain; then report the failure."""
         function = self.settled.delay
         delay_ms: int | None = None
         delay_error: messages.Error | None = None
@@ -256,7 +257,7 @@ class StepWork:
         delay_ms: int | None,
         delay_error: messages.Error | None,
     ) -> None:
-        """Report that the function raised."""
+        """Report the error that the function raised to the supervisor."""
         life = self.life
         self.finish(attempt)
         if life.is_mismatched:
@@ -273,13 +274,14 @@ class StepWork:
         )
 
     def finish(self, attempt: Attempt) -> None:
-        """The attempt runs no more."""
+        """The attempt has ended, or is cancelled: its outcome does not count any more."""
         attempt.is_over = True
         self.attempt = None
         self.life.running -= 1
 
     def cancel(self, number: int) -> PendingEnd | None:
-        """Take an attempt back: its tasks get CancelledError where they wait. None: it was over."""
+        """Cancel the attempt of this number: its tasks get CancelledError where they wait. Return
+        what has to end, or None if the attempt was over."""
         attempt = self.attempt
         if attempt is None or attempt.number != number:
             return None
@@ -290,16 +292,16 @@ class StepWork:
         return leaving
 
     def forget(self) -> None:
-        """The lifetime is over, and ends its tasks."""
+        """The lifetime is dropped and cancels its tasks: the attempt's outcome does not count."""
         if self.attempt is not None:
             self.attempt.is_over = True
 
     def _rest(self) -> None:
-        """What comes is a turn of its own before the limits."""
+        """What follows is a turn of its own before the limits of CPU time."""
         self.life.guest.on_resume(self.life.number)
 
     def text_of(self, value: Any, reviver: TypedCodec | None) -> bytes:
-        """The value as codec text; the error names the step."""
+        """The value as codec text. Raises WorkflowsError that names the step."""
         bytes_max = self.life.guest.value_bytes_max
         try:
             if reviver is None:
@@ -342,7 +344,7 @@ class PendingStep(StepWork):
         self.is_nested = ATTEMPT.get() is not None
         """Asked for by a callback, not by `run`."""
         self.is_finished = False
-        """It has an outcome, though `run` may not have been told of it."""
+        """It has an outcome; `run` may not have it yet."""
         self.is_unanswered = False
         self.keywords: dict[str, Any] | None = None
         self.reviver: TypedCodec | None = None
@@ -361,7 +363,7 @@ class PendingStep(StepWork):
         return self.callback(**keywords) if keywords else self.callback()
 
     def go(self, message: messages.Go) -> None:
-        """An attempt is recorded: run it."""
+        """The supervisor has recorded an attempt: run it."""
         self.heard()
         if self.attempt is not None or self.callback is None:
             return
@@ -370,7 +372,7 @@ class PendingStep(StepWork):
         self.begin_attempt(message.attempt)
 
     def done(self, attempt: Attempt, value: Any) -> None:
-        """Report the value, and hand it to `run` as a replay would."""
+        """Report the value, and give it to `run` in the order in which a replay would."""
         life = self.life
         # Writing, sending and reading back a large value is our work, not the function's: each is
         # a turn of its own before the limits.
@@ -400,7 +402,7 @@ class PendingStep(StepWork):
             self.life.outcomes.add(self, outcome)
 
     def stop(self) -> PendingEnd | None:
-        """Nobody waits for it any more: cancel what runs."""
+        """The code was cancelled while it awaited the step: cancel the attempt, if one runs."""
         self.heard()
         leaving = None if self.attempt is None else self.cancel(self.attempt.number)
         if leaving is not None:
@@ -408,13 +410,13 @@ class PendingStep(StepWork):
         return leaving
 
     def heard(self) -> None:
-        """The first word about it has come."""
+        """The supervisor has answered the request for the step for the first time."""
         if self.is_unanswered:
             self.is_unanswered = False
             self.life.unanswered -= 1
 
     def wake(self, outcome: tuple[bytes | None, messages.Error | None]) -> bool:
-        """Hand the outcome to whoever awaits the step; False when nobody does."""
+        """Set the outcome for the code that awaits the step. Return False if none awaits it."""
         if self.future is None or self.future.done():
             return False
         self.future.set_result(outcome)
@@ -422,7 +424,7 @@ class PendingStep(StepWork):
 
 
 class RollbackCall(StepWork):
-    """The rollback of a step."""
+    """The rollback of a step: attempts of its handler."""
 
     __slots__ = ("handler", "message")
 
@@ -436,7 +438,7 @@ class RollbackCall(StepWork):
         self.message = message
 
     def begin(self, message: messages.Undo) -> None:
-        """An attempt is recorded: run the handler."""
+        """The supervisor has recorded an attempt: call the handler."""
         self.message = message
         if self.attempt is not None:
             return
@@ -469,14 +471,14 @@ class RollbackCall(StepWork):
 
     def _cause(self) -> Exception:
         cause = self.life.guest.from_wire(self.message.error)
-        # Whatever the class: a handler may ask what it was called.
+        # The class may lack them, and a handler may ask for either.
         for name, fact in (("name", self.message.error.name), ("message", str(cause))):
             if not hasattr(cause, name):
                 setattr(cause, name, fact)
         return cause
 
     def done(self, attempt: Attempt, value: Any) -> None:
-        """Report that the handler returned; what it returned is nobody's business."""
+        """Report that the handler returned; its return value is not used."""
         self.finish(attempt)
         self.life.send(messages.Done(self.token, attempt.number, b"null"))
         self.life.undoing.pop(self.token, None)

@@ -1,7 +1,7 @@
-"""Leaving: what is left of code that was told to end: a lifetime, a call, or an attempt.
+"""Cancellation: the tasks and threads of a lifetime, call or attempt that was told to end.
 
-Cancelling asks; code may clean up for a while, and some goes on for ever. So the tasks and threads
-of what leaves are counted until they have ended, whoever of them started another meanwhile.
+Cancelling is a request: code may clean up for a while, and some goes on for ever. So the tasks and
+threads are tracked until all have ended, those included that they start meanwhile.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, Protocol
 from .quiescence import CURRENT
 
 GRACE_S = 5.0
-"""How long code may go on after it was told to end, unless the supervisor says otherwise."""
+"""Seconds that code may go on after it was told to end, unless the supervisor sets others."""
 
 _AWAITED_MAX = 64
 _NOBODY = Context()
-"""Callbacks of ours run on nobody's behalf."""
+"""The platform's own callbacks run in no lifetime's context."""
 
 
 class TrackedWork(Protocol):
@@ -30,7 +30,7 @@ class TrackedWork(Protocol):
         ...
 
     def cancel(self) -> Any:
-        """Ask it to end."""
+        """Request that it ends."""
         ...
 
     def add_done_callback(self, function: Callable[[Any], Any], *, context: Context) -> None:
@@ -39,7 +39,7 @@ class TrackedWork(Protocol):
 
 
 class PendingEnd:
-    """The work of a lifetime or call (`token` None), or of one attempt, until none is left."""
+    """The work of a lifetime or call (`token` None), or of one attempt, until all has ended."""
 
     __slots__ = (
         "_on_gone", "_work", "attempt", "calls", "due_s", "gone_s", "is_expected", "is_gone",
@@ -64,14 +64,14 @@ class PendingEnd:
         """Calls of services that it waits for while it tidies up."""
         self.is_spared = False
         self.told_s = 0.0
-        """When it was told to end."""
+        """The loop's time at which it was told to end."""
         self.due_s = 0.0
         self.gone_s = 0.0
         self._on_gone = on_gone
         self._work: set[TrackedWork] = set()
 
     def take(self, work: TrackedWork) -> None:
-        """Count this too; once everything had ended nothing new may begin."""
+        """Track this work too. It is cancelled if everything else has ended already."""
         if self.is_gone:
             work.cancel()
         elif work not in self._work:
@@ -79,18 +79,18 @@ class PendingEnd:
             work.add_done_callback(self._ended, context=_NOBODY)
 
     def cancel(self) -> None:
-        """Ask all of it to end."""
+        """Cancel all of the work."""
         for work in list(self._work):
             work.cancel()
 
     def leave_with(self, last: TrackedWork) -> bool:
-        """Whether nothing else is left but this, which ends by itself; then it is gone now."""
+        """Whether all work but `last` has ended, which ends by itself: then all counts as ended."""
         if self._work <= {last}:
             self.is_gone = True
         return self.is_gone
 
     def settle(self) -> None:
-        """Be gone if there is nothing left."""
+        """Report the end if all work has ended."""
         if not self._work and not self.is_gone:
             self.is_gone = True
             self._on_gone(self)
@@ -109,7 +109,7 @@ class PendingEnd:
 
 
 class CancellationTracker:
-    """Everything in a guest that was told to end and has not; reports what will not."""
+    """Everything in a guest that was told to end and has not; reports what ignores that."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class CancellationTracker:
             self._wait_for(leaving)
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching, and cancel the timers."""
         self._is_closed = True
         self._watched.clear()
         for timer in (self._timer, self._sweep_timer):
@@ -175,7 +175,7 @@ class CancellationTracker:
                 self._on_gone(leaving)
 
     def note_gone(self, leaving: PendingEnd) -> None:
-        """Nothing of it is left but, perhaps, timers and callbacks."""
+        """All its tasks and threads have ended; cancel its timers and callbacks after the grace."""
         leaving.gone_s = self._loop.time()
         self._sweep_at(leaving.gone_s + self.grace_s)
 
@@ -204,7 +204,7 @@ class CancellationTracker:
             self._sweep_timer = self._loop.call_at(when_s, self._sweep, context=Context())
 
     def _sweep(self) -> None:
-        """Take back what is still scheduled on behalf of lifetimes that were gone a grace ago."""
+        """Cancel what is still scheduled for lifetimes that ended longer ago than the grace."""
         self._sweep_timer = None
         loop: Any = self._loop
         now_s = loop.time()

@@ -1,4 +1,4 @@
-"""RunTimers: the timers of asyncio that `run` sets, outside of callbacks.
+"""Deterministic timers: the timers of asyncio that `run` sets, outside of callbacks.
 
 `asyncio.sleep`, `timeout`, `wait_for` and the like set them. Each has a number, in the order in
 which the code sets them. One that comes due is told to the supervisor, which records it in one
@@ -29,7 +29,7 @@ class TimerHost(Protocol):
     replay: Replay
     outcomes: Outcomes
     heard: int
-    """Answers that have come."""
+    """Answers to requests for steps that have come."""
     is_plain: bool
     is_rollback: bool
 
@@ -72,19 +72,19 @@ class RunTimer(asyncio.TimerHandle):
 
     @property
     def context(self) -> Context:
-        """What the callback runs in."""
+        """The context that the callback runs in."""
         context: Context = self._context  # type: ignore[attr-defined]
         return context
 
     def cancel(self) -> None:
-        """It is not to come due."""
+        """Cancel the timer, as `TimerHandle.cancel`."""
         self._timers.pending.pop(self.number, None)
         if self.real is not None:
             self.real.cancel()
         super().cancel()
 
     def wake(self, outcome: Any) -> bool:
-        """Run the callback in the next turn of the loop; False when it was cancelled."""
+        """Run the callback in the next turn of the loop. Return False if it was cancelled."""
         if self._timers.pending.pop(self.number, None) is None:
             return False
         self._timers.run(self)
@@ -98,7 +98,7 @@ class RunTimers:
         self._life = life
         self._last = 0
         self.pending: dict[int, RunTimer] = {}
-        """Neither due nor cancelled."""
+        """Timers that are neither due nor cancelled, by number."""
         self._call_at: Any = None
 
     def arm(
@@ -133,19 +133,20 @@ class RunTimers:
             timer.real = self._call_at(timer.when(), self._due, timer, context=timer.context)
 
     def go_live(self) -> None:
-        """The replay is over: what is left comes due by the clock."""
+        """The replay is over: pending timers come due by the clock from now on."""
         for timer in list(self.pending.values()):
             self._set(timer)
 
     def fire(self, number: int) -> bool | None:
-        """Let one come due; False: it was cancelled; None: it was not set yet."""
+        """Let a recorded timer come due. Return False if it was cancelled, None if it is not set
+        yet."""
         timer = self.pending.get(number)
         if timer is None:
             return False if number <= self._last else None
         return timer.wake(None)
 
     def drop(self) -> None:
-        """Nobody is told any more, but what tidies up may still wait."""
+        """The lifetime is dropped: timers come due by the clock, for code that cleans up."""
         for timer in list(self.pending.values()):
             if timer.real is None:
                 timer.real = self._call_at(timer.when(), self._due, timer, context=timer.context)

@@ -1,7 +1,7 @@
 """Guest: the tenant's side of the wire; it loads one bundle and runs its code for the supervisor.
 
-It knows no time and no place: what is due, what is recorded and what may run is the supervisor's to
-say. Everything it imports is light; see `wire.py` for the messages and their order.
+It keeps no time and no log: the supervisor decides what is due, what is recorded and what may run.
+Everything it imports is light. For the messages and their order see `protocol/messages.py`.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from .resource_errors import explained
 from .task_ownership import adopt_work
 
 IDLE_GRACE_S = 0.02
-"""How long a new step may be without an answer before its lifetime is told to be idle."""
+"""Seconds that a new step may be without an answer before its lifetime is reported idle."""
 
 _GC_THRESHOLDS = (20_000, 20, 20)
 _LARGE_BYTES = 64 * 1024
 _COLLECT_AFTER_BYTES = 16 * 1024 * 1024
-"""Of large messages, since the last collection."""
+"""Bytes of large messages after which garbage is collected."""
 
 _LOAD, _RUN, _GO, _ANSWER, _CANCEL, _DROP, _UNDO, _INVOKE, _REPLY = range(1, 10)
 
@@ -108,7 +108,7 @@ class Guest:
         self._env_entries: dict[str, messages.EnvEntry] = {}
         self._scope = Scope(self)
         self._invoked: dict[int, Scope] = {}
-        """Calls from outside, until nothing is left of them."""
+        """Calls from outside, until all of their tasks and threads have ended."""
         self.leavers = CancellationTracker(
             loop, on_gone=self._on_gone, on_stubborn=self._on_stubborn
         )
@@ -120,7 +120,7 @@ class Guest:
     # --- messages --------------------------------------------------------------------------------
 
     def receive(self, frames: list[Frame]) -> None:
-        """Take messages of the supervisor; ProtocolViolation for what is none."""
+        """Take messages of the supervisor. Raises ProtocolViolation for what is no message."""
         lives = self._lives
         for kind, number, body in frames:
             if len(body) > _LARGE_BYTES:
@@ -160,7 +160,7 @@ class Guest:
                 self._watch(self._invoked[number])
 
     def send(self, message: Any, number: int, life: QuiescenceListener | None) -> None:
-        """Say something in this burst."""
+        """Send a message about a lifetime or call to the supervisor, in this burst."""
         frame = pack(message, life=number)
         if len(frame[2]) > _LARGE_BYTES:
             self._large_bytes += len(frame[2])
@@ -180,7 +180,7 @@ class Guest:
             return
         self.send(message, number, None)
         if self._is_alone:
-            # At once: what code says last before it ends its isolate is what is looked for.
+            # At once: what code prints last before it ends its isolate is what one looks for.
             self._flush()
 
     def _call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
@@ -188,7 +188,7 @@ class Guest:
         self.loop.call_soon_threadsafe(call, context=Context())
 
     def idle_later(self, life: IdleLifetime) -> None:
-        """Tell that a lifetime is idle if the answer to its new step stays away for a while."""
+        """Report a lifetime as idle if its new steps have no answer within `idle_grace_s`."""
         self._late.add(life)
         if self._late_timer is None:
             self._late_timer = self.loop.call_later(
@@ -220,8 +220,8 @@ class Guest:
             self.send(messages.AttemptEnded(token, leaving.attempt), number, self._lives[number])
 
     def _collect(self) -> None:
-        """What lifetimes leave are cycles, which Python collects by their number. A few with large
-        values would fill the memory before that."""
+        """Lifetimes are cycles of objects, which Python collects by their number. A few with large
+        values would fill the memory before that: collect when such were received."""
         if self._large_bytes > _COLLECT_AFTER_BYTES:
             self._large_bytes = 0
             self.loop.call_soon(gc.collect, context=Context())
@@ -243,7 +243,7 @@ class Guest:
         return self._innermost(frames_of(task))
 
     def close(self) -> None:
-        """End everything, and leave nothing of the bundle in this process."""
+        """End everything, and remove the bundle's modules from this process."""
         for scope in (*self._lives.values(), *self._invoked.values(), self._scope):
             scope.drop()
         self._lives.clear()
@@ -386,7 +386,7 @@ class Guest:
             self.send(reply, scope.number, None)
 
     def _leaves_now(self, scope: Scope) -> bool:
-        """Whether the task that answers a call is all that is left of it; then it is over."""
+        """Whether the task that answers a call is the last of the call; then the call is over."""
         task = asyncio.current_task()
         assert scope.leaving is not None
         assert task is not None, "calls are answered by tasks"

@@ -1,7 +1,7 @@
 """Lifetime: one uninterrupted execution of an instance's `run` inside an isolate.
 
-Its tasks carry it in their context. Dropped, it cancels them and refuses every later step; what its
-code still does is heard by nobody, and counted until it has ended.
+Its tasks carry it in their context. When it is dropped, it cancels them and refuses later steps;
+what its code still does has no effect, and is tracked until it has ended.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .step import GuestStep
 
 
 class Suspended(asyncio.CancelledError):
-    """The lifetime is over, though not the instance. Whoever swallows it can do nothing more."""
+    """The lifetime is over, though not the instance. Code that swallows it can start nothing."""
 
 
 class Scope:
     """Something on whose behalf tenant code runs: a lifetime, a call from outside, the loading."""
 
     timers: RunTimers | None = None
-    """A lifetime has its own, for what `run` sets."""
+    """The timers that `run` sets; a lifetime only has them."""
 
     def __init__(self, guest: GuestServices, number: int = 0) -> None:
         self.guest = guest
@@ -46,13 +46,13 @@ class Scope:
         self.is_dropped = False
         self.calls_out = 0
         self.leaving: PendingEnd | None = None
-        """Counts what is left of it, once it was told to end (a call from outside: from the first).
-        """
+        """Its tasks and threads that have not ended, after it was told to end (of a call from
+        outside: from its beginning)."""
         self._work: dict[TrackedWork, Attempt | None] = {}
         self._sweep_at = 64
 
     def context(self) -> Context:
-        """A fresh context that carries this."""
+        """A fresh context that carries this scope."""
         context = Context()
         context.run(CURRENT.set, self)
         return context
@@ -76,25 +76,25 @@ class Scope:
     def spawn(
         self, work: Coroutine[Any, Any, Any], context: Context, attempt: Attempt | None = None
     ) -> asyncio.Task[Any]:
-        """Run a coroutine as a task of this, in a context that carries it."""
+        """Run a coroutine as a task of this scope, in a context that carries it."""
         task = asyncio.Task(work, loop=self.guest.loop, context=context)
         self.adopt(task, attempt)
         return task
 
     def touch(self) -> None:
-        """Something happened for it."""
+        """Something happened for this scope; a lifetime looks whether it has become idle."""
 
     def leave(self) -> None:
-        """Something outside begins to work for it, which keeps it from being idle."""
+        """A call or a thread begins to work for this scope, which keeps it from being idle."""
         self.calls_out += 1
 
     def come_back(self, _: Any = None) -> None:
-        """What was outside has ended."""
+        """A call or a thread has ended."""
         self.calls_out -= 1
         self.touch()
 
     def recall(self, attempt: Attempt, token: int) -> PendingEnd:
-        """Tell an attempt to end; counts what is left of it."""
+        """Track the tasks and threads of an attempt that is cancelled, until they have ended."""
         leaving = attempt.leaving = self.guest.leavers.leaving(self.number, token, attempt.number)
         for work, of in self._work.items():
             if of is attempt and not work.done():
@@ -102,7 +102,7 @@ class Scope:
         return leaving
 
     def drop(self) -> None:
-        """End it without a word."""
+        """Cancel everything of it, and report nothing."""
         self.is_dropped = True
         if self.leaving is None:
             self.leaving = self.guest.leavers.leaving(self.number)
@@ -122,28 +122,29 @@ class GuestLifetime(Scope):
         self.is_rollback = run.mode == "rollback"
         self.timers: RunTimers = RunTimers(self)
         self.is_replaying = run.told >= 0
-        """What `run` prints now was printed before."""
+        """What `run` prints now was printed by an earlier lifetime."""
         self.replay = Replay(self, run.history, run.told)
         run.history = []
         self.outcomes = Outcomes(self)
         self.heard = 0
-        """Answers that have come."""
+        """Answers to requests for steps that have come."""
         self.is_plain = True
         """`run` has made no task, future or timer of its own so far."""
         self.task: asyncio.Task[Any] | None = None
         self._tasks: list[asyncio.Task[Any]] = []
-        """Those that `run` has started; ended ones are taken off now and then."""
+        """Tasks that `run` has started; ended ones are removed now and then."""
         self._tasks_max = 64
         self._numbers = 0
         self._recalled: list[PendingEnd] = []
-        """Attempts that were told to end, and may be tidying up."""
+        """Cancelled attempts, which may be cleaning up."""
         self.given_up: dict[int, PendingEnd] = {}
-        """What is left of attempts whose steps the code cancelled, by token."""
+        """Attempts of steps that the code cancelled, until they have ended, by token."""
         self._awaited: tuple[str | None, bool] | None = None
-        """What was said of what it awaits, since it asked for a step."""
+        """The place that it awaits at, and whether a timer will go off there, as last reported."""
         self.step = GuestStep(self)
         self.seen = 0
-        """Messages received for it; an Idle tells how many it knows of."""
+        """Messages received for it; an Idle says how many, so that the core knows what it has not
+        seen."""
         self.is_dirty = False
         self.is_ended = False
         self.is_mismatched = False
@@ -151,11 +152,11 @@ class GuestLifetime(Scope):
         self.running = 0
         """Callbacks and handlers that run."""
         self.unanswered = 0
-        """New steps that wait for their first word."""
+        """New steps whose request has no answer of any kind yet."""
         self.steps_taken = 0
         self.waits_taken = 0
         self.performing: dict[int, PendingStep] = {}
-        """What was sent to the supervisor, by token."""
+        """Steps that the supervisor was asked for, by token."""
         self.undoing: dict[int, RollbackCall] = {}
         self.handlers: dict[tuple[str, int], RollbackHandler] = {}
         self._token = 0
@@ -163,7 +164,7 @@ class GuestLifetime(Scope):
     # --- the run ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Call `run` from its first line."""
+        """Begin a task that calls `run` from its first line."""
         self.task = self.spawn(self._run(), self.context())
         self.task.set_name("Task-0")  # the others are numbered from 1, in each lifetime alike
         self.touch()
@@ -212,7 +213,7 @@ class GuestLifetime(Scope):
         try:
             if reviver is None:
                 return values.encode(result, bytes_max=self.guest.value_bytes_max)
-            # Whoever asks for it does not have its classes, and gets their fields.
+            # A reader of the output may not have its classes, and gets their fields.
             return reviver.encode(result, bytes_max=self.guest.value_bytes_max, is_read=False)
         except WorkflowsError as error:
             raise _placed(error, "the output of run") from None
@@ -238,12 +239,12 @@ class GuestLifetime(Scope):
         return self.is_dropped or self.is_ended or self.is_mismatched
 
     def send(self, message: Any) -> None:
-        """Say something to the supervisor, unless nobody listens any more."""
+        """Send a message to the supervisor, unless the lifetime is dropped or does not fit."""
         if not self.is_dropped and not self.is_mismatched:
             self.guest.send(message, self.number, self)
 
     def ask(self, work: PendingStep, message: Any) -> None:
-        """Ask for a step that history does not answer."""
+        """Send the request for a step that history does not answer."""
         if work.kind == DO and not work.is_resumed:
             work.is_unanswered = True
             self.unanswered += 1
@@ -251,11 +252,11 @@ class GuestLifetime(Scope):
         self.send(message)
 
     def touch(self) -> None:
-        """Something happened: look whether it is quiet when the loop has nothing else to do."""
+        """Look whether the lifetime is quiet when the loop has nothing else to do."""
         self.guest.pulse.touch(self)
 
     def refuse(self) -> None:
-        """Raise what a step call deserves when no step can start any more."""
+        """Raise Suspended or WorkflowFatalError where no step can start any more."""
         if self.is_dropped or self.is_mismatched:
             raise Suspended("this lifetime is over")
         attempt = ATTEMPT.get()
@@ -289,12 +290,12 @@ class GuestLifetime(Scope):
         return not self.replay.is_incomplete
 
     def tell(self, step: Awaited, outcome: Outcome) -> bool:
-        """Hand over what is new to every lifetime."""
+        """Give the code an outcome that no earlier lifetime was given."""
         self.is_replaying = False
         return step.wake(outcome)
 
     def note_task(self, task: asyncio.Task[Any]) -> None:
-        """`run` has started this task."""
+        """Remember a task that `run` has started."""
         self._tasks.append(task)
         if len(self._tasks) >= self._tasks_max:
             self._tasks = [task for task in self._tasks if not task.done()]
@@ -325,7 +326,7 @@ class GuestLifetime(Scope):
             self.send(messages.Cancelled(work.token, work.kind, work.name, work.count))
 
     def on_still(self) -> bool:
-        """Nothing is ready to run for it: it may be told of the next outcome."""
+        """Nothing is ready to run for it: give it the next outcome. Return whether it goes on."""
         if self.is_dropped:
             return False
         if self.replay.answer_nested():
@@ -340,7 +341,7 @@ class GuestLifetime(Scope):
         return bool(self._recalled)
 
     def recall(self, attempt: Attempt, token: int) -> PendingEnd:
-        """Tell an attempt to end; counts what is left of it."""
+        """Track the tasks and threads of an attempt that is cancelled, until they have ended."""
         leaving = super().recall(attempt, token)
         self._recalled.append(leaving)
         return leaving
@@ -377,14 +378,15 @@ class GuestLifetime(Scope):
             self.send_idle()
 
     def _tell_where(self, is_timed: bool) -> None:
-        """Say what line of the code waits, when it is another one than was said."""
+        """Report the line of code that waits, if it is another one than the last reported."""
         at = None if self.task is None else self.guest.place_of(self.task)
         if (at, is_timed) != self._awaited:
             self._awaited = (at, is_timed)
             self.guest.send(messages.Awaits(at, is_timed), self.number, None)
 
     def _settle(self) -> bool:
-        """Whether the replay can go no further: it does not fit, or it has just gone on."""
+        """Report a history that the code does not fit. Return whether there is nothing more to do:
+        it was reported, or the replay goes on."""
         mismatch = self.replay.settle()
         if mismatch is not None:
             self.send(mismatch)
@@ -392,19 +394,19 @@ class GuestLifetime(Scope):
         return mismatch is not None or self.is_dirty
 
     def send_idle(self) -> None:
-        """Tell that everything waits, and how much was heard when that was so."""
+        """Report that everything waits, and how many messages were received by then."""
         self.guest.send(messages.Idle(self.seen), self.number, None)
 
     # --- what it hears ---------------------------------------------------------------------------
 
     def on_go(self, message: messages.Go) -> None:
-        """An attempt is recorded: run the callback."""
+        """The core has recorded an attempt: run the callback."""
         performing = self.performing.get(message.token)
         if performing is not None:
             performing.go(message)
 
     def on_answer(self, message: messages.StepOutcome) -> None:
-        """A step has its final outcome."""
+        """The core has decided the outcome of a step."""
         self.heard += 1
         performing = self.performing.pop(message.token, None)
         if performing is not None:
@@ -428,7 +430,7 @@ class GuestLifetime(Scope):
         undoing.begin(message)
 
     def drop(self) -> None:
-        """End it without a word; its tasks are cancelled and every later step is refused."""
+        """End the lifetime: cancel its tasks, refuse every later step, and report nothing."""
         for work in (*self.performing.values(), *self.undoing.values()):
             work.forget()
         self.performing.clear()

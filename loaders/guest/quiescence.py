@@ -1,4 +1,4 @@
-"""Pulse: sends what a guest has to say in bursts, and notices when a lifetime has gone quiet.
+"""Quiescence: sends a guest's messages in bursts, and notices when a lifetime has become quiet.
 
 A lifetime is quiet when no handle of the event loop carries it: nothing is ready to run for it and
 no timer of its own is pending. (A handle carries the lifetime in its context, whoever made it:
@@ -33,11 +33,11 @@ class QuiescenceListener(Protocol):
         ...
 
     def on_timed(self) -> None:
-        """It is still, but for a timer that is pending."""
+        """Nothing is ready to run for it, but a timer of it is pending."""
         ...
 
     def on_quiet(self) -> None:
-        """It is quiet."""
+        """Nothing is ready to run for it, and no timer of it is pending."""
         ...
 
 
@@ -46,7 +46,7 @@ CURRENT: ContextVar[Any] = ContextVar("current_scope", default=None)
 
 
 class Pulse:
-    """One per guest."""
+    """Looks at the event loop of a guest, and at the lifetimes for which something happened."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, flush: Any) -> None:
         self._loop: Any = loop
@@ -59,7 +59,7 @@ class Pulse:
         self._timer: asyncio.TimerHandle | None = None
 
     def touch(self, life: QuiescenceListener | None) -> None:
-        """Something was sent or received: look again when the loop has nothing else to do."""
+        """Look at a lifetime, and send the burst, when the loop has nothing else to do."""
         if life is not None and not life.is_dirty:
             life.is_dirty = True
             self._dirty.append(life)
@@ -68,7 +68,7 @@ class Pulse:
             self._loop.call_soon(self._beat, context=self._context)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking, and cancel the timer."""
         self._dirty.clear()
         if self._timer is not None:
             self._timer.cancel()

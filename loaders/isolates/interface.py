@@ -2,7 +2,7 @@
 
 One isolate runs one bundle of one tenant and is never reused for another. It is a separate process
 behind walls (`process.py`), or, for tests, a guest in the same event loop (`inline.py`); both speak
-the messages of `wire.py`. Nothing here blocks the event loop.
+the messages of `protocol/messages.py`. Nothing here blocks the event loop.
 """
 
 from __future__ import annotations
