@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TypeAlias
 
 import msgspec
 
@@ -33,6 +33,8 @@ from .suspension import Suspension
 from .waits import Waits
 
 _CONTROL = re.compile("[\x00-\x1f]")
+Request: TypeAlias = Ask | Sleep | Wait
+
 PLACE_MAX = 1_000
 """Characters of a place in the tenant's code, as a message names it."""
 _HELD_MAX = 100_000
@@ -62,7 +64,7 @@ class Steps:
         self._waits = waits
         self._config = state.config
 
-    def on_request(self, d: Decision, life: Lifetime, message: Any, now_us: int) -> None:
+    def on_request(self, d: Decision, life: Lifetime, message: Request, now_us: int) -> None:
         """A lifetime asks for a step, sleep or wait that its history did not answer: record it, and
         begin it, or answer at once."""
         kind = _KINDS[type(message)]
@@ -83,14 +85,14 @@ class Steps:
             self._take_slot(d, life, now_us)
             if step is not None:
                 self._bind(life, step, message.token)
-            if kind == DO:
+            if isinstance(message, Ask):
                 self._ask_do(d, life, step, message, now_us)
-            elif kind == SLEEP:
+            elif isinstance(message, Sleep):
                 self._waits.ask_sleep(d, life, step, message, now_us)
             else:
                 self._waits.ask_wait(d, life, step, message, now_us)
 
-    def _check_request(self, life: Lifetime, kind: str, message: Any) -> StepState | None:
+    def _check_request(self, life: Lifetime, kind: str, message: Request) -> StepState | None:
         """Return the recorded step that the message asks for, or None for a new one. Raises
         ProtocolViolation for a request that no correct isolate sends, before anything is
         written."""
@@ -107,13 +109,13 @@ class Steps:
         step = instance.steps.get((kind, message.name, message.count))
         if step is not None and step.token is not None:
             raise ProtocolViolation(f"step {message.name!r} was asked for twice")
-        if kind == DO:
+        if isinstance(message, Ask):
             parse_config(message.config)
             if message.rollback_config is not None:
                 parse_config(message.rollback_config)
             if step is None and len(instance.steps) >= self._config.steps_max:
                 self._check_step_limit(instance)
-        elif kind == SLEEP:
+        elif isinstance(message, Sleep):
             _check_sleep(message)
         else:
             _check_wait(message)

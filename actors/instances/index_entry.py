@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from .kept_events import NOTHING_KEPT, Kept
 from .state_machine import ENDED, NONE, RUNNING, WAITING
 from .step_state import ERROR, VALUE
 
 if TYPE_CHECKING:
+    from dynamic_workflows.loaders.protocol.messages import Sleep, StepRequest, Wait
+
     from .deadlines import Deadline
     from .decisions import Key
     from .instance import Instance
@@ -154,7 +154,7 @@ class Lifetime:
         """`run` has returned or raised; what is left is rollback."""
         self.to_undo: list[StepState] | None = None
         """Steps whose rollback is not recorded, in order of start; None until it begins."""
-        self.held: dict[int, msgspec.Struct] = {}
+        self.held: dict[int, StepRequest | Sleep | Wait] = {}
         """Requests that came while a pause is pending, by token."""
         self.late: list[StepState] = []
         """Steps whose timer fired while a pause is pending."""

@@ -107,6 +107,17 @@ def test_the_modules_of_a_room_form_no_circle(room: str) -> None:
     TopologicalSorter(modules(room)).prepare()
 
 
+def test_the_parts_of_the_core_are_held_and_not_inherited() -> None:
+    bases = {
+        f"{node.name}({ast.unparse(base)})"
+        for path in (ROOT / "actors/core").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+    }
+    assert {base for base in bases if not base.endswith("(Protocol)")} == set()
+
+
 @pytest.mark.parametrize("room", sorted(MAY_IMPORT))
 def test_a_room_is_small_and_says_what_it_is_for(room: str) -> None:
     folder = ROOT / room.replace(".", "/")
