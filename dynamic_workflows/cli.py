@@ -340,7 +340,7 @@ def why(
     if live:
         _show_why(_live_why(tenant, id, workflow, log, address, namespace))
         return
-    from .actors.diagnosis.stored_explanation import standing
+    from .actors.diagnosis.stored_explanation import explain_stored
     from .eventlog.clock import SystemClock
     from .eventlog.store.locations import root_of
     from .eventlog.store.open_store import open_store
@@ -351,7 +351,9 @@ def why(
         store = open_store(root_of(log))
         try:
             at_work = await _at_work(log)
-            return await standing(store, tenant, id, workflow, clock=SystemClock(), at_work=at_work)
+            return await explain_stored(
+                store, tenant, id, workflow, clock=SystemClock(), at_work=at_work
+            )
         finally:
             await store.close()
 

@@ -18,10 +18,10 @@ US = 1_000_000
 
 
 class TimerHandle(Protocol):
-    """A timer that can be taken back."""
+    """A timer that its owner can cancel."""
 
     def cancel(self) -> None:
-        """Take it back; harmless when it has fired."""
+        """Cancel the timer; harmless when it has fired."""
         ...
 
 
@@ -48,7 +48,7 @@ def from_datetime(when: datetime) -> int:
 
 
 async def sleep(clock: Clock, seconds: float) -> None:
-    """Sleep on the clock."""
+    """Wait on the clock until `seconds` have passed."""
     future = asyncio.get_running_loop().create_future()
     handle = clock.call_at(
         clock.now_us() + round(seconds * US),

@@ -124,7 +124,8 @@ class Unavailable(WorkflowsError):
 
 
 def needs_operator(error: object) -> bool:
-    """Whether the disk is full, or read-only: trying again does not help before people do."""
+    """Return whether the disk is full or read-only, so that a retry fails until an operator
+    acts."""
     details = error.details if isinstance(error, WorkflowsError) else {}
     return details.get("errno") in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -155,7 +156,7 @@ class Corrupt(WorkflowsError):
 
 
 class SandboxUnavailable(WorkflowsError):
-    """This host cannot build the walls that the configuration requires."""
+    """This host cannot build the sandbox that the configuration requires."""
 
     default_code = "isolation.unavailable"
     public_message = False

@@ -142,17 +142,17 @@ class Row(msgspec.Struct, array_like=True, kw_only=True, gc=False):
 
 
 def span(row: Row) -> int:
-    """How many numbers the row takes: 2 when folded, else 1."""
+    """Return how many numbers the row takes: 2 when folded, else 1."""
     return 2 if row.attempt and row.type in FOLDED else 1
 
 
 def row_bytes(row: Row) -> int:
-    """Bytes that a row takes in memory, roughly; of a value in a blob only what lies in the row."""
+    """Return roughly the bytes that a row takes in memory; a value in a blob does not count."""
     return _ROW_BYTES + len(row.payload or b"")
 
 
 def unfold(row: Row) -> list[Row]:
-    """The public rows that this row stands for, in order."""
+    """Return the public rows that this row stands for, in order."""
     if not row.attempt or row.type not in FOLDED:
         return [row]
     first_type, second_type = FOLDED[row.type]

@@ -1,7 +1,7 @@
-"""Heap: memory that was used for a large piece of work and is free again goes back to the system.
+"""Heap trim: returns memory that a large piece of work has freed to the operating system.
 
-Sealing a log takes several times its bytes for a moment. The allocators keep what they were given,
-so a process would show its highest moment for the rest of its life.
+Sealing a log takes several times its bytes for a moment. The allocators keep freed memory, so the
+process would show its peak for the rest of its life.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Return freed memory to the system, as far as the allocators of this process can."""
     pyarrow = sys.modules.get("pyarrow")
     if pyarrow is not None:
@@ -22,7 +22,7 @@ def give_back() -> None:
 
 
 def _malloc_trim() -> Any:
-    """The C library's function, where it has one."""
+    """Return the C library's `malloc_trim`, where it has one."""
     try:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Ids(Protocol):
-    """A source of names that nobody has used before."""
+    """A source of unique names and tokens."""
 
     def uuid(self) -> str:
         """A random UUID, for instance ids."""

@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 
 
 class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One sealed Parquet file: what it holds and how to know it is whole.
+    """One sealed Parquet file: what it covers, and how its bytes are verified.
 
     It covers the numbers `seq_min` to `seq_max` without gap: `rows` of them are in the file and
     `erased` were removed by deletion or retention, so rows + erased = seq_max - seq_min + 1.
@@ -95,12 +95,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def tenant_stream(tenant_id: str) -> str:
-    """The stream of a tenant: `tenants/tenant=<id>`, with the id made safe for any store."""
+    """Return the stream of a tenant: `tenants/tenant=<id>`, with the id made safe for any store."""
     return f"tenants/tenant={encode_name(tenant_id)}"
 
 
 def encode_name(name: str) -> str:
-    """Any text as one path part of ASCII letters, digits, '-', '_', '%' and inner dots, reversibly.
+    """Encode a text as one path part of ASCII letters, digits, '-', '_', '%' and inner dots,
+    reversibly.
 
     Ids too long for a file name keep their beginning and get a hash; those cannot be decoded, so
     the manifest's `tenant_id` is the truth.
@@ -116,28 +117,28 @@ def encode_name(name: str) -> str:
 
 
 def decode_name(encoded: str) -> str | None:
-    """The name again, or None where only its manifest knows it."""
+    """Return the name that was encoded, or None where only its manifest has it."""
     return None if "%%" in encoded else unquote(encoded)
 
 
 def manifest_prefix(stream: str) -> str:
-    """What every manifest of the stream begins with."""
+    """Return the common prefix of every manifest key of the stream."""
     return f"{stream}/manifest/"
 
 
 def manifest_key(stream: str, version: int) -> str:
-    """The key of one version."""
+    """Return the key of one version."""
     return f"{stream}/manifest/{version:020d}"
 
 
 def version_of(key: str) -> int | None:
-    """The version that a key names, or None if the file is no manifest."""
+    """Return the version that a key names, or None if the file is no manifest."""
     name = key.rpartition("/")[2]
     return int(name) if len(name) == 20 and name.isascii() and name.isdigit() else None
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The file's bytes."""
+    """Return the bytes of the manifest's file."""
     line = msgspec.json.encode(manifest)
     return b"%b\nsha256:%b\n" % (line, hashlib.sha256(line).hexdigest().encode())
 
@@ -146,7 +147,7 @@ _decoder = msgspec.json.Decoder(Manifest)
 
 
 def decode_manifest(data: bytes, key: str) -> Manifest:
-    """The manifest in a file, or Corrupt; fields that a later version added are passed over."""
+    """Return the manifest in a file; ignores fields that a later version added. Raises Corrupt."""
     line, newline, rest = data.partition(b"\n")
     if not newline or rest != b"sha256:%b\n" % hashlib.sha256(line).hexdigest().encode():
         raise _corrupt(key, "its SHA-256 does not match")
@@ -168,7 +169,7 @@ def decode_manifest(data: bytes, key: str) -> Manifest:
 
 
 def hash_of(data: bytes) -> str:
-    """SHA-256 of a manifest file's bytes, as `previous` of the next version has it."""
+    """Return the SHA-256 of a manifest file's bytes, as `previous` of the next version has it."""
     return hashlib.sha256(data).hexdigest()
 
 

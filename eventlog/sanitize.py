@@ -1,4 +1,4 @@
-"""Plain: text of a tenant as a terminal may show it."""
+"""Sanitize: text of a tenant as a terminal may show it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ _HARMLESS = frozenset("\n\t\u200c\u200d")
 
 
 def plain(text: str, characters_max: int | None = None) -> str:
-    """The text, with what would steer a terminal written out (`\\x1b`); cut first if too long."""
+    """Return the text with terminal control characters written out (`\\\\x1b`); cut first if too
+    long."""
     if characters_max is not None and len(text) > characters_max:
         text = text[: characters_max - 1] + "…"
     if text.isprintable():

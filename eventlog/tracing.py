@@ -1,4 +1,4 @@
-"""Marks: when what happened, written down by each process, for whoever asks where time goes.
+"""Tracing: timestamps that each process writes to a file, to find where time goes.
 
 Off unless DYNAMIC_WORKFLOWS_MARKS names a folder: then each process appends lines to a file of its
 own there, named by its process id. `bench/w7.py --trace` shows what it is for.
@@ -18,21 +18,22 @@ is_on = _folder is not None
 
 
 def begin(folder: str) -> None:
-    """Write marks there from now on, in this process and in those that it starts."""
+    """Write trace lines to this folder from now on, in this process and in those that it starts."""
     global _folder, is_on
     os.environ[VARIABLE] = _folder = folder
     is_on = True
 
 
 def end() -> None:
-    """Write no more marks."""
+    """Write no more trace lines."""
     global _folder, is_on
     del os.environ[VARIABLE]
     _folder, is_on = None, False
 
 
 def mark(what: str) -> None:
-    """It happens now; in ns of the machine's monotonic clock, which all its processes share."""
+    """Write a line with the current time in ns of the machine's monotonic clock, which all
+    processes share."""
     if _folder is not None:
         line = f"{time.perf_counter_ns()} {what}\n"
         path = os.path.join(_folder, str(os.getpid()))

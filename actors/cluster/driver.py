@@ -35,7 +35,7 @@ from dynamic_workflows.eventlog.store.open_store import open_store
 from ..claims import Claims, NumberedClaim, busy, new_claim
 from ..config import PlatformConfig
 from ..diagnosis.explained_calls import ExplainedCalls
-from ..placement.connection_warmup import Spares
+from ..placement.connection_warmup import ConnectionWarmup
 from ..placement.wiring import Clients
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from ..rpc.actor_settings import Rule, Setup
@@ -121,7 +121,7 @@ class RayPlatform:
         timeout_s = order.config.client_timeout_seconds
         self._loader = ReconnectingRef("the loader actor", self._find_loader, timeout_s=timeout_s)
         self._clients = Clients(self._resolve, timeout_s, SystemIds())
-        self._spares: Spares | None = None
+        self._connection_warmup: ConnectionWarmup | None = None
         self._watching: asyncio.Task[None] | None = None
         self.codes = LoaderCodeSource(
             self._loader,
@@ -217,8 +217,8 @@ class RayPlatform:
             # What does not answer may not let go of it either.
             await asyncio.wait({asyncio.ensure_future(session.end())}, timeout=_END_S)
             raise
-        self._spares = Spares(self._loader)
-        self._spares.watch()
+        self._connection_warmup = ConnectionWarmup(self._loader)
+        self._connection_warmup.watch()
         if is_followed and order.has_callbacks:
             self._watching = asyncio.ensure_future(self._watch_load(setup))
 
@@ -442,8 +442,8 @@ class RayPlatform:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        if self._spares is not None:
-            await self._spares.close()
+        if self._connection_warmup is not None:
+            await self._connection_warmup.close()
         session, self._session = self._session, None
         if session is not None:
             session.unlisten(self._lost)

@@ -275,7 +275,7 @@ class TenantActor(_Actor):
     """A slot, as an actor."""
 
     def __init__(self, name: str, is_spare: bool, *parts: bytes) -> None:
-        mark("slot: its process begins")
+        mark("worker: its process begins")
         self._began_s = time.monotonic()
         self._setup = _whole(parts)
         self._name = name
@@ -305,7 +305,7 @@ class TenantActor(_Actor):
         await house.open()
         self._house = house
         if self._is_restarted:
-            house.tell_of_restart()
+            house.report_restart()
         if self._is_spare:
             await house.rehearse()
         return house.target

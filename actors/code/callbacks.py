@@ -1,4 +1,4 @@
-"""Callbacks: calls of what the platform's owner wrote; whatever it does, the caller lives on."""
+"""Callbacks: calls of code that the platform's owner wrote; no failure of it ends the caller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CallbackEndedError(RuntimeError):
 
 
 async def answer_of(callback: Callable[[], Any]) -> Any:
-    """What a callback answers, awaited where it has to be; raises what it raises.
+    """Return what a callback returns, awaited if it is a coroutine; raises what it raises.
 
     SystemExit and KeyboardInterrupt would stop the whole event loop, and a cancellation that nobody
     asked for would leave those who wait for the answer without one: these become
@@ -36,16 +36,16 @@ async def answer_of(callback: Callable[[], Any]) -> Any:
 
 
 class Callbacks:
-    """How the callbacks of a platform are called: for so long at most, beside the event loop."""
+    """Calls the callbacks of a platform, with a time limit and outside the event loop."""
 
     def __init__(self, *, timeout_s: float | None = None, in_threads: bool = False) -> None:
-        """None: without limit. `in_threads`: sync ones block a thread of their own, no loop."""
+        """None: no limit. `in_threads`: sync callbacks run in a thread of their own."""
         self._timeout_s = timeout_s
         # A pool of its own: callbacks that hang take no thread from anybody else.
         self._threads = ThreadPoolExecutor(_THREADS, "callback") if in_threads else None
 
     async def answer_of(self, callback: Callable[..., Any], *args: Any) -> Any:
-        """What the callback answers; raises what it raises, TimeoutError when it takes too long."""
+        """Return what the callback returns; raises what it raises, TimeoutError above the limit."""
         call = partial(callback, *args)
         threads = self._threads
         if threads is not None and not _is_async(callback):

@@ -1,8 +1,9 @@
-"""Codes: which code a tenant's new instances get, and the bundles that older ones are pinned to.
+"""Code resolver: finds the code of a tenant's new instances, and the bundles that older ones are
+pinned to.
 
-`CodeSource` is what a tenant asks. `Codes` is what answers it on the platform's side: it runs the
-callbacks, makes bundles of what they say, stores each under its content hash before anybody learns
-the hash, and holds the answers for a while.
+`CodeSource` is what a tenant calls. `Codes` implements it on the platform's side: it runs the
+callbacks, makes bundles of what they return, stores each under its content hash before any caller
+learns the hash, and caches the answers for a while.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ _ANSWERS_HELD = 100_000
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """What new instances get: the code, for a dispatcher the class, and how long that holds."""
+    """The code of new instances, the class where a dispatcher chose it, and how long that holds."""
 
     code_hash: str
     workflow: str | None = None
@@ -71,12 +72,12 @@ class Resolved(msgspec.Struct, frozen=True):
     create."""
 
 
-HandedCode: TypeAlias = tuple[Resolved, bytes | None]
+PrefetchedCode: TypeAlias = tuple[Resolved, bytes | None]
 """The code for a tenant's new instances, and its stored bundle if that was handed along."""
 
 
 class CodeSource(Protocol):
-    """What a tenant knows about where code comes from."""
+    """The interface through which a tenant finds code."""
 
     is_app: bool
     """Creates go through a dispatcher and need its metadata."""
@@ -84,7 +85,7 @@ class CodeSource(Protocol):
     async def current(
         self, tenant_id: str, *, binding: str | None = None, metadata: bytes | None = None
     ) -> Resolved:
-        """The code for new instances, stored; may run the platform's callback.
+        """Return the stored code for new instances; may run the platform's callback.
 
         Raises CodeError (`code.load_failed`, `code.invalid`) and MissingDispatcherMetadataError.
         """
@@ -93,39 +94,42 @@ class CodeSource(Protocol):
     async def dispatch(
         self, tenant_id: str, binding: str | None, metadata: bytes, asked: Sequence[PendingDispatch]
     ) -> list[Resolved]:
-        """The code for each of these new instances; a dispatcher's own class runs once for each.
+        """Return the code for each of these new instances; runs a dispatcher's own class once
+        for each.
 
         Where it has run, all have one ticket, and `dispatched` is to follow. Raises CodeError.
         """
         ...
 
     async def dispatched(self, ticket: str, is_stored: bool) -> None:
-        """What became of the instances: the dispatcher's class goes on, or ends."""
+        """Report whether the instances were created: the dispatcher's class continues, or is
+        cancelled."""
         ...
 
     async def bundle(self, code_hash: str) -> Bundle:
-        """The stored bundle; CodeError `code.load_failed` when it cannot be had now."""
+        """Return the stored bundle; raises CodeError `code.load_failed` when it is unavailable
+        now."""
         ...
 
     async def keep(self, bundle: Bundle) -> str:
-        """Store a bundle under its hash, and answer that; harmless when it is stored."""
+        """Store a bundle under its hash, and return the hash; harmless when it is stored."""
         ...
 
     async def forget(self, tenant_id: str) -> None:
-        """Hold nothing for this tenant any more: the next `current` asks the callback."""
+        """Drop what is cached for this tenant: the next `current` runs the callback."""
         ...
 
     def live(self, code_hash: str) -> Grants:
-        """The services of a bundle where they were made in this process, else {}."""
+        """Return the services of a bundle where they were made in this process, else {}."""
         ...
 
     def peer(self, tenant_id: str) -> Calls:
-        """The calls of another tenant, for bindings that route there."""
+        """Return the calls of another tenant, for bindings that route there."""
         ...
 
 
 class Bundles:
-    """The bundles under a log's root, the last few hundred held in memory."""
+    """The bundles under a log's root, some of them cached in memory."""
 
     def __init__(self, store: Store, keys: CodeKeys | None = None) -> None:
         self._store = store
@@ -133,7 +137,8 @@ class Bundles:
         self._held: OrderedDict[str, Bundle] = OrderedDict()
 
     async def get(self, code_hash: str) -> Bundle:
-        """The bundle of that hash; CodeError when it is missing or the store does not answer."""
+        """Return the bundle of that hash; raises CodeError when it is missing or the store
+        fails."""
         bundle = self._held.get(code_hash)
         if bundle is None:
             try:
@@ -147,12 +152,12 @@ class Bundles:
         return bundle
 
     def hold(self, code_hash: str, data: bytes) -> None:
-        """Hold what was stored under the hash, as somebody read it; Corrupt when it is not that."""
+        """Cache bytes that were read under the hash; raises Corrupt if they are not that bundle."""
         if code_hash not in self._held:
             self._hold(code_hash, from_stored(data, code_hash))
 
     async def put(self, bundle: Bundle) -> str:
-        """Store it durably under its hash, and answer the hash."""
+        """Store a bundle durably under its hash, and return the hash."""
         bundle = self._keys.keyed(bundle)
         code_hash = bundle.content_hash
         if code_hash not in self._held:
@@ -203,7 +208,7 @@ class Codes:
     async def current(
         self, tenant_id: str, *, binding: str | None = None, metadata: bytes | None = None
     ) -> Resolved:
-        """The code for new instances, stored; runs `load` or the dispatcher unless it is held."""
+        """Return the stored code for new instances; runs `load` or the dispatcher unless cached."""
         if self._app is not None:
             if metadata is None:
                 raise _untagged()
@@ -216,7 +221,7 @@ class Codes:
         return msgspec.structs.replace(resolved, until_us=self._until_us[key])
 
     async def worker(self, name: str | None, source: Any) -> WorkerRef:
-        """Load a worker of the WorkerLoader; a named one is held for a while."""
+        """Load a worker of the WorkerLoader; a named one is cached for a while."""
         if name is None:
             return await self._made_worker(name, source)
         ref = await self._once(("worker", name), lambda: self._made_worker(name, source))
@@ -224,7 +229,7 @@ class Codes:
         return ref
 
     async def bundle(self, code_hash: str) -> Bundle:
-        """The stored bundle."""
+        """Return the stored bundle."""
         return await self._bundles.get(code_hash)
 
     async def keep(self, bundle: Bundle) -> str:
@@ -232,27 +237,27 @@ class Codes:
         return await self._bundles.put(bundle)
 
     async def forget(self, tenant_id: str) -> None:
-        """Ask the callback again next time."""
+        """Run the callback again for the next `current`."""
         for key in [key for key in self._until_us if key[1] == tenant_id]:
             self._drop(key)
 
     def hold_live_of(self, bundle: Bundle, grants: Grants) -> None:
-        """Serve these objects for a bundle that is about to be stored."""
+        """Use these service objects for a bundle that is about to be stored."""
         self.hold_live(self._keys.keyed(bundle).content_hash, grants)
 
     def hold_live(self, code_hash: str, grants: Grants) -> None:
-        """Serve these objects for the bundle: they were made in this process."""
+        """Use these service objects for the bundle: they were made in this process."""
         self._live[code_hash] = grants
         self._live.move_to_end(code_hash)
         if len(self._live) > _LIVE_HELD:
             self._live.popitem(last=False)
 
     def live(self, code_hash: str) -> Grants:
-        """The services that the newest answer with this hash came with."""
+        """Return the services that came with the newest answer of this hash."""
         return self._live.get(code_hash, {})
 
     def calls(self, tenant_id: str) -> Calls:
-        """The calls of a tenant."""
+        """Return the calls of a tenant."""
         if self._peer is None:
             raise Unavailable("no tenant can be called from here")
         return self._peer(tenant_id)
@@ -261,11 +266,11 @@ class Codes:
 
     @property
     def under_way(self) -> Mapping[tuple[Any, ...], asyncio.Task[Any]]:
-        """The callbacks of the platform that are at work, by what they are asked."""
+        """The running callbacks of the platform, by what they resolve."""
         return self._under_way
 
     async def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """What is held, or what is under way, or a new answer; failures are not held."""
+        """Return the cached answer, the pending one, or a new one; failures are not cached."""
         if self._until_us.get(key, -1) > self._clock.now_us():
             return self._held[key]
         task = self._under_way.get(key)
@@ -348,7 +353,7 @@ class Codes:
     async def dispatch(
         self, tenant_id: str, binding: str | None, metadata: bytes, asked: Sequence[PendingDispatch]
     ) -> list[Resolved]:
-        """The code for each of these new instances."""
+        """Return the code for each of these new instances."""
         kind = None if self._app is None else self._app.workflows.get(binding or "WORKFLOWS")
         if kind is None or only_dispatches(kind):
             code = await self.current(tenant_id, binding=binding, metadata=metadata)
@@ -362,13 +367,13 @@ class Codes:
         try:
             found = [await self._target(stub) for stub in stubs]
         except BaseException:
-            self._dispatches.settle(ticket, False)
+            self._dispatches.conclude(ticket, False)
             raise
         return [msgspec.structs.replace(one, is_own=True, ticket=ticket) for one in found]
 
     async def dispatched(self, ticket: str, is_stored: bool) -> None:
-        """What became of the instances of the ticket."""
-        self._dispatches.settle(ticket, is_stored)
+        """Report whether the instances of the ticket were created."""
+        self._dispatches.conclude(ticket, is_stored)
 
     def _run_of(
         self, kind: type[Any], binding: str | None, metadata: bytes, asked: PendingDispatch | None
@@ -394,25 +399,26 @@ class Codes:
         return Resolved(ref.code_hash, workflow=name or "Default")
 
     def dispatcher_env(self) -> Record:
-        """`env` of the dispatcher's classes."""
+        """Return `env` of the dispatcher's classes."""
         assert self._app is not None
         return dispatcher_env(self._app, self)
 
 
 def dispatcher_env(app: App, workers: Workers) -> Record:
-    """What a dispatcher's classes see: what the app adds, LOADER, and the raw bindings by name."""
+    """Return what a dispatcher's classes see: the app's own values, LOADER, and raw bindings by
+    name."""
     raw = {name: WorkflowBinding(_RawCalls(name), None) for name in app.workflows}
     return Record(**(raw | app.env), LOADER=WorkerLoader(workers))
 
 
 class _RawCalls:
-    """A dispatcher's own binding belongs to no tenant, so nothing can be done through it."""
+    """The calls of a dispatcher's own binding, which belongs to no tenant; refuses every call."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     async def call(self, op: str, args: dict[str, Any]) -> Any:
-        """Refuse."""
+        """Refuse the call."""
         if op == "create_batch":
             raise _untagged()
         raise InvalidError(
@@ -429,7 +435,7 @@ def _untagged() -> MissingDispatcherMetadataError:
 
 
 async def _answer(what: str, callback: Callable[[], Any]) -> Any:
-    """What a platform's callback says; `code.load_failed` when it raises."""
+    """Return what a platform's callback returns; raises `code.load_failed` when it raises."""
     try:
         return await answer_of(callback)
     except WorkflowsError:
@@ -443,7 +449,7 @@ async def _answer(what: str, callback: Callable[[], Any]) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """What somebody answered in place of a WorkerCode, for people; not what is in it."""
+    """Describe what a callback returned in place of a WorkerCode, without its content."""
     if value is None:
         return "None"
     if isinstance(value, type):
@@ -452,7 +458,7 @@ def _kind(value: Any) -> str:
 
 
 def _faults(error: ValidationError) -> str:
-    """What is wrong with the fields of a WorkerCode, in a line; not what is in them."""
+    """Describe in a line what is wrong with the fields of a WorkerCode, without their content."""
     found = {}
     for one in error.errors(include_url=False, include_input=False, include_context=False):
         field = [str(part) for part in one["loc"] if part != "[key]"]
@@ -461,7 +467,7 @@ def _faults(error: ValidationError) -> str:
 
 
 def _tenant_of(code: WorkerCode) -> str | None:
-    """The tenant that a worker's own bindings are tagged with."""
+    """Return the tenant that a worker's own bindings are tagged with."""
     for value in code.env.values():
         metadata = getattr(value, "metadata", None)
         if isinstance(metadata, dict) and isinstance(metadata.get("tenant_id"), str):

@@ -1,7 +1,8 @@
-"""Dispatches: a platform's own dispatcher class, run once for each create, beside the event loop.
+"""Dispatcher runs: runs a platform's own dispatcher class once for each create.
 
 A class is run up to its hand-over, and held there until the tenant has stored the instance; then it
-goes on. Where the create fails it is cancelled at the hand-over. It runs on the platform's side.
+continues. Where the create fails the run is cancelled at the hand-over. It runs on the platform's
+side.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .callbacks import answer_of
 
 _log = logging.getLogger("dynamic_workflows.dispatch")
 
-SETTLED_WITHIN_S = 300.0
+CONCLUDED_WITHIN_S = 300.0
 """How long a class is held at its hand-over when nobody says what became of the create."""
 
 
@@ -48,7 +49,8 @@ class Dispatch:
         return self._entrypoint.run(self._event, self._step)
 
     async def handed_over(self) -> EntrypointStub:
-        """What it hands over to; raises what it raises before, CodeError if it does not."""
+        """Return the entrypoint that the run hands over to; raises what the run raises before,
+        CodeError without one."""
         found = self._step.found
         await asyncio.wait({self.task, found}, return_when=asyncio.FIRST_COMPLETED)
         if found.done() and isinstance(found.result(), EntrypointStub):
@@ -62,7 +64,7 @@ class Dispatch:
         )
 
     def go_on(self) -> None:
-        """The instance is stored: run what stands after the hand-over; its errors are logged."""
+        """Run what follows the hand-over, once the instance is stored; its errors are logged."""
         self.task.add_done_callback(self._ended)
         self._step.release()
 
@@ -76,13 +78,13 @@ class Dispatch:
             )
 
     async def cancel(self) -> None:
-        """The create has failed, or was only asked about: it ends at its hand-over."""
+        """Cancel the run at its hand-over, when the create has failed or was not meant."""
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
 
 class Dispatches:
-    """Runs that are held at their hand-over, by the ticket that the tenant got."""
+    """The runs that are held at their hand-over, by the ticket that the tenant got."""
 
     def __init__(self, under_way: MutableMapping[Any, asyncio.Task[Any]]) -> None:
         self._held: dict[str, tuple[list[Dispatch], asyncio.TimerHandle]] = {}
@@ -91,7 +93,7 @@ class Dispatches:
     async def hand_over(
         self, make: Callable[[], list[Dispatch]], ticket: str
     ) -> list[EntrypointStub]:
-        """What each hands over to; all are held, or all cancelled where one fails."""
+        """Return what each run hands over to; holds all, or cancels all where one fails."""
         runs = make()
         for place, run in enumerate(runs):
             self._note(("dispatch", ticket, place), run.task)
@@ -101,12 +103,12 @@ class Dispatches:
             await asyncio.gather(*(run.cancel() for run in runs))
             raise
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(SETTLED_WITHIN_S, self.settle, ticket, False)
+        timer = loop.call_later(CONCLUDED_WITHIN_S, self.conclude, ticket, False)
         self._held[ticket] = (runs, timer)
         return stubs
 
-    def settle(self, ticket: str, is_stored: bool) -> None:
-        """The instances of the ticket are stored, or will not be; harmless when it is settled."""
+    def conclude(self, ticket: str, is_stored: bool) -> None:
+        """Continue or cancel the runs of a ticket; harmless when that was done before."""
         held = self._held.pop(ticket, None)
         if held is None:
             return

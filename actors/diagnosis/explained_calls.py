@@ -1,8 +1,8 @@
 """Explained calls: the calls of a tenant, whose `why` also says how late its wake-up is.
 
 A tenant in memory knows why its instances wait, not that it should have been awake long ago: the
-call itself has it opened. So the timer is asked first, and what it says goes with the answer, or
-with the error where the tenant cannot be opened.
+call itself has it opened. So the timer is asked first, and its reply is added to the answer, or to
+the error where the tenant cannot be opened.
 """
 
 from __future__ import annotations

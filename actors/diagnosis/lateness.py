@@ -31,7 +31,8 @@ class _Note(msgspec.Struct):
 
 
 async def lateness(store: Store, tenant_id: str) -> str:
-    """A clause for people: how often the platform tries to wake the tenant, and what came of it."""
+    """Return a sentence part: how often the platform tried to wake the tenant, and with what
+    result."""
     again = _again()
     try:
         rows = await StreamReader(store, TIMER_STREAM).history("", tenant_id)
@@ -48,7 +49,8 @@ async def lateness(store: Store, tenant_id: str) -> str:
 async def asked_lateness(
     find_timer: Callable[[], Awaitable[ActorRef]], tenant_id: str, now_us: int
 ) -> str:
-    """What the timer says of a tenant that should be awake and is not; "" if it is in time.
+    """Return what the timer knows of a tenant that should be awake and is not; "" if it is in
+    time.
 
     A clause for people. Changes nothing, and takes some seconds at most: a timer that does not
     answer is named, since nobody wakes tenants then.

@@ -1,6 +1,7 @@
-"""Standing: why an instance is where it is, as the files of its log tell it. Changes nothing.
+"""Stored explanation: why an instance is in its status, from the files of its log. Changes
+nothing.
 
-The answer is that of a tenant in memory, folded by the same code. What no file tells is said: what
+The answer is that of a tenant in memory, folded by the same code. It says what no file holds: what
 an isolate does right now, and whether the code of an instance that waits to start can be loaded.
 """
 
@@ -24,7 +25,7 @@ from ..tenant.operations import not_found
 from .lateness import LATE_US, lateness
 
 
-async def standing(
+async def explain_stored(
     store: Store,
     tenant_id: str,
     instance_id: str,
@@ -33,7 +34,8 @@ async def standing(
     clock: Clock,
     at_work: Claim | None,
 ) -> Why:
-    """The code and the sentence; `at_work` is the platform on this log. `instance.not_found`."""
+    """Return the code and the sentence; `at_work` is the platform on this log. Raises
+    `instance.not_found`."""
     key = (check_workflow_name(workflow), check_id(instance_id))
     rows = await StreamReader(store, tenant_stream(tenant_id)).history(*key)
     core = TenantCore(tenant_id, PlatformConfig().core(tenant_id))
@@ -56,7 +58,7 @@ async def standing(
 
 
 def _remarks(summary: IndexEntry, now_us: int, at_work: Claim | None) -> list[str]:
-    """What follows for an instance that is to go on by itself."""
+    """Return what applies to an instance that is to continue by itself."""
     if summary.status in (*ENDED, PAUSED):
         return []
     found = []

@@ -320,7 +320,7 @@ class Host:
             return
         self.exports = {export.name: export for export in message.exports}
         self._stop_load_timer()
-        mark("slot: the isolate has loaded")
+        mark("worker: the isolate has loaded")
         self.is_ready = True
         self._loaded.set_result(None)
         self._hosts.listener.on_ready(self)

@@ -168,9 +168,9 @@ class Hosts:
 
     async def _start(self, host: Host) -> None:
         try:
-            mark("slot: knows the code's hash")
+            mark("worker: knows the code's hash")
             bundle = host.bundle = await self._codes.bundle(host.code_hash)
-            mark("slot: has the code")
+            mark("worker: has the code")
             self._check_size(bundle)
             host.limits = _lower(bundle.limits, dict(host.key[2]))
             host.services = Services(bundle, self._codes.live(host.code_hash), self._revived)
@@ -189,7 +189,7 @@ class Hosts:
             _logger.exception("an isolate could not be started")
             host.fail(CodeError(f"no isolate could be started: {error}", code="code.load_failed"))
             return
-        mark("slot: has an isolate, which loads")
+        mark("worker: has an isolate, which loads")
         host.expect_load()
 
     def _load(self, bundle: Bundle, limits: Limits) -> Frame:

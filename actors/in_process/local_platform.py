@@ -1,4 +1,4 @@
-"""Local: a platform in one process, with its log in memory and a clock that moves when told to.
+"""Local platform: a platform in one process, with its log in memory and a clock that tests move.
 
 The same tenants, cores, logs and guests as on Ray; what differs is where isolates run (in this
 event loop), where bytes lie, and what time is. Nothing here waits in real time, except for tenant
@@ -34,9 +34,9 @@ from ..config import PlatformConfig
 from ..core.tenant_core import TenantCore
 from ..tenant.open_tenant import open_tenant
 from ..tenant.tenant import TenantSupervisor
-from .loop_idle import Quiet
+from .loop_idle import LoopIdle
 from .real_time_budget import RealTimeBudget
-from .virtual_sleep import Naps
+from .virtual_sleep import VirtualSleeps
 
 _FOREVER_US = 2**62
 _BLINK_S = 0.0002
@@ -46,7 +46,7 @@ for longer rests in virtual time."""
 
 
 class LocalPlatform:
-    """Every tenant of a platform, in this event loop."""
+    """All tenants of a platform, in one event loop."""
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class LocalPlatform:
             peer=self.calls,
         )
         self._isolates = InlineIsolates(stand_ins=stand_ins(self.virtual.now_us))
-        self._naps = Naps(self.virtual, self._isolates)
-        self._allowance = RealTimeBudget()
+        self._virtual_sleeps = VirtualSleeps(self.virtual, self._isolates)
+        self._real_time_budget = RealTimeBudget()
         self._auto_advance = auto_advance
         self._crash_at_every_step = crash_at_every_step
         self._tenants: dict[str, asyncio.Future[TenantSupervisor]] = {}
@@ -89,15 +89,15 @@ class LocalPlatform:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the platform was left."""
+        """Whether the platform was closed."""
         return self._is_closed
 
     def calls(self, tenant_id: str) -> LocalCalls:
-        """The calls of a tenant."""
+        """Return the calls of a tenant."""
         return LocalCalls(self, tenant_id)
 
     async def tenant(self, tenant_id: str) -> TenantSupervisor:
-        """The tenant, opened if need be, or again if it stopped."""
+        """Return the tenant, opened if it is not, or again if it stopped."""
         if self._is_closed:
             raise PlatformClosed("the platform was closed: connect again")
         loop = asyncio.get_running_loop()
@@ -130,7 +130,7 @@ class LocalPlatform:
         )
 
     def opened(self) -> list[TenantSupervisor]:
-        """The tenants that are in memory."""
+        """Return the tenants that are in memory."""
         return [
             opening.result()
             for opening in self._tenants.values()
@@ -138,7 +138,7 @@ class LocalPlatform:
         ]
 
     async def crash(self, tenant_id: str) -> None:
-        """Let the tenant die where it stands, and open it again from its log."""
+        """Stop the tenant without closing it, and open it again from its log."""
         tenant = await self.tenant(tenant_id)
         mocks = tenant.core.mocks
         del self._tenants[tenant_id]
@@ -161,16 +161,16 @@ class LocalPlatform:
     # --- time
 
     def waits(self) -> _Waiting:
-        """While somebody is in this block, time may jump by itself (if it was asked to)."""
+        """Let virtual time jump by itself during the block (if the platform does so at all)."""
         return _Waiting(self)
 
     def _begin_waiting(self) -> None:
         self._waiting += 1
         if self._auto_advance and (self._pilot is None or self._pilot.done()):
-            self._pilot = asyncio.ensure_future(self._fly())
+            self._pilot = asyncio.ensure_future(self._jump_while_awaited())
 
-    async def _fly(self) -> None:
-        """Jump from timer to timer while somebody waits and nothing happens by itself."""
+    async def _jump_while_awaited(self) -> None:
+        """Jump from timer to timer while a caller waits and nothing else happens."""
         while self._waiting:
             await self.settle()
             if not self._waiting:
@@ -185,16 +185,16 @@ class LocalPlatform:
         something else is due before it would wake: the attempt's own timeout, say.
         """
         loop: Any = asyncio.get_running_loop()
-        await Quiet.here().until(lambda: self._is_settled(until_us, loop))
+        await LoopIdle.here().until(lambda: self._is_quiescent(until_us, loop))
 
-    def _is_settled(self, until_us: int, loop: Any) -> bool:
-        """Whether nothing happens any more in real time, in a moment when the loop is quiet."""
+    def _is_quiescent(self, until_us: int, loop: Any) -> bool:
+        """Return whether nothing can happen in real time, when the loop is idle."""
         if _is_executor_busy(loop) or self._is_code_awake_before(until_us, loop):
             return False
-        return not self._allowance.is_left(self._calls_out(), loop.time())
+        return not self._real_time_budget.is_left(self._calls_out(), loop.time())
 
     def _calls_out(self) -> Iterator[tuple[Hashable, Hashable]]:
-        """The calls of the platform's own code (`load`, services) that have no answer yet."""
+        """Return the pending calls of the platform's own code (`load`, services)."""
         for key, task in self.codes.under_way.items():
             yield task, key
         for tenant in self.opened():
@@ -202,8 +202,9 @@ class LocalPlatform:
                 yield call, (tenant.tenant_id, target)
 
     def _is_code_awake_before(self, until_us: int, loop: Any) -> bool:
-        """Whether tenant code that waits in real time wakes before anything else may happen."""
-        wakes_s = self._naps.next_s(loop, longest_s=_GRACE_US / US)
+        """Return whether tenant code that waits in real time wakes before the next virtual
+        timer."""
+        wakes_s = self._virtual_sleeps.next_s(loop, longest_s=_GRACE_US / US)
         if wakes_s is None:
             return False
         rest_us: float = (wakes_s - loop.time()) * US
@@ -271,7 +272,7 @@ class LocalCalls(Calls):
 
 
 class TestClock:
-    """The platform's clock, for tests: it stands still until it is moved."""
+    """The platform's clock in tests, which moves only when the test moves it."""
 
     __test__ = False
 
@@ -279,26 +280,26 @@ class TestClock:
         self._platform = platform
 
     def now(self) -> datetime:
-        """The time, aware, in UTC."""
+        """Return the time, aware, in UTC."""
         return to_datetime(self.now_us())
 
     def now_us(self) -> int:
-        """The time in microseconds since 1970."""
+        """Return the time in microseconds since 1970."""
         return self._platform.virtual.now_us()
 
     async def advance(self, duration: Any) -> None:
-        """Move on, through every timer on the way, in order, letting each have its effects.
+        """Move the clock, through every timer on the way, in order, with all effects of each.
 
         `duration`: a number of milliseconds, text as "3 days", or a timedelta.
         """
         await self.advance_to_us(self.now_us() + durations.parse_ms(duration) * 1000)
 
     async def advance_to(self, when: datetime) -> None:
-        """Move on to a moment (an aware datetime)."""
+        """Move the clock to a moment (an aware datetime)."""
         await self.advance_to_us(from_datetime(when))
 
     async def advance_to_us(self, until_us: int) -> None:
-        """Move on to a moment (microseconds since 1970)."""
+        """Move the clock to a moment (microseconds since 1970)."""
         virtual, settle = self._platform.virtual, self._platform.settle
         await settle(until_us=until_us)
         while virtual.fire_next(until_us=until_us):
@@ -307,5 +308,5 @@ class TestClock:
         await settle(until_us=until_us)
 
     async def settle(self) -> None:
-        """Let everything happen that happens without time moving on."""
+        """Run everything that can happen without time moving."""
         await self._platform.settle()

@@ -1,4 +1,4 @@
-"""Allowance: how long the platform's own code may take in real time before virtual time goes on."""
+"""Real time budget: how long the platform's own code may run before virtual time moves on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EXHAUSTED_MAX = 6
 
 
 class RealTimeBudget:
-    """Real time for each call, once, however often time is moved.
+    """A budget of real time for each call, once, however often time is moved.
 
     Calls of what has used up its allowance before have less, since a step that hangs is tried
     again; one that answers in time has all of it again.
@@ -24,7 +24,7 @@ class RealTimeBudget:
         self._exhausted: dict[Hashable, int] = {}
 
     def is_left(self, calls: Iterable[tuple[Hashable, Hashable]], now_s: float) -> bool:
-        """Whether one of the calls under way (call, what it calls) may still take its time."""
+        """Return whether one of these calls (call, what it calls) has budget left."""
         here = dict(calls)
         for call in self._until_s.keys() - here.keys():
             del self._until_s[call]

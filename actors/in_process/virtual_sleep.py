@@ -1,8 +1,9 @@
-"""Naps: what tenant code sleeps in the event loop (asyncio.sleep, a timeout), in virtual time.
+"""Virtual sleep: runs tenant code's timers of the event loop (asyncio.sleep, a timeout) in
+virtual time.
 
 Tenant code of a testing platform shares the loop of the test, whose timers run in real time. A
 timer of tenant code that is due in more than a moment is set on the virtual clock as well, and
-fires when the first of the two has come.
+fires when the first of the two is due.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dynamic_workflows.eventlog.clock import US, TimerHandle, VirtualClock
 from dynamic_workflows.loaders.isolates.inline import InlineIsolates
 
 
-class Naps:
-    """The timers of one platform's tenant code."""
+class VirtualSleeps:
+    """The event loop's timers of one platform's tenant code."""
 
     def __init__(self, virtual: VirtualClock, isolates: InlineIsolates) -> None:
         self._virtual = virtual
@@ -22,7 +23,7 @@ class Naps:
         self._set: dict[int, tuple[Any, TimerHandle]] = {}
 
     def next_s(self, loop: Any, *, longest_s: float) -> float | None:
-        """When the next timer of tenant code is due that is waited for in real time (loop time).
+        """Return when the next such timer is due that is waited for in real time (loop time).
 
         The others are on the virtual clock from then on.
         """

@@ -15,7 +15,8 @@ _MISSED_MAX = 10_000
 
 
 def check_cron(cron: object) -> str:
-    """A cron expression that fires some day. Raises InvalidError `schedule.invalid`."""
+    """Check that a cron expression is valid and fires some day. Raises InvalidError
+    `schedule.invalid`."""
     if isinstance(cron, str) and 0 < len(cron) <= CRON_MAX:
         try:
             if next_us(cron, from_datetime(datetime(2000, 1, 1, tzinfo=UTC))) is not None:
@@ -30,7 +31,7 @@ def check_cron(cron: object) -> str:
 
 
 def is_cron(cron: object) -> bool:
-    """Whether it is a cron expression that fires some day."""
+    """Return whether a text is a cron expression that fires some day."""
     try:
         check_cron(cron)
     except InvalidError:
@@ -39,7 +40,7 @@ def is_cron(cron: object) -> bool:
 
 
 def check_declared(schedules: Mapping[str, Iterable[str]]) -> None:
-    """Make sure that what code declares can fire. Raises CodeError `code.invalid`."""
+    """Check that the schedules that code declares can fire. Raises CodeError `code.invalid`."""
     for workflow, crons in sorted(schedules.items()):
         for cron in crons:
             try:
@@ -49,7 +50,7 @@ def check_declared(schedules: Mapping[str, Iterable[str]]) -> None:
 
 
 def next_us(cron: str, after_us: int) -> int | None:
-    """The first firing after `after_us`, or None if there is none within fifty years."""
+    """Return the first firing after `after_us`, or None if there is none within fifty years."""
     try:
         return from_datetime(next(CronSim(cron, to_datetime(after_us))))
     except StopIteration:
@@ -72,5 +73,5 @@ def missed(cron: str, due_us: int, now_us: int) -> tuple[int, int]:
 
 
 def firing_id(cron: str, scheduled_us: int) -> str:
-    """The id of the instance that a firing makes."""
+    """Return the id of the instance that a firing creates."""
     return f"{cron}-{scheduled_us // 1_000}"

@@ -1,4 +1,4 @@
-"""Timers: everything a tenant waits for, in one heap; taking a timer back costs nothing lasting."""
+"""Deadlines: all timers of a tenant in one heap; a cancelled timer leaves no lasting cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Deadline:
-    """Something due at `due_us`. `kind` and the two owners say to whom it matters."""
+    """A timer that is due at `due_us`. `kind` and the two owners say what it belongs to."""
 
     __slots__ = ("due_us", "kind", "owner", "step")
 
@@ -39,13 +39,13 @@ class DeadlineHeap:
         return len(self._heap) - self._cancelled
 
     def arm(self, due_us: int, kind: str, owner: Any, step: Any = None) -> Deadline:
-        """A timer of this kind."""
+        """Add and return a timer of this kind."""
         timer = Deadline(due_us, kind, owner, step)
         heapq.heappush(self._heap, (due_us, next(self._order), timer))
         return timer
 
     def cancel(self, timer: Deadline) -> None:
-        """Take it back; harmless when it has fired."""
+        """Cancel the timer; harmless when it has fired."""
         if not timer.kind:
             return
         timer.kind, timer.owner, timer.step = "", None, None
@@ -56,14 +56,14 @@ class DeadlineHeap:
             self._cancelled = 0
 
     def next_due_us(self) -> int | None:
-        """When the earliest live timer is due."""
+        """Return when the earliest live timer is due."""
         while self._heap and not self._heap[0][2].kind:
             heapq.heappop(self._heap)
             self._cancelled -= 1
         return self._heap[0][0] if self._heap else None
 
     def pop_due(self, now_us: int) -> tuple[str, Any, Any] | None:
-        """The earliest timer due by `now_us` as (kind, owner, step), fired; None when there is
+        """Fire the earliest timer due by `now_us` and return (kind, owner, step); None if there is
         none."""
         due_us = self.next_due_us()
         if due_us is None or due_us > now_us:
@@ -74,5 +74,5 @@ class DeadlineHeap:
         return fired
 
     def earliest(self, kinds: frozenset[str]) -> int | None:
-        """When the earliest live timer of one of these kinds is due; looks at every timer."""
+        """Return when the earliest live timer of these kinds is due; scans every timer."""
         return min((due for due, _, timer in self._heap if timer.kind in kinds), default=None)

@@ -1,6 +1,6 @@
-"""Decisions: what the core of a tenant answers to an input; plain data, no behaviour.
+"""Decisions: what the core of a tenant returns for an input; plain data, no behaviour.
 
-Structs where one is made for each input or effect: they cost a third of a dataclass to make.
+They are msgspec structs, which cost a third of a dataclass to make, since each input makes some.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class DropLife(msgspec.Struct, frozen=True, gc=False):
 
 
 class Finished(msgspec.Struct, frozen=True, gc=False):
-    """The run of an instance has ended, or the instance is gone: wake who waits for its result."""
+    """The run of an instance has ended, or the instance was deleted: wakes the callers of its
+    result."""
 
     key: Key
 
@@ -74,7 +75,7 @@ class Decision(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class CoreConfig:
-    """What the core needs to know; taken from PlatformConfig, tenant overrides applied."""
+    """The settings of the core: taken from PlatformConfig, with the tenant's overrides applied."""
 
     running_max: int = 50_000
     queued_max: int = 2_000_000

@@ -1,4 +1,4 @@
-"""Names: what a tenant, a workflow, an instance, an event type or a schedule may be called."""
+"""Identifiers: checks names of tenants, workflows, instances, event types and schedules."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BATCH_MAX = 10_000
 
 
 def is_tenant_id(text: str) -> bool:
-    """Whether a tenant may be called so."""
+    """Return whether a text is a valid tenant id."""
     has_control = any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
     return 1 <= len(text) <= 256 and not has_control
 
 
 def check_tenant_id(tenant_id: object) -> str:
-    """1 to 256 characters, none of them a control character. Raises `tenant.invalid_id`."""
+    """Check for 1 to 256 characters without control characters. Raises `tenant.invalid_id`."""
     if isinstance(tenant_id, str) and is_tenant_id(tenant_id):
         return tenant_id
     raise InvalidError(
@@ -70,7 +70,7 @@ def check_id(instance_id: object) -> str:
 
 
 def check_event_type(event_type: object) -> str:
-    """1 to 100 letters, digits, `_` and `-`. Raises `workflow.invalid_event_type`."""
+    """Check for 1 to 100 letters, digits, `_` and `-`. Raises `workflow.invalid_event_type`."""
     if isinstance(event_type, str) and len(event_type) <= 100 and _PLAIN.fullmatch(event_type):
         return event_type
     raise InvalidError(
@@ -81,7 +81,7 @@ def check_event_type(event_type: object) -> str:
 
 
 def check_batch(items: object) -> Sequence[Any]:
-    """1 to 10,000 items in a list. Raises `batch.invalid`."""
+    """Check for a list of 1 to 10,000 items. Raises `batch.invalid`."""
     if not isinstance(items, list | tuple):
         raise InvalidError(
             f"a batch is a list, not {type(items).__name__}: pass a list", code="batch.invalid"
@@ -97,7 +97,7 @@ def check_batch(items: object) -> Sequence[Any]:
 
 
 def check_statuses(statuses: Collection[str] | None) -> frozenset[str] | None:
-    """Statuses to filter by. Raises `status.invalid`."""
+    """Check statuses to filter by. Raises `status.invalid`."""
     if statuses is None:
         return None
     given: list[Any] = [statuses] if isinstance(statuses, str) else list(statuses)

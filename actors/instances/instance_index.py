@@ -1,4 +1,4 @@
-"""Directory: every instance of a tenant by key, and in order of creation for lists."""
+"""Instance index: every instance of a tenant by key, and in order of creation for lists."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Directory:
         return iter(list(self._by_key.values()))
 
     def add(self, summary: IndexEntry) -> None:
-        """Take in an instance that was just created."""
+        """Add an instance that was just created."""
         self._by_key[summary.key] = summary
         self._by_age.append(summary)
 
     def remove(self, summary: IndexEntry) -> None:
-        """Forget a deleted instance."""
+        """Remove a deleted instance."""
         del self._by_key[summary.key]
         self._gone += 1
         if self._gone > 64 and self._gone * 2 > len(self._by_age):
@@ -44,14 +44,14 @@ class Directory:
             self._gone = 0
 
     def moved(self, before: str, now: str) -> None:
-        """Keep the counts after a change of status."""
+        """Update the counts after a change of status."""
         if before != NONE:
             self.counts[before] -= 1
         if now != NONE:
             self.counts[now] += 1
 
     def newest_before(self, created_seq: int | None) -> Iterator[IndexEntry]:
-        """Instances created before this seq (None: all), newest first."""
+        """Return the instances created before this seq (None: all), newest first."""
         index = len(self._by_age)
         if created_seq is not None:
             index = bisect_left(self._by_age, created_seq, key=lambda one: one.created_seq)

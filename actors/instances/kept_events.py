@@ -1,8 +1,8 @@
-"""Kept events: what was sent to an instance and no wait has taken yet.
+"""Kept events: events that were sent to an instance and that no wait has consumed yet.
 
-The payload of a kept event lies in the log. What is in memory is its number, its size and its time,
-and of the newest few the payload too, so that an event that is taken soon after it was sent is not
-read again. Every count is a fold of the log.
+The payload of a kept event lies in the log. In memory are its number, its size and its time, and of
+the newest few the payload too, so that an event that is consumed soon after it was sent is not read
+again. Every count is a fold of the log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RETRY_AFTER_S = 1.0
 
 
 class KeptEvent(NamedTuple):
-    """One event that no wait has taken."""
+    """One event that no wait has consumed."""
 
     seq: int
     size: int
@@ -37,17 +37,17 @@ class KeptEvent(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """How many events are kept, and the bytes of their payloads."""
+    """The number of kept events, and the bytes of their payloads."""
 
     number: int = 0
     bytes: int = 0
 
     def plus(self, size: int) -> Kept:
-        """With one event more."""
+        """Return the sum with one event more."""
         return Kept(self.number + 1, self.bytes + size)
 
     def minus(self, size: int) -> Kept:
-        """With one event less."""
+        """Return the sum with one event less."""
         if self.number <= 1:
             return NOTHING_KEPT
         return Kept(self.number - 1, max(self.bytes - size, 0))
@@ -71,7 +71,7 @@ class KeptEvents:
     # --- number and limits
 
     def moved(self, before: Kept, now: Kept) -> None:
-        """One instance keeps `now` instead of `before`."""
+        """Update the totals: one instance keeps `now` instead of `before`."""
         total = self.total
         self.total = Kept(
             total.number - before.number + now.number, total.bytes - before.bytes + now.bytes
@@ -112,29 +112,29 @@ class KeptEvents:
     # --- payloads in memory
 
     def hold(self, seq: int, payload: bytes) -> None:
-        """Have a payload in memory, at least until `trim`."""
+        """Cache a payload, at least until `trim`."""
         self._held[seq] = payload
         self._held_bytes += len(payload) + _HELD_OVERHEAD
 
     def hold_if_small(self, seq: int, payload: bytes | None) -> None:
-        """Have a payload in memory that was met while reading the log, if it is a small one."""
+        """Cache a payload that was read with the log, if it is a small one."""
         if payload is not None and len(payload) <= HELD_EVENT_BYTES_MAX and seq not in self._held:
             self.hold(seq, payload)
             self.trim()
 
     def take(self, seq: int) -> bytes | None:
-        """The payload, which is not held any more; None where it has to be read."""
+        """Return the payload and drop it from the cache; None where the log has to be read."""
         payload = self._held.pop(seq, None)
         if payload is not None:
             self._held_bytes -= len(payload) + _HELD_OVERHEAD
         return payload
 
     def holds(self, seq: int) -> bool:
-        """Whether the payload is in memory."""
+        """Return whether the payload is in memory."""
         return seq in self._held
 
     def trim(self, seqs: tuple[int, ...] = ()) -> None:
-        """Let go of what is too much: those of `seqs` that are large, then the oldest."""
+        """Drop cached payloads above the limit: those of `seqs` that are large, then the oldest."""
         for seq in seqs:
             if len(self._held.get(seq, b"")) > HELD_EVENT_BYTES_MAX:
                 self.take(seq)
@@ -165,7 +165,7 @@ class KeptEvents:
         return tuple(wanted)
 
     def have_read(self, seqs: tuple[int, ...], payloads: dict[int, bytes]) -> None:
-        """These were read; `payloads` are those that were found."""
+        """Cache the payloads that a read of these events found."""
         self._reading.difference_update(seqs)
         for seq, payload in payloads.items():
             if seq not in self._held:

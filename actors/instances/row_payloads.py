@@ -1,7 +1,8 @@
-"""Payloads: the JSON objects inside event rows, as structs; `eventlog/events.py` lists their keys.
+"""Row payloads: the JSON objects inside event rows, as structs; `eventlog/events.py` lists their
+keys.
 
-Always true: `decode(type, encode(body))` equals `body`, so that what is folded live and what is
-folded at replay is the same. Codec text (values) is embedded and taken out as it is, unread.
+Invariant: `decode(type, encode(body))` equals `body`, so that the live fold and the fold at replay
+give the same. Codec text (values) is embedded and extracted unparsed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ INLINE_MAX = 64 * 1024
 
 
 class Body(msgspec.Struct, omit_defaults=True, gc=False):
-    """A payload."""
+    """The base of all payloads."""
 
 
 class Command(Body, kw_only=True):
-    """A payload of what a command wrote. `token`: the same command sent again has the same."""
+    """The base of payloads that a command writes. `token`: a repeated command has the same."""
 
     token: str | None = None
 
@@ -268,7 +269,7 @@ encode = _ENCODER.encode
 
 
 def decode(row: Row) -> Body | None:
-    """The row's payload, or None where its type has none."""
+    """Return the row's payload, or None where its type has none."""
     decoder = _DECODERS.get(row.type)
     if decoder is None or row.payload is None:
         return None
@@ -280,28 +281,28 @@ SIZED_ABOVE = INLINE_MAX // 2
 
 
 def size_to_tell(payload: bytes) -> int:
-    """`size` of the rows of an event with this payload."""
+    """Return `size` for the rows of an event with this payload."""
     return len(payload) if len(payload) > SIZED_ABOVE else 0
 
 
 def event_size(body: EventReceived | WaitCompleted) -> int:
-    """Bytes of the event's payload, wherever that lies."""
+    """Return the bytes of the event's payload, wherever it lies."""
     return body.size or len(bytes(body.payload))
 
 
 def event_payload(body: EventReceived) -> bytes | None:
-    """The event's payload, or None where it does not lie in the row."""
+    """Return the event's payload, or None where it does not lie in the row."""
     payload = bytes(body.payload)
     return payload if body.size in (0, len(payload)) else None
 
 
 def text(raw: Raw) -> bytes | None:
-    """The codec text that was embedded, or None where nothing was."""
+    """Return the embedded codec text, or None where there is none."""
     return None if raw is NOTHING else bytes(raw)
 
 
 def raw(value: bytes | None) -> Raw:
-    """Codec text to embed."""
+    """Return codec text in the form in which structs embed it."""
     return NOTHING if value is None else Raw(value)
 
 
@@ -322,7 +323,7 @@ def without_value(row: Row) -> bytes | None:
 
 
 def error_body(error: Error) -> ErrorBody:
-    """The error as rows hold it, cut to bounded size."""
+    """Return the error as rows hold it, cut to bounded size."""
     return ErrorBody(
         error.name[:256],
         error.message[:MESSAGE_MAX],
@@ -333,10 +334,10 @@ def error_body(error: Error) -> ErrorBody:
 
 
 def wire_error(body: ErrorBody) -> Error:
-    """The error as it travels."""
+    """Return the error as messages hold it."""
     return Error(body.name, body.message, body.module, text(body.args), body.fatal)
 
 
 def own_error(name: str, message: str, *, fatal: bool = False) -> Error:
-    """An error that this library raises in a tenant's code, by the name of its class."""
+    """Return an error that this library raises in a tenant's code, by the name of its class."""
     return Error(name, message, "dynamic_workflows", None, fatal)

@@ -1,7 +1,7 @@
-"""Machine: the states of an instance and every way from one to another, as one table.
+"""State machine: the states of an instance and every transition between them, as one table.
 
-`TABLE` has a line for each line of the state machine that we promise; the fold asks `after` what a
-row does to the status, and `after` knows nothing but the table. A test walks it line by line.
+`TABLE` has an entry for each transition that the documentation promises; the fold asks `after` what
+a row does to the status, and `after` reads the table only. A test walks it entry by entry.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Transition(NamedTuple):
     """The code of the error that the caller gets instead."""
 
 
-def _line(
+def _transition(
     name: str,
     sources: frozenset[str] | set[str],
     trigger: str,
@@ -51,13 +51,17 @@ SAME = "same"
 """A target: the status stays what it was."""
 
 TABLE: tuple[Transition, ...] = (
-    _line("T1", {NONE}, "create", QUEUED, "workflow_queued", guard="id free"),
-    _line("T2", {QUEUED}, "start", RUNNING, "workflow_started", guard="slot free, code loaded"),
-    _line("T3", {RUNNING}, "idle", WAITING, "workflow_waiting", guard="not very short"),
-    _line("T4", {WAITING}, "wake", RUNNING, "workflow_running", guard="slot free"),
+    _transition("T1", {NONE}, "create", QUEUED, "workflow_queued", guard="id free"),
+    _transition(
+        "T2", {QUEUED}, "start", RUNNING, "workflow_started", guard="slot free, code loaded"
+    ),
+    _transition("T3", {RUNNING}, "idle", WAITING, "workflow_waiting", guard="not very short"),
+    _transition("T4", {WAITING}, "wake", RUNNING, "workflow_running", guard="slot free"),
     # Without a slot a woken instance is shown as queued; the log goes from waiting to running.
-    _line("T5", {WAITING}, "wake", WAITING, guard="no slot: shown as queued, ahead of new ones"),
-    _line(
+    _transition(
+        "T5", {WAITING}, "wake", WAITING, guard="no slot: shown as queued, ahead of new ones"
+    ),
+    _transition(
         "T6",
         {RUNNING},
         "pause",
@@ -65,41 +69,45 @@ TABLE: tuple[Transition, ...] = (
         "workflow_waiting_for_pause",
         guard="a callback runs, or run is between steps",
     ),
-    _line("T6b", {QUEUED}, "pause", PAUSED, "workflow_paused"),
-    _line("T6c", {RUNNING, WAITING}, "pause", PAUSED, "workflow_paused", guard="at rest"),
-    _line("T7", {PAUSING}, "settled", PAUSED, "workflow_paused", guard="no callback runs"),
-    _line("T8", {PAUSING}, "resume", RUNNING, "workflow_resumed"),
-    _line("T9", {PAUSING}, "recover", PAUSED, "workflow_paused"),
-    _line("T10", {PAUSED}, "resume", QUEUED, "workflow_resumed"),
-    _line("T10b", {QUEUED}, "start", RUNNING, "workflow_running", guard="has run before"),
-    _line("T11", {PAUSED}, "send_event", PAUSED, "event_received"),
-    _line("T12", {RUNNING, WAITING, PAUSING}, "end", COMPLETE, "workflow_completed"),
-    _line("T13", {RUNNING, WAITING, PAUSING}, "fail", ERRORED, "workflow_errored"),
-    _line("T15", OPEN, "terminate", TERMINATED, "workflow_terminated"),
-    _line("T15b", {QUEUED, WAITING, PAUSED}, "roll_back", RUNNING, "rollback_started"),
-    _line("T16", ENDED, "terminate", SAME, error="instance.cannot_terminate"),
-    _line("T17", STATUSES, "restart", QUEUED, "workflow_restarted", "workflow_queued"),
-    _line("T18", STATUSES, "restart_from", QUEUED, "workflow_restarted", "workflow_queued"),
-    _line("T19", STATUSES, "restart_from_unknown", SAME, error="instance.cannot_restart"),
-    _line("T20", STATUSES, "delete", NONE, "workflow_deleted"),
-    _line("T21", ENDED | {PAUSED}, "recover", SAME),
-    _line("T22", ENDED, "pause_or_resume", SAME),
-    _line("T23", ENDED, "retention", NONE, "workflow_deleted"),
-    _line("P1", OPEN, "park", PAUSED, "workflow_parked", guard="by the platform, with a reason"),
+    _transition("T6b", {QUEUED}, "pause", PAUSED, "workflow_paused"),
+    _transition("T6c", {RUNNING, WAITING}, "pause", PAUSED, "workflow_paused", guard="at rest"),
+    _transition("T7", {PAUSING}, "settled", PAUSED, "workflow_paused", guard="no callback runs"),
+    _transition("T8", {PAUSING}, "resume", RUNNING, "workflow_resumed"),
+    _transition("T9", {PAUSING}, "recover", PAUSED, "workflow_paused"),
+    _transition("T10", {PAUSED}, "resume", QUEUED, "workflow_resumed"),
+    _transition("T10b", {QUEUED}, "start", RUNNING, "workflow_running", guard="has run before"),
+    _transition("T11", {PAUSED}, "send_event", PAUSED, "event_received"),
+    _transition("T12", {RUNNING, WAITING, PAUSING}, "end", COMPLETE, "workflow_completed"),
+    _transition("T13", {RUNNING, WAITING, PAUSING}, "fail", ERRORED, "workflow_errored"),
+    _transition("T15", OPEN, "terminate", TERMINATED, "workflow_terminated"),
+    _transition("T15b", {QUEUED, WAITING, PAUSED}, "roll_back", RUNNING, "rollback_started"),
+    _transition("T16", ENDED, "terminate", SAME, error="instance.cannot_terminate"),
+    _transition("T17", STATUSES, "restart", QUEUED, "workflow_restarted", "workflow_queued"),
+    _transition("T18", STATUSES, "restart_from", QUEUED, "workflow_restarted", "workflow_queued"),
+    _transition("T19", STATUSES, "restart_from_unknown", SAME, error="instance.cannot_restart"),
+    _transition("T20", STATUSES, "delete", NONE, "workflow_deleted"),
+    _transition("T21", ENDED | {PAUSED}, "recover", SAME),
+    _transition("T22", ENDED, "pause_or_resume", SAME),
+    _transition("T23", ENDED, "retention", NONE, "workflow_deleted"),
+    _transition(
+        "P1", OPEN, "park", PAUSED, "workflow_parked", guard="by the platform, with a reason"
+    ),
 )
 
 
 def _derive() -> dict[str, dict[str, str]]:
     """row type -> status before -> status after; rows that leave the status alone are left out."""
     moves: dict[str, dict[str, str]] = {}
-    for line in TABLE:
-        status_rows = [row for row in line.rows if row != "event_received"]
-        for source in line.sources:
+    for transition in TABLE:
+        status_rows = [row for row in transition.rows if row != "event_received"]
+        for source in transition.sources:
             now = source
             for row in status_rows:
-                then = QUEUED if row == "workflow_restarted" else line.target
+                then = QUEUED if row == "workflow_restarted" else transition.target
                 known = moves.setdefault(row, {}).setdefault(now, then)
-                assert known == then, f"{line.name}: {row} from {now} leads to {known} and {then}"
+                assert known == then, (
+                    f"{transition.name}: {row} from {now} leads to {known} and {then}"
+                )
                 now = then
     # A rollback runs under the status running, also where it begins from there.
     moves["rollback_started"].update({RUNNING: RUNNING, PAUSING: RUNNING})
@@ -110,7 +118,8 @@ MOVES = _derive()
 
 
 def after(status: str, row_type: str) -> str:
-    """The status after a row; an AssertionError where the table has no such move."""
+    """Return the status after a row; raises AssertionError where the table has no such
+    transition."""
     targets = MOVES.get(row_type)
     if targets is None:
         return status

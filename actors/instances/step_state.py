@@ -1,4 +1,4 @@
-"""Steps: what is known of one step, its config, and when its next attempt is."""
+"""Step state: what is known of one step, its config, and when its next attempt is."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _CONFIG = msgspec.json.Decoder(RecordedConfig)
 
 @lru_cache(maxsize=1024)
 def parse_config(text: bytes) -> RecordedConfig:
-    """Decode and check a config from a guest; ProtocolViolation where no guest would send it."""
+    """Decode and check a config from a guest; raises ProtocolViolation for an invalid one."""
     if len(text) > CONFIG_BYTES_MAX:
         raise ProtocolViolation(f"step config of {len(text)} bytes")
     try:
@@ -122,14 +122,14 @@ class StepState(msgspec.Struct, eq=False):
         return self.kind, self.name, self.count
 
     def known(self) -> RecordedStep:
-        """What a replay is told of it."""
+        """Return what a replay receives of the step."""
         return RecordedStep(
             self.kind, self.name, self.count, self.outcome, self.value, self.error, self.at,
             self.index, self.ended,
         )  # fmt: skip
 
     def waits_for(self, now_us: int = 0) -> str:
-        """A clause for people: what this unfinished step waits for, or has waited for until now."""
+        """Return a sentence part: what this unfinished step waits for, or has waited for."""
         until = (
             "" if self.until_us is None else to_datetime(self.until_us).isoformat(" ", "seconds")
         )
@@ -148,7 +148,7 @@ class StepState(msgspec.Struct, eq=False):
         )
 
     def facts(self) -> tuple[object, ...]:
-        """Everything that the log holds of it, for comparing folds."""
+        """Return everything that the log holds of the step, for comparing folds."""
         return (
             *self.key, self.index, self.ended, self.outcome, self.value, self.error, self.at,
             self.config_text,
@@ -160,7 +160,7 @@ class StepState(msgspec.Struct, eq=False):
 
 
 def retry_delay_ms(config: RecordedConfig, failures: int, answered_ms: float | None) -> int:
-    """The wait after the given number of failures; `answered_ms` is what a delay function said."""
+    """Return the delay after so many failures; `answered_ms` is the result of a delay function."""
     base = answered_ms if config.retries.delay_ms is None else config.retries.delay_ms
     if base is None:
         base = 1_000  # The code has no delay function any more.
@@ -175,12 +175,12 @@ def retry_delay_ms(config: RecordedConfig, failures: int, answered_ms: float | N
 
 
 def is_final(error: Error) -> bool:
-    """Never retried, whatever is left."""
+    """Return whether the error is never retried, whatever retries are left."""
     return error.fatal or error.name == "NonRetryableError"
 
 
 def timeout_error(step: StepState) -> Error:
-    """What an attempt, or a wait, that took too long failed with."""
+    """Return the error of an attempt, or a wait, that exceeded its time limit."""
     if step.kind == WAIT:
         return own_error(
             "WorkflowTimeoutError",

@@ -1,1 +1,1 @@
-"""Placement: the loader, the timer and the processes that tenants live in."""
+"""Placement: the loader, the timer and the worker processes of tenants."""

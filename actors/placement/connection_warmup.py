@@ -1,7 +1,8 @@
-"""Spares: slots that wait for tenants, and whom a driver knows before it needs one.
+"""Connection warm-up: a driver's connections to the blank worker processes of the pool, made
+ahead.
 
-The first message to an actor costs some milliseconds: its address has to be asked for, and a
-connection to be made. A tenant that is wanted for the first time would wait for both.
+The first message to an actor costs some milliseconds: its address is looked up, and a connection
+made. A tenant that is wanted for the first time would wait for both.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _GRACE_S = 30.0
 _REST_S = 1.0
 
 
-class Spares:
-    """The slots in the loader's pool, each with a connection from here. Only speed is at stake."""
+class ConnectionWarmup:
+    """Connections to the blank processes in the loader's pool. They affect speed only."""
 
     def __init__(self, loader: ReconnectingRef) -> None:
         self._loader = loader
@@ -30,15 +31,15 @@ class Spares:
 
     @property
     def names(self) -> list[str]:
-        """The slots that are known, and reached."""
+        """The names of the processes that are connected."""
         return sorted(self._known)
 
     def watch(self) -> None:
-        """Begin to make their acquaintance."""
+        """Connect to the pool's processes from now on."""
         self._watching = asyncio.ensure_future(self._watch())
 
     async def close(self) -> None:
-        """Forget them."""
+        """Drop the connections."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -48,24 +49,24 @@ class Spares:
         with contextlib.suppress(WorkflowsError):
             while True:
                 try:
-                    peers = await self._loader.call(
-                        "spares", self.names, _WAIT_S, timeout_s=_WAIT_S + _GRACE_S
+                    workers = await self._loader.call(
+                        "pool_members", self.names, _WAIT_S, timeout_s=_WAIT_S + _GRACE_S
                     )
                 except Unavailable:
                     await asyncio.sleep(_REST_S)
                     continue
-                if peers is None:
+                if workers is None:
                     return
-                await self._meet(peers)
+                await self._connect_to_all(workers)
 
-    async def _meet(self, peers: Sequence[ActorRef]) -> None:
-        left = {peer.name for peer in peers}
-        self._known = {name: peer for name, peer in self._known.items() if name in left}
-        strangers = [peer for peer in peers if peer.name not in self._known]
-        await asyncio.gather(*(self._greet(peer) for peer in strangers))
+    async def _connect_to_all(self, workers: Sequence[ActorRef]) -> None:
+        left = {worker.name for worker in workers}
+        self._known = {name: worker for name, worker in self._known.items() if name in left}
+        unknown = [worker for worker in workers if worker.name not in self._known]
+        await asyncio.gather(*(self._connect(worker) for worker in unknown))
 
-    async def _greet(self, peer: ActorRef) -> None:
+    async def _connect(self, worker: ActorRef) -> None:
         # One that does not answer is not asked again before it is needed.
         with contextlib.suppress(ActorUnreachable, WorkflowsError):
-            await peer.call("who", timeout_s=_GRACE_S)
-        self._known[peer.name] = peer
+            await worker.call("who", timeout_s=_GRACE_S)
+        self._known[worker.name] = worker

@@ -1,4 +1,4 @@
-"""Isolates of a slot: light to import, since their zygote starts before all else of a slot."""
+"""Isolate setup: starts a worker process's zygote before the process imports all else."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..config import PlatformConfig
 
 
 async def begin(config: PlatformConfig) -> ProcessIsolates:
-    """Isolates whose zygote is starting by now, whatever else this process does meanwhile."""
+    """Return isolates whose zygote is starting in the background."""
     isolates = isolates_of(config)
     starting = asyncio.ensure_future(isolates.ready())
     # Whoever wants an isolate meets the same error, and is the one to hear it.
     starting.add_done_callback(seen)
-    starting.add_done_callback(lambda done: mark("slot: its zygote is ready"))
+    starting.add_done_callback(lambda done: mark("worker: its zygote is ready"))
     await asyncio.sleep(0)  # the task's first step begins the process
-    mark("slot: its zygote begins")
+    mark("worker: its zygote begins")
     return isolates
 
 
 def isolates_of(config: PlatformConfig) -> ProcessIsolates:
-    """Isolates as the platform's settings want them; those kept warm fit most tenants."""
+    """Return isolates with the platform's settings; those kept warm fit most tenants."""
     isolation = Isolation(
         level=config.isolation,
         jail=config.jail,

@@ -1,8 +1,8 @@
-"""Metrics: what operators watch, as plain samples of what the parts count anyway.
+"""Metrics: the samples for operators, of what the parts count anyway.
 
-Names that end in `_total` only grow while a process lives; the others go up and down. Nothing here
-knows who collects them: `cluster.py` hands them to Ray, which serves them to Prometheus with `ray_`
-before each name.
+Names that end in `_total` only grow while a process lives; the others go up and down. This module
+knows no collector: `actors/cluster` hands the samples to Ray, which serves them to Prometheus with
+`ray_` before each name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PREFIX = "dynamic_workflows_"
 
 
 class MetricSample(NamedTuple):
-    """One number at this moment."""
+    """One metric's value now."""
 
     name: str
     value: float
@@ -51,7 +51,7 @@ DESCRIPTIONS = {
     "timer_overdue": "Tenants that sleep though they are due, counted from the index.",
     "timer_overdue_oldest_seconds": "Seconds since the earliest due time of those; 0: there are "
     "none.",
-    "tenants_adopted_total": "Tenants given a slot.",
+    "tenants_adopted_total": "Tenants that were assigned a worker process.",
     "tenants_reopened_total": "Tenants opened again after their process was lost.",
     "tenants_evicted_total": "Tenants asked to make room for others.",
 }
@@ -59,12 +59,12 @@ TAGS = ("tenant", "kind", "status", "walls", "warm", "state")
 
 
 def full_name(name: str) -> str:
-    """The name as it is published."""
+    """Return the name as it is published."""
     return _PREFIX + name
 
 
 def of_isolates(isolates: ProcessIsolates, tenant_id: str) -> Iterator[MetricSample]:
-    """What a supervisor's isolates do."""
+    """Yield the samples of a supervisor's isolates."""
     tenant = {"tenant": tenant_id}
     counts = isolates.counts
     warm = counts["started_warm"]
@@ -79,7 +79,7 @@ def of_isolates(isolates: ProcessIsolates, tenant_id: str) -> Iterator[MetricSam
 
 
 def of_tenant(tenant: TenantSupervisor) -> Iterator[MetricSample]:
-    """What one tenant does."""
+    """Yield the samples of one tenant."""
     tags = {"tenant": tenant.tenant_id}
     for status, count in tenant.core.counts().items():
         yield MetricSample("instances", count, tags | {"status": status})
@@ -91,7 +91,7 @@ def of_tenant(tenant: TenantSupervisor) -> Iterator[MetricSample]:
 
 
 def of_timer(stats: TimerStats, overdue: Overdue) -> Iterator[MetricSample]:
-    """What the timer does."""
+    """Yield the samples of the timer."""
     yield from _states(open=stats.open, asleep=stats.asleep)
     yield MetricSample("timer_woken_total", stats.woken, {})
     yield MetricSample("timer_failed_total", stats.failed, {})
@@ -101,7 +101,7 @@ def of_timer(stats: TimerStats, overdue: Overdue) -> Iterator[MetricSample]:
 
 
 def of_loader(stats: LoaderStats) -> Iterator[MetricSample]:
-    """What the loader does."""
+    """Yield the samples of the loader."""
     yield from _states(resident=stats.residents, pool=stats.pool)
     for name in ("adopted", "reopened", "evicted"):
         yield MetricSample(f"tenants_{name}_total", msgspec.structs.asdict(stats)[name], {})
@@ -113,6 +113,6 @@ def _states(**counts: int) -> Iterator[MetricSample]:
 
 
 def shown(tenant_id: Any) -> str:
-    """A tenant's id as a tag; "" where a process has none yet."""
+    """Return a tenant's id as a tag; "" where a process has none yet."""
     text = "" if tenant_id is None else str(tenant_id)
     return "".join(c if c.isprintable() else "?" for c in text)

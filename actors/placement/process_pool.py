@@ -1,4 +1,5 @@
-"""Pool: the slots that were started ahead, and wait blank for tenants that are still to come."""
+"""Process pool: blank worker processes that were started ahead of the tenants that will need
+them."""
 
 from __future__ import annotations
 
@@ -13,123 +14,124 @@ from dynamic_workflows.eventlog.ids import Ids
 from ..background_tasks import Errands
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 
-ACQUAINTANCES_MAX = 16
-"""Drivers that are told of the slots in the pool."""
+WATCHERS_MAX = 16
+"""Drivers that are told of the worker processes in the pool."""
 REFILL_AFTER_S = 0.05
-"""Starting a process is work: the tenant that has just got a slot goes first."""
+"""Starting a process is work: the tenant that has just got a worker process goes first."""
 
 
 class Launcher(Protocol):
-    """Starts and finds the processes of slots."""
+    """Starts and finds worker processes."""
 
     async def start(self, name: str, *, is_spare: bool) -> ActorRef:
-        """A new slot; its first call waits until it is ready.
+        """Start a worker process; its first call waits until it is ready.
 
         A spare one has time to get ready for any tenant; else a tenant is waiting for it.
         """
         ...
 
     async def names(self) -> list[str]:
-        """The slots that exist, dead ones that will be restarted included."""
+        """Return the names of all worker processes, with those that are being restarted."""
         ...
 
     async def find(self, name: str) -> ActorRef | None:
-        """A slot by name."""
+        """Return a worker process by name, or None."""
         ...
 
     async def kill(self, name: str) -> None:
-        """End a slot for good, whatever it does; harmless when it is gone."""
+        """End a worker process for good; harmless when it has ended."""
         ...
 
 
 class Pool:
-    """The blank slots of a loader, which fill up again as they are taken."""
+    """The blank worker processes of a loader, refilled as they are assigned."""
 
     def __init__(
         self, launcher: Launcher, *, ids: Ids, size: int, started: Callable[[str], None]
     ) -> None:
-        """`started` is told the name of each slot that joins the pool."""
+        """`started` is called with the name of each process that joins the pool."""
         self._launcher = launcher
         self._ids = ids
         self._size = size
         self._started = started
-        self.peers: deque[ActorRef] = deque()
-        """The slots that wait, those that came first first."""
+        self.workers: deque[ActorRef] = deque()
+        """The worker processes that wait, those that came first first."""
         self.taken = 0
-        """How many tenants found a slot waiting."""
+        """How many tenants found a worker process waiting."""
         self._blank: set[str] = set()
-        """Slots on their way to the pool."""
+        """Worker processes on their way to the pool."""
         self._starting = Errands()
-        self._acquaintances: set[asyncio.Future[None]] = set()
-        """Those who wait to hear of new slots in the pool."""
+        self._watchers: set[asyncio.Future[None]] = set()
+        """Those who wait to hear of new worker processes in the pool."""
         self._is_stopped = False
 
     def knows(self, name: str) -> bool:
-        """Whether a slot waits here, or is on its way."""
-        return name in self._blank or name in {peer.name for peer in self.peers}
+        """Return whether a process is in the pool, or starting for it."""
+        return name in self._blank or name in {worker.name for worker in self.workers}
 
-    async def spares(self, known: Sequence[str], wait_s: float) -> list[ActorRef] | None:
-        """The slots that wait, as soon as one is not `known`, or after `wait_s`.
+    async def members(self, known: Sequence[str], wait_s: float) -> list[ActorRef] | None:
+        """Return the blank processes, as soon as one is not `known`, or after `wait_s`.
 
-        None: there are no such slots, or so many want to know that it costs more than it saves.
+        None: there are no such worker processes, or so many want to know that it costs more than it
+        saves.
         """
-        if not self._size or self._is_stopped or len(self._acquaintances) >= ACQUAINTANCES_MAX:
+        if not self._size or self._is_stopped or len(self._watchers) >= WATCHERS_MAX:
             return None
-        if all(peer.name in known for peer in self.peers):
-            news = asyncio.get_running_loop().create_future()
-            self._acquaintances.add(news)
+        if all(worker.name in known for worker in self.workers):
+            changed = asyncio.get_running_loop().create_future()
+            self._watchers.add(changed)
             try:
-                await asyncio.wait_for(news, wait_s)
+                await asyncio.wait_for(changed, wait_s)
             except TimeoutError:
                 pass
             finally:
-                self._acquaintances.discard(news)
-        return list(self.peers)
+                self._watchers.discard(changed)
+        return list(self.workers)
 
     async def take(self) -> ActorRef:
-        """A slot for a tenant: one that waits, else a new one whose process is only starting."""
-        if self.peers:
-            peer = self.peers.popleft()
+        """Return a process for a tenant: a blank one, else a new one that is only starting."""
+        if self.workers:
+            worker = self.workers.popleft()
             self.taken += 1
         else:
-            peer = await self._launcher.start(self._new_name(), is_spare=False)
+            worker = await self._launcher.start(self._new_name(), is_spare=False)
         if self._size:
             asyncio.get_running_loop().call_later(REFILL_AFTER_S, self.refill)
-        return peer
+        return worker
 
     def refill(self) -> None:
-        """Start what the pool lacks; nothing after `stop`."""
-        while not self._is_stopped and len(self.peers) + len(self._starting) < self._size:
+        """Start the processes that the pool lacks; none after `stop`."""
+        while not self._is_stopped and len(self.workers) + len(self._starting) < self._size:
             self._starting.begin(self._start_one())
 
     async def stop(self) -> None:
-        """Start no more slots; those that wait may still be taken."""
+        """Start no more processes; blank ones may still be taken."""
         self._is_stopped = True
         await self._starting.stop()
 
     async def close(self) -> None:
-        """End the slots that wait; after `stop`. One that is taken meanwhile is its taker's."""
-        while self.peers:
-            await self._launcher.kill(self.peers.popleft().name)
-        self._tell_acquaintances()
+        """End the blank processes; to be called after `stop`. The taker ends one that it took."""
+        while self.workers:
+            await self._launcher.kill(self.workers.popleft().name)
+        self._notify_watchers()
 
     async def _start_one(self) -> None:
-        peer = await self._launcher.start(self._new_name(), is_spare=True)
-        self._blank.add(peer.name)
+        worker = await self._launcher.start(self._new_name(), is_spare=True)
+        self._blank.add(worker.name)
         try:
-            await peer.call("who")
-            self._started(peer.name)
-            self.peers.append(peer)
-            self._tell_acquaintances()
+            await worker.call("who")
+            self._started(worker.name)
+            self.workers.append(worker)
+            self._notify_watchers()
         except (ActorUnreachable, WorkflowsError):
-            await self._launcher.kill(peer.name)
+            await self._launcher.kill(worker.name)
         finally:
-            self._blank.discard(peer.name)
+            self._blank.discard(worker.name)
 
-    def _tell_acquaintances(self) -> None:
-        for news in self._acquaintances:
-            if not news.done():
-                news.set_result(None)
+    def _notify_watchers(self) -> None:
+        for changed in self._watchers:
+            if not changed.done():
+                changed.set_result(None)
 
     def _new_name(self) -> str:
         return f"slot-{self._ids.token()[:12]}"

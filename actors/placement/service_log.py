@@ -1,4 +1,4 @@
-"""Supervisor log: the log of an actor that is no tenant, opened with patience and kept in order."""
+"""Service log: the log of an actor that is no tenant, with its maintenance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _logger = logging.getLogger("dynamic_workflows.log")
 
 
 class SupervisorLog:
-    """A log and its upkeep, which is that of the tenants' logs. Made by `open`."""
+    """An owned log with its maintenance, as tenants' logs have it. Made by `open`."""
 
     def __init__(self, log: EventLog, clock: Clock) -> None:
         self.log = log
@@ -48,7 +48,7 @@ class SupervisorLog:
         ids: Ids,
         within_s: float = OPEN_WITHIN_S,
     ) -> SupervisorLog:
-        """The log in our hands; waits while another owner is just giving way.
+        """Return the log, owned; waits while another owner is just closing it.
 
         Raises Unavailable with the reason where that takes longer than `within_s`.
         """
@@ -91,12 +91,12 @@ class SupervisorLog:
             self._upkeep_later()
 
     async def caught_up(self) -> None:
-        """Wait for the upkeep that is under way."""
+        """Wait for the running maintenance."""
         if self._upkeep is not None:
             await asyncio.wait({self._upkeep})
 
     async def close(self) -> None:
-        """Leave a sealed log behind, and let go of it."""
+        """Seal and close the log."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -105,5 +105,5 @@ class SupervisorLog:
 
 
 def who(setup: Setup) -> str:
-    """This process as people would look for it."""
+    """Describe this process, for an operator who looks for it."""
     return f"namespace {setup.namespace!r}, process {os.getpid()} on {socket.gethostname()}"

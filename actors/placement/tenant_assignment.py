@@ -1,4 +1,4 @@
-"""Adoption: how a slot gets its tenant, and along with it what it would ask for next."""
+"""Tenant assignment: tells a worker process its tenant, and sends it the tenant's code."""
 
 from __future__ import annotations
 
@@ -13,56 +13,58 @@ from ..background_tasks import Errands, seen
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 
 GIVE_UP_S = 15.0
-"""How long a slot may be unreachable before its tenant moves to another one."""
+"""How long a worker process may be unreachable before its tenant moves to another one."""
 _AGAIN_S = 0.25
 
 
-class Adoption:
-    """Tells slots of their tenants."""
+class TenantAssignment:
+    """Assigns tenants to worker processes."""
 
     def __init__(
         self,
         code: Callable[[str], Awaitable[Any]] | None = None,
     ) -> None:
-        """`code` fetches a tenant's code, which its slot is likely to need next."""
+        """`code` fetches a tenant's code, which its process is likely to need next."""
         self._code = code
-        self._hand_overs = Errands()
+        self._code_sends = Errands()
 
     def fetch_code(self, tenant_id: str) -> asyncio.Future[Any] | None:
-        """The tenant's code, which is on its way from now on; None: slots fetch it themselves."""
+        """Fetch the tenant's code in the background; None: worker processes fetch it themselves."""
         if self._code is None:
             return None
         code = asyncio.ensure_future(self._code(tenant_id))
         code.add_done_callback(seen)
         return code
 
-    async def adopt(
-        self, peer: ActorRef, tenant_id: str, *, is_wanted: bool, code: asyncio.Future[Any] | None
+    async def assign(
+        self, worker: ActorRef, tenant_id: str, *, is_wanted: bool, code: asyncio.Future[Any] | None
     ) -> bool:
-        """Have the slot open the tenant; raises why it cannot, Unavailable for a lost slot.
+        """Have the process open the tenant; raises why it cannot, Unavailable for a lost
+        process.
 
         Answers whether it was not open there already.
         """
         waited_s = 0.0
         while True:
-            adopted = asyncio.ensure_future(peer.call("adopt", tenant_id, is_wanted))
-            # What else the slot needs comes behind: it does not wait for it before it begins.
+            assigned = asyncio.ensure_future(worker.call("assign", tenant_id, is_wanted))
+            # The code follows: the worker process does not wait for it before it begins.
             if code is not None:
-                self._hand_overs.begin(self._hand_over(code, tenant_id, peer))
+                self._code_sends.begin(self._send_code(code, tenant_id, worker))
             try:
-                return bool(await adopted)
+                return bool(await assigned)
             except ActorUnreachable as error:
-                # A slot that died is restarted in its place, under the same name.
+                # A worker process that died is restarted in its place, under the same name.
                 if waited_s >= GIVE_UP_S:
-                    raise Unavailable(f"{peer.name} cannot be reached: {error}") from error
+                    raise Unavailable(f"{worker.name} cannot be reached: {error}") from error
                 await asyncio.sleep(_AGAIN_S)
                 waited_s += _AGAIN_S
 
     async def stop(self) -> None:
-        """Hand over no more code."""
-        await self._hand_overs.stop()
+        """Stop sending code."""
+        await self._code_sends.stop()
 
-    async def _hand_over(self, code: asyncio.Future[Any], tenant_id: str, peer: ActorRef) -> None:
-        """A slot that is not told of the code asks for it, and hears what is wrong with it."""
+    async def _send_code(self, code: asyncio.Future[Any], tenant_id: str, worker: ActorRef) -> None:
+        """Send the code; a process that does not receive it asks the loader, and gets its
+        errors."""
         with contextlib.suppress(ActorUnreachable, WorkflowsError):
-            await peer.call("take_code", tenant_id, await asyncio.shield(code))
+            await worker.call("take_code", tenant_id, await asyncio.shield(code))

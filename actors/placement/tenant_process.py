@@ -1,4 +1,6 @@
-"""Resident: a slot with what its tenant will need, made ready before there is a tenant."""
+"""Tenant process: a worker process with all that a tenant will need, made ready before there is
+one.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ from ..rpc.reconnecting import LoaderCodeSource, ReconnectingRef
 from ..tenant.open_tenant import open_tenant
 from ..tenant.tenant import TenantSupervisor
 from . import metrics
-from .wiring import Clients, Find, tell
-from .worker_process import Slot
+from .wiring import Clients, Find, notify
+from .worker_process import WorkerProcess
 
 _log = logging.getLogger("dynamic_workflows.resident")
 
@@ -52,7 +54,7 @@ class TenantWorkflow(WorkflowEntrypoint):
 
 
 class TenantProcess:
-    """A slot with the isolates it is given, its store, and its way to the loader."""
+    """A worker process with its isolates, its store, and its connection to the loader."""
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class TenantProcess:
         isolates: ProcessIsolates,
         loader: Find,
         timer: Find,
-        on_adopted: Callable[[str], None],
+        on_assigned: Callable[[str], None],
         on_end: Callable[[], None],
         began_s: float | None = None,
     ) -> None:
@@ -72,18 +74,18 @@ class TenantProcess:
         self._isolates = isolates
         self._find_loader = loader
         self._find_timer = timer
-        self._on_adopted = on_adopted
+        self._on_assigned = on_assigned
         self._on_end = on_end
         self._clock, self._ids = SystemClock(), SystemIds()
         self._loader = ReconnectingRef(
             "the loader actor", loader, timeout_s=setup.config.client_timeout_seconds
         )
         self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, self._ids)
-        self.target: Slot | None = None
+        self.target: WorkerProcess | None = None
         self._tenant: TenantSupervisor | None = None
 
     async def open(self) -> None:
-        """Get everything ready that does not depend on the tenant."""
+        """Prepare everything that does not depend on the tenant."""
         self._store: Store = open_store(self._setup.log_root)
         self._codes = LoaderCodeSource(
             self._loader,
@@ -95,10 +97,10 @@ class TenantProcess:
         try:
             await probe(self._store, self._ids)
         except Unavailable as error:
-            # A slot can wait for its tenant on a full disk too; who opens the log is told.
+            # A worker process can wait for its tenant on a full disk too; opening the log fails.
             if not needs_operator(error):
                 raise
-        self.target = Slot(
+        self.target = WorkerProcess(
             self._name,
             open_tenant=self._open_tenant,
             loader=self._find_loader,
@@ -106,14 +108,14 @@ class TenantProcess:
             clock=self._clock,
             idle_s=self._setup.config.tenant_idle_seconds,
             start_s=time.monotonic() - self._began_s,
-            on_adopted=self._on_adopted,
+            on_assigned=self._on_assigned,
             on_code=self._codes.take,
             on_end=self._on_end,
         )
-        _settle_memory()
+        _freeze_heap()
 
     async def samples(self) -> list[metrics.MetricSample]:
-        """What operators watch."""
+        """Return the metrics of this process."""
         tenant = self._tenant
         if tenant is None:
             return list(metrics.of_isolates(self._isolates, ""))
@@ -121,16 +123,19 @@ class TenantProcess:
         found = metrics.of_isolates(self._isolates, tenant_id)
         return [*found, *metrics.of_tenant(tenant)]
 
-    def tell_of_restart(self) -> None:
-        """Let the loader know that this slot died and is blank again, though nobody calls it."""
-        self._telling = asyncio.ensure_future(tell(self._loader, "slot_restarted", self._name))
+    def report_restart(self) -> None:
+        """Tell the loader that this process was restarted and is blank, though no client calls
+        it."""
+        self._reporting = asyncio.ensure_future(
+            notify(self._loader, "worker_restarted", self._name)
+        )
 
     async def rehearse(self) -> None:
-        """Be a tenant that does not exist, so that nothing is done for the first time later.
+        """Open a tenant that does not exist, so that later nothing runs for the first time.
 
         Only speed is at stake: what goes wrong here will go wrong, and be told, with a tenant.
         """
-        await self._meet()
+        await self._connect()
         _remove_old_stages()
         with tempfile.TemporaryDirectory(prefix=f"{_STAGE}{os.getpid()}-") as folder:
             store = open_store(folder)
@@ -140,12 +145,12 @@ class TenantProcess:
             except (TimeoutError, WorkflowsError) as error:
                 _log.info("the rehearsal of %s failed: %s", self._name, error)
             await store.close()
-        # A log imports it when it first seals; a slot that waits has the time now.
+        # A log imports it when it first seals; a worker process that waits has the time now.
         await load_upkeep()
-        _settle_memory()
+        _freeze_heap()
 
-    async def _meet(self) -> None:
-        """Look up the loader and the timer, and have a connection to each."""
+    async def _connect(self) -> None:
+        """Look up the loader and the timer, and connect to each."""
         for find in (self._find_loader, self._find_timer):
             with contextlib.suppress(ActorUnreachable, WorkflowsError):
                 await (await find()).call("stats", timeout_s=_REHEARSAL_S)
@@ -226,7 +231,7 @@ class TenantProcess:
 
 
 def _remove_old_stages() -> None:
-    """Remove what slots that were killed in their rehearsal left behind."""
+    """Remove files that processes left that were killed in their rehearsal."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_STAGE}*"):
         pid = folder.name.removeprefix(_STAGE).partition("-")[0]
         if pid.isdigit() and _has_ended(int(pid)):
@@ -243,8 +248,8 @@ def _has_ended(pid: int) -> bool:
     return False
 
 
-def _settle_memory() -> None:
-    """What is here by now stays: the collector need not look at it again and again."""
+def _freeze_heap() -> None:
+    """Exclude all present objects from garbage collection, since they stay."""
     gc.collect()
     gc.freeze()
     # A tenant makes many small objects that die young or live long, and few cycles.

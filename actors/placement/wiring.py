@@ -1,4 +1,4 @@
-"""House: the parts of a platform put together as they run in actors. Knows no Ray."""
+"""Wiring: builds the services of a platform, as they run in actors. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dynamic_workflows.eventlog.wal.recovery import newest_manifest
 
 from ..claims import BEAT_S, Claims
 from ..code.callbacks import Callbacks
-from ..code.code_resolver import Codes, HandedCode, Resolved
+from ..code.code_resolver import Codes, PrefetchedCode, Resolved
 from ..code.dispatcher_runs import PendingDispatch
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from ..rpc.actor_settings import Rule, Setup
@@ -45,11 +45,11 @@ _logger = logging.getLogger("dynamic_workflows.house")
 LOADER_STREAM = "loader"
 # Ray carries what is larger by way of its object store, which takes longer than reading the log's.
 _HANDED_BYTES_MAX = 64 * 1024
-_LOADER_OPS = frozenset("wake residents spares stats slot_restarted released".split())
+_LOADER_OPS = frozenset("wake residents pool_members stats worker_restarted released".split())
 
 
 class _Explaining:
-    """What an actor does, with words about who took its log over."""
+    """An operation of an actor whose errors say which platform took its log over."""
 
     def __init__(self, target: Any, log: EventLog, setup: Setup) -> None:
         self._target = target
@@ -69,7 +69,7 @@ class _Explaining:
 
 
 async def taken_over(log: EventLog, setup: Setup, error: Fenced) -> Fenced:
-    """The error of a log that another platform has now, with words about who that is."""
+    """Return the error for a log that another platform has taken over, and which."""
     try:
         newest = await newest_manifest(log.store, log.stream)
     except WorkflowsError:
@@ -89,8 +89,8 @@ async def taken_over(log: EventLog, setup: Setup, error: Fenced) -> Fenced:
 
 
 async def may_go_on(setup: Setup, failed: WorkflowsError | None) -> bool:
-    """Whether an actor whose log has failed may open it again: a disk may have come back, and who
-    took the log over may be gone."""
+    """Return whether an actor may reopen its failed log: the disk may work again, and the platform
+    that took the log over may have ended."""
     if not isinstance(failed, Fenced) and not needs_operator(failed):
         return isinstance(failed, Unavailable)
     store = open_store(setup.log_root)
@@ -107,7 +107,7 @@ async def may_go_on(setup: Setup, failed: WorkflowsError | None) -> bool:
 
 
 class TimerService:
-    """The timer with its log."""
+    """The wake service with its log."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class TimerService:
         """What answers the calls of peers."""
 
     async def open(self) -> None:
-        """Open the log and start; raises Unavailable, and may be tried again then."""
+        """Open the log and start; raises Unavailable, and may be called again then."""
         kept = self._log = await SupervisorLog.open(
             self._setup,
             open_store(self._setup.log_root),
@@ -145,7 +145,7 @@ class TimerService:
         self.target = _Explaining(self._timer, kept.log, self._setup)
 
     async def samples(self) -> list[metrics.MetricSample]:
-        """What operators watch."""
+        """Return the metrics of the timer."""
         if self._timer is None:
             return []
         timer = self._timer
@@ -153,11 +153,11 @@ class TimerService:
 
     @property
     def failed(self) -> WorkflowsError | None:
-        """Why the log takes nothing any more."""
+        """Why the log accepts no more rows, or None."""
         return None if self._log is None else self._log.log.failed
 
     async def close(self) -> None:
-        """Stop, and let go of the log."""
+        """Stop, and close the log."""
         if self._timer is not None:
             await self._timer.close()
         if self._log is not None:
@@ -176,10 +176,10 @@ class LoaderService:
         self._codes: Codes | None = None
         self.target: LoaderService | None = None
         self._loader: Loader | None = None
-        self._beating: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Open the log, revive the callbacks, find slots again."""
+        """Open the log, unpickle the callbacks, and find worker processes again."""
         setup, clock, ids = self._setup, SystemClock(), SystemIds()
         store = open_store(setup.log_root)
         load, app = cloudpickle.loads(setup.callbacks) if setup.callbacks else (None, None)
@@ -201,19 +201,19 @@ class LoaderService:
             ids=ids,
             pool_size=setup.config.pool_size,
             residents_max=setup.config.tenants_resident_max,
-            code=self._code_for_slot if load is not None else None,
+            code=self._code_for_worker if load is not None else None,
         )
         await self._loader.open()
-        self._beating = asyncio.ensure_future(_beat_for_ever(setup, store))
+        self._renewing = asyncio.ensure_future(_renew_claim_forever(setup, store))
         self.target = self
 
     @property
     def failed(self) -> WorkflowsError | None:
-        """Why the log takes nothing any more."""
+        """Why the log accepts no more rows, or None."""
         return None if self._log is None else self._log.log.failed
 
     async def resolve(self, tenant_id: str, gone: str | None = None) -> ActorRef:
-        """As the loader; a platform that has lost its log opens no tenants."""
+        """Return what Loader.resolve does; a platform that has lost its log opens no tenants."""
         assert self._log is not None
         assert self._loader is not None
         failed = self.failed
@@ -228,15 +228,16 @@ class LoaderService:
         raise AttributeError(op)
 
     async def samples(self) -> list[metrics.MetricSample]:
-        """What operators watch."""
+        """Return the metrics of the loader."""
         return [] if self._loader is None else list(metrics.of_loader(await self._loader.stats()))
 
     async def rule(self) -> Rule:
-        """Whose `load` is followed here."""
+        """Return whose `load` is in effect."""
         return self._setup.rule
 
     async def replaced(self, fingerprint: str, wait_s: float) -> Rule | None:
-        """Whose is followed instead of the one that is named; None, after `wait_s`, if it is."""
+        """Return whose `load` replaced the named one; None if, after `wait_s`, it is still in
+        effect."""
         if fingerprint != self._setup.fingerprint:
             return self._setup.rule
         await asyncio.sleep(wait_s)
@@ -245,36 +246,37 @@ class LoaderService:
     async def code_current(
         self, tenant_id: str, binding: str | None, metadata: bytes | None
     ) -> Resolved:
-        """The code for new instances of a tenant."""
+        """Return the code for new instances of a tenant."""
         assert self._codes is not None
         return await self._codes.current(tenant_id, binding=binding, metadata=metadata)
 
     async def code_dispatch(
         self, tenant_id: str, binding: str | None, metadata: bytes, asked: list[PendingDispatch]
     ) -> list[Resolved]:
-        """The code for new instances of a tenant, each by a run of the dispatcher's class."""
+        """Return the code for new instances of a tenant, each by a run of the dispatcher's
+        class."""
         assert self._codes is not None
         return await self._codes.dispatch(tenant_id, binding, metadata, asked)
 
     async def code_dispatched(self, ticket: str, is_stored: bool) -> None:
-        """What became of them."""
+        """Report whether the dispatched instances were created."""
         assert self._codes is not None
         await self._codes.dispatched(ticket, is_stored)
 
     async def code_worker(self, name: str | None, pickled: bytes) -> Any:
-        """Load a worker; `pickled` is its code, or the callback that answers it."""
+        """Load a worker; `pickled` is its code, or the callback that returns it."""
         assert self._codes is not None
         return await self._codes.worker(name, cloudpickle.loads(pickled))
 
     async def code_forget(self, tenant_id: str) -> None:
-        """Ask the tenant's callback again next time."""
+        """Run the tenant's callback again for its next code."""
         assert self._codes is not None
         await self._codes.forget(tenant_id)
 
     async def close(self) -> None:
-        """Put every tenant to sleep, end the slots, let go of the log."""
-        if self._beating is not None:
-            self._beating.cancel()
+        """Put every tenant to sleep, end the worker processes, and close the log."""
+        if self._renewing is not None:
+            self._renewing.cancel()
         if self._loader is not None:
             await self._loader.close()
         self._clients.close()
@@ -285,16 +287,16 @@ class LoaderService:
         assert self._loader is not None
         return await self._loader.resolve(tenant_id, gone)
 
-    async def _code_for_slot(self, tenant_id: str) -> HandedCode:
-        """What a slot would ask for, and the bundle itself where it is small enough for a call."""
+    async def _code_for_worker(self, tenant_id: str) -> PrefetchedCode:
+        """Return a tenant's code, with the bundle where it is small enough for a call."""
         assert self._codes is not None
         resolved = await self._codes.current(tenant_id)
         stored = (await self._codes.bundle(resolved.code_hash)).stored()
         return resolved, stored if len(stored) <= _HANDED_BYTES_MAX else None
 
 
-async def _beat_for_ever(setup: Setup, store: Store) -> None:
-    """Tell other machines, in the log's root, that this platform lives."""
+async def _renew_claim_forever(setup: Setup, store: Store) -> None:
+    """Renew the claim in the log's root, so that other machines see that this platform lives."""
     while setup.claim is not None:
         await asyncio.sleep(BEAT_S)
         try:
@@ -317,7 +319,7 @@ class Clients:
         self._broken: WorkflowsError | None = None
 
     def of(self, tenant_id: str) -> TenantClient:
-        """The calls of a tenant; PlatformClosed after `close`."""
+        """Return the calls of a tenant; raises PlatformClosed after `close`."""
         if self._is_closed:
             raise PlatformClosed("the platform was closed: connect again")
         if self._broken is not None:
@@ -330,20 +332,21 @@ class Clients:
         return client
 
     def break_off(self, error: WorkflowsError) -> None:
-        """Fail what is under way, and everything later, with this error."""
+        """Fail all pending and later calls with this error."""
         self._broken = error
         for client in self._clients.values():
             client.close(error)
 
     def close(self) -> None:
-        """Fail what is under way, and everything later."""
+        """Fail all pending and later calls."""
         self._is_closed = True
         for client in self._clients.values():
             client.close()
 
 
-async def tell(peer: ReconnectingRef, op: str, *args: Any) -> None:
-    """Tell a peer something that it will also find out by itself, if it cannot be told."""
+async def notify(peer: ReconnectingRef, op: str, *args: Any) -> None:
+    """Send an actor a message that may be lost, since the actor finds the fact out by itself
+    later."""
     try:
         await peer.call(op, *args)
     except (ActorUnreachable, Unavailable):

@@ -1,11 +1,12 @@
-"""Slot: a process that is ready for one tenant, and then is that tenant's for the rest of its life.
+"""Worker process: waits blank for a tenant, and then serves that tenant for the rest of its
+life.
 
-A slot is blank until the loader adopts it for a tenant; it opens the tenant, answers its calls, and
-ends when the tenant goes to sleep. It never serves a second tenant. What it is not (any more) it
-answers with `NotServedHere`, and the caller asks the loader again.
+It is blank until the loader assigns it a tenant; it opens the tenant, answers its calls, and ends
+when the tenant goes to sleep. It never serves a second tenant. A call for a tenant that it does not
+serve (any more) gets `NotServedHere`, and the caller asks the loader again.
 
-Order of going to sleep: calls are turned away, the log is closed, the timer actor has acknowledged
-the tenant's next due time, the loader knows, the process ends. A crash before the acknowledgement
+Order of going to sleep: calls are refused, the log is closed, the timer actor has acknowledged the
+tenant's next due time, the loader knows, the process ends. A crash before the acknowledgement
 leaves the tenant on the timer actor's list of open tenants, and so it is opened again; after it,
 the timer wakes the tenant when it is due, whatever the loader believes by then.
 """
@@ -36,44 +37,44 @@ from ..background_tasks import seen
 from ..rpc.actor_ref import ActorRef, ActorUnreachable, portable
 from ..rpc.serving import LONG_OPS, NotServedHere
 from ..timers.open_registration import OpenRegistration
-from .worker_state import SlotState, after
+from .worker_state import WorkerState, after
 
 GRACE_S = 0.02
 """How long a message waits for its slower calls before the quicker ones are answered."""
 SESSION_KEPT_S = 120.0
 """How long a client's outcomes are kept for it after its last message."""
-ADOPTION_S = 1.0
-"""How long a client waits at a blank slot for its tenant to come."""
+ASSIGNMENT_S = 1.0
+"""How long a client waits at a blank worker process for its tenant to come."""
 CLAIMS_MAX = 10
-"""How often a slot takes a log over because the timer knows a higher epoch of it."""
+"""How often a worker process takes a log over because the timer knows a higher epoch of it."""
 SLEEP_COSTS_MAX_S = 60.0
 """A sleep that is longer than this is worth a process, however slow the machine is."""
-_LOOK_S = 1.0
+_IDLE_CHECK_S = 1.0
 _logger = logging.getLogger("dynamic_workflows.slot")
 
 
-class Resident(Protocol):
-    """A tenant in memory: the shell around its core and its log."""
+class ServedTenant(Protocol):
+    """An open tenant: the shell around its core and its log."""
 
     def call(self, op: str, args: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """Carry out one operation; raises WorkflowsError."""
         ...
 
     def is_idle(self) -> bool:
-        """Whether nothing runs and nothing is about to."""
+        """Return whether nothing runs and nothing is about to."""
         ...
 
     def next_wake_us(self) -> int | None:
-        """The earliest time at which the tenant must be awake, 0 for at once, or None."""
+        """Return when the tenant must be awake, 0 for at once, or None."""
         ...
 
     @property
     def epoch(self) -> int:
-        """The number of this ownership of the log."""
+        """The epoch under which this process owns the log."""
         ...
 
     async def close(self) -> None:
-        """Seal and let go of the log; every later call is refused."""
+        """Seal and close the log; every later call is refused."""
         ...
 
     @property
@@ -82,13 +83,13 @@ class Resident(Protocol):
         ...
 
 
-OpenTenant: TypeAlias = Callable[[str, bool, Callable[[int], None], int], Awaitable[Resident]]
+OpenTenant: TypeAlias = Callable[[str, bool, Callable[[int], None], int], Awaitable[ServedTenant]]
 """(tenant id, whether a client wants it, who is told the epoch that the owner is about to have,
 what the epoch is above) -> the tenant, its log replayed and owned."""
 
 
-class SlotStats(msgspec.Struct):
-    """What a slot has done."""
+class WorkerStats(msgspec.Struct):
+    """What one worker process has done."""
 
     pid: int
     messages: int = 0
@@ -97,8 +98,8 @@ class SlotStats(msgspec.Struct):
     isolate_pids: list[int] = []
 
 
-class Slot:
-    """One process for one tenant. Its methods are what peers call."""
+class WorkerProcess:
+    """One process for one tenant. Its methods are called by other actors."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class Slot:
         clock: Clock,
         idle_s: float,
         start_s: float = 0.0,
-        on_adopted: Callable[[str], None] = lambda tenant_id: None,
+        on_assigned: Callable[[str], None] = lambda tenant_id: None,
         on_code: Callable[[Any], None] = lambda code: None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
@@ -123,47 +124,46 @@ class Slot:
         self._timer = timer
         self._clock = clock
         self._idle_us = round(idle_s * US)
-        self._on_adopted = on_adopted
+        self._on_assigned = on_assigned
         self._on_code = on_code
         self._on_end = on_end
-        self._state = SlotState.BLANK
+        self._state = WorkerState.BLANK
         self._tenant_id: str | None = None
-        self._resident: Resident | None = None
-        self._stopped: Resident | None = None
+        self._tenant: ServedTenant | None = None
+        self._stopped: ServedTenant | None = None
         """What its disk has stopped, until it is closed and opened again."""
-        self._opening: asyncio.Future[Resident] | None = None
-        self._adopted = asyncio.Event()
+        self._opening: asyncio.Future[ServedTenant] | None = None
+        self._assigned = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
         self._sessions: dict[str, _Tenancy] = {}
-        self._stats = SlotStats(pid=os.getpid())
+        self._stats = WorkerStats(pid=os.getpid())
         self._used_us = clock.now_us()
-        self._look: TimerHandle | None = None
+        self._idle_check: TimerHandle | None = None
 
     # --- what the loader calls
 
-    async def adopt(self, tenant_id: str, is_wanted: bool = False) -> bool:
-        """Be this tenant: open its log and go on with its instances. Harmless to repeat.
+    async def assign(self, tenant_id: str, is_wanted: bool = False) -> bool:
+        """Open this tenant's log and continue its instances. Harmless to repeat.
 
         `is_wanted`: a client asked for it, and is likely to create something next. Answers whether
-        it was not open yet.
-        Raises what opening raised (Corrupt, Unavailable, …), and so does every later call, until
-        the loader ends this slot or, where the disk is full, calls this once more; NotServedHere
-        when it is another tenant's or is closing.
+        it was not open yet. Raises what opening raised (Corrupt, Unavailable, …), and so does every
+        later call, until the loader ends this worker process or, where the disk is full, calls this
+        once more; NotServedHere when it is another tenant's or is closing.
         """
         if self._closing is not None or self._tenant_id not in (None, tenant_id):
             raise NotServedHere(f"{self._name} does not serve {tenant_id!r}")
-        if self._resident is not None and self._resident.failed is not None:
-            self._stop(self._resident)
+        if self._tenant is not None and self._tenant.failed is not None:
+            self._stop(self._tenant)
             if self._closing is not None:
                 raise NotServedHere(f"{self._name} has lost {tenant_id!r}")
-        was_open = self._state is SlotState.OPEN
+        was_open = self._state is WorkerState.OPEN
         if self._opening is None or self._has_failed_over_disk():
-            mark("slot: is adopted")
-            self._move("adopt")
+            mark("worker: is assigned")
+            self._move("assign")
             self._tenant_id = tenant_id
-            self._on_adopted(tenant_id)
+            self._on_assigned(tenant_id)
             self._opening = asyncio.ensure_future(self._open(tenant_id, is_wanted))
-            self._adopted.set()
+            self._assigned.set()
         await asyncio.shield(self._opening)
         return not was_open
 
@@ -174,94 +174,94 @@ class Slot:
             return False
         return needs_operator(opening.exception())
 
-    def _stop(self, resident: Resident) -> None:
-        """The tenant has stopped by itself: end, or stay where the disk is all that is wrong."""
-        failed = resident.failed
+    def _stop(self, tenant: ServedTenant) -> None:
+        """Handle a tenant that stopped by itself: end, or stay where only the disk failed."""
+        failed = tenant.failed
         if self._closing is not None or failed is None or not needs_operator(failed):
             self._end()
             return
         self._move("lost")
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
-        self._stopped, self._resident = resident, None
+        if self._idle_check is not None:
+            self._idle_check.cancel()
+            self._idle_check = None
+        self._stopped, self._tenant = tenant, None
         self._opening = asyncio.get_running_loop().create_future()
         self._opening.set_exception(failed)
         seen(self._opening)
 
     async def _close_stopped(self) -> None:
-        """What stopped keeps processes and files until it is closed."""
+        """Close a stopped tenant, which keeps processes and files until then."""
         stopped, self._stopped = self._stopped, None
         if stopped is not None:
             with contextlib.suppress(Exception):  # whatever it is: the log is taken over anyway
                 await stopped.close()
 
-    async def _open(self, tenant_id: str, is_wanted: bool) -> Resident:
+    async def _open(self, tenant_id: str, is_wanted: bool) -> ServedTenant:
         began_us = self._clock.now_us()
         await self._close_stopped()
         try:
-            resident = await self._open_listed(tenant_id, is_wanted)
+            tenant = await self._open_listed(tenant_id, is_wanted)
         except BaseException:
             self._move("failed")
             raise
         # Whoever is served is promised that it goes on: from here on no crash may forget it.
-        mark("slot: serves")
+        mark("worker: serves")
         self._move("listed")
-        self._resident = resident
+        self._tenant = tenant
         self._used_us = self._clock.now_us()
         self._opening_us = max(0, self._used_us - began_us)
-        self._look_later()
-        return resident
+        self._schedule_idle_check()
+        return tenant
 
-    async def _open_listed(self, tenant_id: str, is_wanted: bool) -> Resident:
+    async def _open_listed(self, tenant_id: str, is_wanted: bool) -> ServedTenant:
         above = 0
         for _ in range(CLAIMS_MAX):
-            listing = OpenRegistration(tenant_id, self._timer)
+            registration = OpenRegistration(tenant_id, self._timer)
             try:
-                resident = await self._open_tenant(tenant_id, is_wanted, listing.claim, above)
+                tenant = await self._open_tenant(tenant_id, is_wanted, registration.claim, above)
                 try:
-                    higher = await listing.confirmed(resident.epoch)
+                    higher = await registration.confirmed(tenant.epoch)
                 except BaseException:
                     with contextlib.suppress(Exception):
-                        await resident.close()
+                        await tenant.close()
                     raise
             finally:
-                listing.withdraw()
+                registration.withdraw()
             if higher is None:
-                return resident
+                return tenant
             # Another owner has opened it since, or the log is an older copy, put back.
             above = higher
             with contextlib.suppress(WorkflowsError):
-                await resident.close()
+                await tenant.close()
         raise Unavailable(f"tenant {tenant_id!r} is being opened elsewhere")
 
     async def take_code(self, tenant_id: str, code: Any) -> None:
-        """The loader has fetched the code of this slot's tenant."""
+        """Receive from the loader the code of the tenant."""
         if self._tenant_id in (None, tenant_id):
             self._on_code(code)
 
     async def who(self) -> tuple[str | None, str]:
-        """The tenant that is served here, and the value of the `SlotState`."""
+        """Return the tenant that is served here, and the value of the `WorkerState`."""
         return self._tenant_id, self._state.value
 
     def _move(self, event: str) -> None:
         self._state = after(self._state, event)
 
-    async def stats(self) -> SlotStats:
-        """What this process has done, for operators and tests."""
-        pids = getattr(self._resident, "isolate_pids", list)
+    async def stats(self) -> WorkerStats:
+        """Return what this process has done, for operators and tests."""
+        pids = getattr(self._tenant, "isolate_pids", list)
         return msgspec.structs.replace(self._stats, isolate_pids=pids())
 
     async def make_room(self) -> bool:
-        """Go to sleep if there is nothing to do right now; whether it does."""
-        if self._closing is None and self._resident is not None:
-            if not self._resident.is_idle() or any(s.is_quick() for s in self._sessions.values()):
+        """Go to sleep if the tenant is idle; return whether it does."""
+        if self._closing is None and self._tenant is not None:
+            if not self._tenant.is_idle() or any(s.is_quick() for s in self._sessions.values()):
                 return False
             self._end()
         return self._closing is not None
 
     async def close(self) -> None:
-        """Close the tenant, whatever it does; what was going on goes on when it is opened again."""
+        """Close the tenant, whatever it does; its work continues when it is opened again."""
         if self._closing is None:
             self._end()
         assert self._closing is not None
@@ -277,15 +277,15 @@ class Slot:
         forgotten: list[int],
         wait_s: float,
     ) -> list[tuple[int, bool, Any]]:
-        """Start these calls and answer with the outcomes that are ready, of earlier ones too.
+        """Start these calls and return the outcomes that are ready, of earlier calls too.
 
         With calls: as soon as every quick one has its outcome (where none is quick: as soon as any
         has one), or after a short grace. Without: a long poll, as soon as there is an outcome, at
         the latest after `wait_s`. An outcome is (number, whether it succeeded, value or error), and
         is told once. Raises NotServedHere, and what opening the tenant raised.
         """
-        mark("slot: hears the driver")
-        resident = await self._serving(tenant_id)
+        mark("worker: gets a call")
+        tenant = await self._serving(tenant_id)
         self._used_us = self._clock.now_us()
         session = self._sessions.get(session_id)
         if session is None:
@@ -293,7 +293,7 @@ class Slot:
         self._stats.messages += 1
         self._stats.calls += len(calls)
         session.forget(forgotten)
-        session.start(resident, calls)
+        session.start(tenant, calls)
         is_poll = all(op in LONG_OPS for _, op, _ in calls)
         await session.wait(GRACE_S if calls else wait_s, is_poll=is_poll)
         session.used_us = self._clock.now_us()
@@ -301,54 +301,57 @@ class Slot:
             raise NotServedHere(f"{self._name} does not serve {tenant_id!r} any more")
         return session.take()
 
-    async def _serving(self, tenant_id: str) -> Resident:
-        """The tenant, once it is open; NotServedHere if it is not here, or what opening raised."""
+    async def _serving(self, tenant_id: str) -> ServedTenant:
+        """Return the tenant, once it is open; raises NotServedHere, or what opening raised."""
         if self._opening is None and self._closing is None:
             # A client may be here before the word of the loader that sent it.
             try:
-                await asyncio.wait_for(self._adopted.wait(), ADOPTION_S)
+                await asyncio.wait_for(self._assigned.wait(), ASSIGNMENT_S)
             except TimeoutError:
                 pass
         if self._opening is None or self._tenant_id != tenant_id or self._closing is not None:
             raise NotServedHere(f"{self._name} does not serve {tenant_id!r}")
-        resident = await asyncio.shield(self._opening)
-        if resident.failed is not None and resident is self._resident:
-            self._stop(resident)
-            resident = await asyncio.shield(self._opening)
+        tenant = await asyncio.shield(self._opening)
+        if tenant.failed is not None and tenant is self._tenant:
+            self._stop(tenant)
+            tenant = await asyncio.shield(self._opening)
         if self._closing is not None:
             raise NotServedHere(f"{self._name} does not serve {tenant_id!r} any more")
-        return resident
+        return tenant
 
     # --- going to sleep
 
-    def _look_later(self) -> None:
-        self._look = self._clock.call_at(self._clock.now_us() + round(_LOOK_S * US), self._look_now)
+    def _schedule_idle_check(self) -> None:
+        self._idle_check = self._clock.call_at(
+            self._clock.now_us() + round(_IDLE_CHECK_S * US), self._check_idle
+        )
 
-    def _look_now(self) -> None:
-        self._look = None
-        if self._closing is not None or self._resident is None:
+    def _check_idle(self) -> None:
+        self._idle_check = None
+        if self._closing is not None or self._tenant is None:
             return
         self._drop_old_sessions()
-        if self._resident.failed is not None:
-            self._stop(self._resident)
-        elif self._may_sleep(self._resident):
+        if self._tenant.failed is not None:
+            self._stop(self._tenant)
+        elif self._may_sleep(self._tenant):
             self._end()
         else:
-            self._look_later()
+            self._schedule_idle_check()
 
-    def _may_sleep(self, resident: Resident) -> bool:
+    def _may_sleep(self, tenant: ServedTenant) -> bool:
         now_us = self._clock.now_us()
-        if not resident.is_idle() or any(s.is_awaited() for s in self._sessions.values()):
+        if not tenant.is_idle() or any(s.is_awaited() for s in self._sessions.values()):
             self._used_us = now_us
             return False
-        wake_us = resident.next_wake_us()
+        wake_us = tenant.next_wake_us()
         return now_us - self._used_us >= self._idle_us and (
             # Sleep that is shorter than falling asleep and waking is not worth it.
             wake_us is None or wake_us - now_us >= self._worthwhile_us()
         )
 
     def _worthwhile_us(self) -> int:
-        """How long a sleep has to be: on a busy machine a process may take longer to start."""
+        """Return the shortest worthwhile sleep: on a busy machine a process takes longer to
+        start."""
         costs_us = min(2 * (self._start_us + self._opening_us), round(SLEEP_COSTS_MAX_S * US))
         return max(min(self._idle_us, 5 * US), costs_us)
 
@@ -365,35 +368,36 @@ class Slot:
             self._closing = asyncio.ensure_future(self._go_to_sleep())
 
     async def _go_to_sleep(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
+        if self._idle_check is not None:
+            self._idle_check.cancel()
         for session in self._sessions.values():
             session.close()
-        resident, tenant_id = self._resident, self._tenant_id
+        tenant, tenant_id = self._tenant, self._tenant_id
         try:
             await self._close_stopped()
-            if resident is not None and tenant_id is not None:
-                await self._close_tenant(resident, tenant_id)
+            if tenant is not None and tenant_id is not None:
+                await self._close_tenant(tenant, tenant_id)
             await self._tell(self._loader, "released", self._name, tenant_id)
         finally:
             self._move("told")
             self._on_end()
 
-    async def _close_tenant(self, resident: Resident, tenant_id: str) -> None:
+    async def _close_tenant(self, tenant: ServedTenant, tenant_id: str) -> None:
         try:
-            await resident.close()
+            await tenant.close()
         except Exception as error:  # whatever it is: the timer must hear nothing, the loader must
             _logger.warning("tenant %r was not closed cleanly: %r", tenant_id, error)
             return
         # A tenant that was lost has not slept: it stays listed as open, and whoever owns the log by
         # now, or opens it next, answers for its timers.
-        if resident.failed is None:
-            due_us = resident.next_wake_us()
+        if tenant.failed is None:
+            due_us = tenant.next_wake_us()
             due_us = self._clock.now_us() if due_us == 0 else due_us
-            await self._tell(self._timer, "slept", [(tenant_id, resident.epoch, due_us)])
+            await self._tell(self._timer, "slept", [(tenant_id, tenant.epoch, due_us)])
 
     async def _tell(self, whom: Callable[[], Awaitable[ActorRef]], op: str, *args: Any) -> None:
-        """Tell a peer, through its restarts, for a while: who does not hear it finds out."""
+        """Notify an actor, through its restarts, for a while; it finds the fact out by itself
+        later."""
         for _ in range(20):
             try:
                 await (await whom()).call(op, *args, timeout_s=5.0)
@@ -406,7 +410,7 @@ class Slot:
 
 
 class _Tenancy:
-    """The calls of one client over one unbroken connection, and outcomes that it was not told."""
+    """The calls of one client over one unbroken connection, and the outcomes not yet returned."""
 
     def __init__(self) -> None:
         self.outcomes: list[tuple[int, bool, Any]] = []
@@ -420,32 +424,33 @@ class _Tenancy:
         self._changed: list[tuple[asyncio.Future[None], bool]] = []
 
     def is_quick(self) -> bool:
-        """Whether a call that cannot take long is under way."""
+        """Return whether a call that cannot take long is pending."""
         return self._quick > 0
 
     def is_awaited(self) -> bool:
-        """Whether somebody is likely to come back for an outcome."""
+        """Return whether the client is likely to poll for an outcome."""
         return bool(self._tasks or self.waiting or self.outcomes)
 
-    def start(self, resident: Resident, calls: list[tuple[int, str, dict[str, Any]]]) -> None:
-        """Carry out each call in a task of its own, started in this order."""
+    def start(self, tenant: ServedTenant, calls: list[tuple[int, str, dict[str, Any]]]) -> None:
+        """Run each call in a task of its own, started in this order."""
         loop = asyncio.get_running_loop()
         for number, op, args in calls:
-            task = loop.create_task(resident.call(op, args))
+            task = loop.create_task(tenant.call(op, args))
             self._tasks[number] = task
             is_quick = op not in LONG_OPS
             self._quick += is_quick
             if not is_quick:
                 self._long.add(number)
-            task.add_done_callback(partial(self._done, resident, number, is_quick))
+            task.add_done_callback(partial(self._done, tenant, number, is_quick))
 
     def forget(self, numbers: list[int]) -> None:
-        """Nobody waits for these any more. What they began goes on; only the waiting ends."""
+        """Stop waiting for these calls. What they began continues."""
         for number in self._long.intersection(numbers):
             self._tasks[number].cancel()
 
     async def wait(self, wait_s: float, *, is_poll: bool) -> None:
-        """Until there is something to tell: any outcome for a poll, else every quick call's."""
+        """Wait until there is something to return: any outcome for a poll, else every quick
+        call's."""
         if self._is_ready(is_poll):
             return
         changed = asyncio.get_running_loop().create_future()
@@ -462,12 +467,12 @@ class _Tenancy:
                 self._changed.remove(entry)
 
     def take(self) -> list[tuple[int, bool, Any]]:
-        """The outcomes that were not told yet."""
+        """Return the outcomes that were not returned yet."""
         outcomes, self.outcomes = self.outcomes, []
         return outcomes
 
     def close(self) -> None:
-        """End the waiting of everybody."""
+        """End all waits."""
         for number in self._long:
             self._tasks[number].cancel()
         for changed, _ in self._changed:
@@ -478,7 +483,7 @@ class _Tenancy:
         return self.is_broken or (bool(self.outcomes) if is_poll else not self._quick)
 
     def _done(
-        self, resident: Resident, number: int, is_quick: bool, task: asyncio.Task[Any]
+        self, tenant: ServedTenant, number: int, is_quick: bool, task: asyncio.Task[Any]
     ) -> None:
         del self._tasks[number]
         self._long.discard(number)
@@ -488,7 +493,7 @@ class _Tenancy:
             if error is None:
                 self.outcomes.append((number, True, task.result()))
             elif isinstance(error, Fenced | PlatformClosed) or (
-                resident.failed is not None and not needs_operator(error)
+                tenant.failed is not None and not needs_operator(error)
             ):
                 self.is_broken = True
             else:

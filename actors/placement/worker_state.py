@@ -1,12 +1,12 @@
-"""Slot state: the life of a slot, as a table. docs/architecture.md shows it to people."""
+"""Worker state: the life of a worker process as a table, which docs/architecture.md shows."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 
-class SlotState(StrEnum):
-    """What a slot is at the moment; `Slot.who` answers it."""
+class WorkerState(StrEnum):
+    """The state of a worker process; `WorkerProcess.who` returns it."""
 
     BLANK = "blank"
     """Ready for any tenant."""
@@ -23,27 +23,27 @@ class SlotState(StrEnum):
     """It has told, and its process ends."""
 
 
-MOVES: dict[tuple[SlotState, str], SlotState] = {
-    (SlotState.BLANK, "adopt"): SlotState.OPENING,
-    (SlotState.OPENING, "listed"): SlotState.OPEN,
-    (SlotState.OPENING, "failed"): SlotState.BROKEN,
-    (SlotState.OPEN, "close"): SlotState.CLOSING,
-    (SlotState.BLANK, "close"): SlotState.CLOSING,
-    (SlotState.OPENING, "close"): SlotState.CLOSING,
-    (SlotState.BROKEN, "close"): SlotState.CLOSING,
+MOVES: dict[tuple[WorkerState, str], WorkerState] = {
+    (WorkerState.BLANK, "assign"): WorkerState.OPENING,
+    (WorkerState.OPENING, "listed"): WorkerState.OPEN,
+    (WorkerState.OPENING, "failed"): WorkerState.BROKEN,
+    (WorkerState.OPEN, "close"): WorkerState.CLOSING,
+    (WorkerState.BLANK, "close"): WorkerState.CLOSING,
+    (WorkerState.OPENING, "close"): WorkerState.CLOSING,
+    (WorkerState.BROKEN, "close"): WorkerState.CLOSING,
     # A full disk stops a tenant that was open, and keeps one from being opened, for a while.
-    (SlotState.OPEN, "lost"): SlotState.BROKEN,
-    (SlotState.BROKEN, "adopt"): SlotState.OPENING,
-    (SlotState.CLOSING, "told"): SlotState.ENDED,
-    # Opening may come to its end while the slot closes already: nothing follows from that.
-    (SlotState.CLOSING, "listed"): SlotState.CLOSING,
-    (SlotState.CLOSING, "failed"): SlotState.CLOSING,
-    (SlotState.ENDED, "listed"): SlotState.ENDED,
-    (SlotState.ENDED, "failed"): SlotState.ENDED,
+    (WorkerState.OPEN, "lost"): WorkerState.BROKEN,
+    (WorkerState.BROKEN, "assign"): WorkerState.OPENING,
+    (WorkerState.CLOSING, "told"): WorkerState.ENDED,
+    # Opening may end while the worker process closes already: nothing follows from that.
+    (WorkerState.CLOSING, "listed"): WorkerState.CLOSING,
+    (WorkerState.CLOSING, "failed"): WorkerState.CLOSING,
+    (WorkerState.ENDED, "listed"): WorkerState.ENDED,
+    (WorkerState.ENDED, "failed"): WorkerState.ENDED,
 }
 """Every move that there is; its process may die in any state."""
 
 
-def after(state: SlotState, event: str) -> SlotState:
-    """The state that follows; KeyError for a move that there is not."""
+def after(state: WorkerState, event: str) -> WorkerState:
+    """Return the state that follows; raises KeyError for a transition that does not exist."""
     return MOVES[state, event]

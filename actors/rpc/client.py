@@ -353,10 +353,10 @@ class TenantClient:
             )
             return True
         try:
-            mark("driver: asks for the slot")
+            mark("driver: asks for the worker")
             self._is_resolving = True
             self._peer = await self._resolve(self._tenant_id, self._gone)
-            mark("driver: knows the slot")
+            mark("driver: knows the worker")
         except (ActorUnreachable, Unavailable) as error:
             self._note(error)
             if needs_operator(error):

@@ -17,7 +17,7 @@ from dynamic_workflows.loaders.bundles.code_keys import CodeKeys
 from dynamic_workflows.loaders.bundles.worker import WorkerRef
 from dynamic_workflows.loaders.protocol.calls import Calls
 
-from ..code.code_resolver import Bundles, HandedCode, Resolved
+from ..code.code_resolver import Bundles, PrefetchedCode, Resolved
 from ..code.dispatcher_runs import PendingDispatch
 from .actor_ref import ActorRef, ActorUnreachable
 from .fork_guard import OwningProcess
@@ -118,7 +118,7 @@ class LoaderCodeSource:
         self._bundles = Bundles(store, keys)
         self._calls = calls
         self._pickle = pickle
-        self._ahead: asyncio.Future[HandedCode] | None = None
+        self._ahead: asyncio.Future[PrefetchedCode] | None = None
         self._is_ahead_used = False
 
     def expect(self) -> None:
@@ -126,7 +126,7 @@ class LoaderCodeSource:
         if self._ahead is None:
             self._ahead = asyncio.get_running_loop().create_future()
 
-    def take(self, code: HandedCode) -> None:
+    def take(self, code: PrefetchedCode) -> None:
         """The loader has handed it over; of use once, and not too late: it goes out of date."""
         if self._ahead is None:
             self._ahead = asyncio.get_running_loop().create_future()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from dynamic_workflows.eventlog.clock import US, Clock, TimerHandle
 from dynamic_workflows.eventlog.errors import WorkflowsError
-from dynamic_workflows.eventlog.heap_trim import give_back
+from dynamic_workflows.eventlog.heap_trim import release_memory
 from dynamic_workflows.eventlog.log.event_log import EventLog
 
 from ..core.tenant_core import TenantCore
@@ -118,7 +118,7 @@ class Upkeep:
             version = self._log.manifest.version
             await self._log.maintain()
             if self._log.manifest.version != version:
-                await asyncio.to_thread(give_back)
+                await asyncio.to_thread(release_memory)
         except WorkflowsError as error:
             _logger.warning("tenant %r: maintenance failed: %s", self._tenant_id, error)
             if self._log.failed is not None:

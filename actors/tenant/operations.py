@@ -115,7 +115,7 @@ class TenantCalls(TenantCode):
         return found
 
     async def _create(self, items: list[CreateItem], *, strict: bool) -> list[str]:
-        mark("slot: can create")
+        mark("worker: can create")
         self._check_open()
         decision = self.core.create(items, strict=strict, now_us=self._clock.now_us())
         for item in items:

@@ -16,7 +16,7 @@ from dynamic_workflows.eventlog import tracing
 from dynamic_workflows.eventlog.clock import Clock, TimerHandle
 from dynamic_workflows.eventlog.errors import WorkflowsError
 from dynamic_workflows.eventlog.events import row_bytes, span
-from dynamic_workflows.eventlog.heap_trim import give_back
+from dynamic_workflows.eventlog.heap_trim import release_memory
 from dynamic_workflows.eventlog.ids import Ids
 from dynamic_workflows.eventlog.log.event_log import EventLog
 from dynamic_workflows.eventlog.tracing import mark
@@ -150,7 +150,7 @@ class TenantSupervisor(TenantGuests):
                 self._prepare_soon()
 
         await self._log.take_over(found=found, claims=claims, above=above)
-        mark("slot: owns the log")
+        mark("worker: owns the log")
         await self._replay()
         if is_wanted and self.core.last_seq:
             self._prepare_soon()
@@ -169,7 +169,7 @@ class TenantSupervisor(TenantGuests):
                 elif row.type == "workflow_queued":
                     self._workflows[row.workflow] = None
         if size > _GIVE_BACK_BYTES:
-            give_back()
+            release_memory()
         self._landed_seq = self.core.last_seq
         self._is_open = True
         self._pump.take(self.core.recover(self._clock.now_us()))
@@ -290,7 +290,7 @@ class TenantSupervisor(TenantGuests):
             host.send(out)
         self._feeds.publish(rows)
         if tracing.is_on and rows:
-            mark(f"slot: landed {', '.join(row.type for row in rows)}")
+            mark(f"worker: committed {', '.join(row.type for row in rows)}")
         self._landings += 1
         if self._landings % _EVICT_EVERY == 0 or self._heft.is_too_much(self.core):
             self._evict()

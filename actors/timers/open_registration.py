@@ -1,7 +1,8 @@
-"""Listing: has the timer list a tenant as open, while its log is still being taken over.
+"""Open registration: registers a tenant as open with the timer, while its log is still being
+taken over.
 
-A tenant serves nobody before it is listed under the epoch of its owner: from then on no crash can
-forget it. The epoch is known as soon as the log was read, so the listing costs no time of its own.
+A tenant serves no call before it is registered under the epoch of its owner: from then on no crash
+can lose it. The epoch is known as soon as the log was read, so the registration adds no latency.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ AGAIN_S = 0.1
 
 
 class OpenRegistration:
-    """One opening of one tenant, as the timer hears of it."""
+    """One opening of one tenant, as it is registered with the timer."""
 
     def __init__(self, tenant_id: str, timer: Callable[[], Awaitable[ActorRef]]) -> None:
         self._tenant_id = tenant_id
@@ -29,25 +30,27 @@ class OpenRegistration:
         self._telling: dict[int, asyncio.Task[int | None]] = {}
 
     def claim(self, epoch: int) -> None:
-        """The owner is about to have this epoch, unless another one is quicker."""
+        """Register this epoch, which the owner is about to have unless another one is faster."""
         if epoch not in self._telling:
             self.withdraw()
             task = self._telling[epoch] = asyncio.ensure_future(self._tell(epoch))
             task.add_done_callback(seen)
 
     async def confirmed(self, epoch: int) -> int | None:
-        """Wait until the tenant is listed; answers a higher epoch that the timer knows, or None.
+        """Wait until the tenant is registered; return a higher epoch that the timer knows, or
+        None.
 
         Raises what the timer raised: Fenced if its own log was taken over, Unavailable where its
         disk is full.
         """
         self.claim(epoch)
         higher = await self._telling[epoch]
-        mark("slot: is listed as open")
+        mark("worker: is listed as open")
         return higher
 
     def withdraw(self) -> None:
-        """Tell no more. What was told already does no harm: the tenant is opened for nothing."""
+        """Stop registering. A message already sent does no harm: the tenant is opened for
+        nothing."""
         for task in self._telling.values():
             task.cancel()
         self._telling.clear()

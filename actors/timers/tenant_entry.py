@@ -16,7 +16,7 @@ OPEN = -1
 
 
 class TenantEntry(NamedTuple):
-    """What the owner of an epoch said last."""
+    """The last message of a tenant's owner, with its epoch."""
 
     epoch: int
     due_us: int | None
@@ -24,11 +24,11 @@ class TenantEntry(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether the owner may be at work, or was when it died."""
+        """Whether the owner may be running, or was when it ended."""
         return self.due_us == OPEN
 
     def is_newer_than(self, other: TenantEntry | None) -> bool:
-        """Whether this was said after `other`; the same said again is not newer."""
+        """Return whether this is newer than `other`; an equal entry is not."""
         if other is None:
             return True
         return (self.epoch, not self.is_open) > (other.epoch, not other.is_open)

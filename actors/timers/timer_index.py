@@ -1,10 +1,11 @@
-"""TimerIndex: which tenants are open, and when the sleeping ones are due; durable, one entry each.
+"""Timer index: which tenants are open, and when the sleeping ones are due; durable, one entry
+each.
 
 It is a fold over the rows of the timer's log: of each tenant the newest entry (`TenantEntry`). A
 tenant that sleeps for good has none: an old message can make it an entry again, and does no more
-harm than to have it opened for nothing. Now and then it is stored whole beside the log, so
-that opening reads the newest such checkpoint and the rows after it, however long the log is by
-then. A checkpoint is a cache: damaged or missing, the rows answer.
+harm than to have it opened for nothing. Now and then it is stored whole beside the log, so that
+opening reads the newest such checkpoint and the rows after it, however long the log is by then. A
+checkpoint is a cache: damaged or missing, the rows answer.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _log = logging.getLogger("dynamic_workflows.timer")
 
 
 class TimerRowLog(Protocol):
-    """The part of an event log that actors which are no tenants need."""
+    """The part of an event log that the timer needs."""
 
     store: Store
     stream: str
@@ -62,7 +63,7 @@ class _Checkpoint(msgspec.Struct, array_like=True):
 
 
 class TimerIndex:
-    """The entries, and the log that makes them last."""
+    """The entries of all tenants, and the log that makes them durable."""
 
     def __init__(self, log: TimerRowLog) -> None:
         self.due: dict[str, int] = {}
@@ -76,7 +77,7 @@ class TimerIndex:
         self._storing: asyncio.Task[None] | None = None
 
     async def load(self) -> None:
-        """Read what was acknowledged."""
+        """Read the newest checkpoint and the rows after it."""
         await self._load_checkpoint()
         async for batch in self._log.rows(after=self._seq):
             for row in batch:
@@ -85,24 +86,24 @@ class TimerIndex:
 
     @property
     def has_lost_its_log(self) -> bool:
-        """Whether another owner took the log over, or it failed."""
+        """Whether another owner took the log over, or the log failed."""
         return self._log.failed is not None
 
     def get(self, tenant_id: str) -> int | None:
-        """When the tenant is due (µs); OPEN, or None if it sleeps for good."""
+        """Return when the tenant is due (µs); OPEN, or None if it sleeps for good."""
         return OPEN if tenant_id in self.open else self.due.get(tenant_id)
 
     def entry(self, tenant_id: str) -> TenantEntry | None:
-        """The newest entry of a tenant; None if it sleeps for good, or was never seen."""
+        """Return the newest entry of a tenant; None if it sleeps for good, or is unknown."""
         epoch = self._epochs.get(tenant_id)
         return None if epoch is None else TenantEntry(epoch, self.get(tenant_id))
 
     def overdue(self, now_us: int) -> list[int]:
-        """The due times (µs) that have passed of tenants that sleep. Looks at all of them."""
+        """Return the passed due times (µs) of sleeping tenants. Scans all of them."""
         return [due_us for due_us in self.due.values() if due_us <= now_us]
 
     async def record(self, entries: Iterable[tuple[str, TenantEntry]], *, now_us: int) -> None:
-        """Take entries that are newer than what is known of their tenants; durable on return."""
+        """Store entries that are newer than those of their tenants; durable on return."""
         rows = [
             _row(name, entry, now_us)
             for name, entry in entries
@@ -116,7 +117,7 @@ class TimerIndex:
             self._store_later()
 
     def note(self, tenant_id: str, tries: int, reason: str, *, rest_s: float, now_us: int) -> None:
-        """Write down why a tenant is late, for people who read the log; nobody waits for it."""
+        """Append why a tenant is late, for people who read the log; not awaited."""
         payload = msgspec.json.encode({"tries": tries, "reason": reason, "rest_s": rest_s})
         row = Row(type=LATE, workflow="", instance_id=tenant_id, ts=now_us, payload=payload)
         self._log.append([row], durable=False).add_done_callback(seen)
@@ -130,16 +131,16 @@ class TimerIndex:
         name, self._seq = row.instance_id, row.seq
         if row.type not in ("tenant_opened", "tenant_slept"):
             return
-        said = _decode(row.payload or b"{}")
-        due_us = OPEN if row.type == "tenant_opened" else said.due_us
-        if not TenantEntry(said.epoch, due_us).is_newer_than(self.entry(name)):
+        payload_entry = _decode(row.payload or b"{}")
+        due_us = OPEN if row.type == "tenant_opened" else payload_entry.due_us
+        if not TenantEntry(payload_entry.epoch, due_us).is_newer_than(self.entry(name)):
             return
         self.open.discard(name)
         self.due.pop(name, None)
         self._epochs.pop(name, None)
         if due_us is None:
             return
-        self._epochs[name] = said.epoch
+        self._epochs[name] = payload_entry.epoch
         if due_us == OPEN:
             self.open.add(name)
         else:
@@ -186,16 +187,16 @@ class TimerIndex:
         return f"{self._log.stream}/index/" + ("" if seq is None else f"{seq:020d}")
 
 
-class _Said(msgspec.Struct, omit_defaults=True):
+class _EntryPayload(msgspec.Struct, omit_defaults=True):
     epoch: int = 0
     due_us: int | None = None
 
 
-_decode = msgspec.json.Decoder(_Said).decode
+_decode = msgspec.json.Decoder(_EntryPayload).decode
 
 
 def _row(tenant_id: str, entry: TenantEntry, now_us: int) -> Row:
     kind = "tenant_opened" if entry.is_open else "tenant_slept"
-    said = _Said(entry.epoch, None if entry.is_open else entry.due_us)
-    payload = msgspec.json.encode(said)
+    payload_entry = _EntryPayload(entry.epoch, None if entry.is_open else entry.due_us)
+    payload = msgspec.json.encode(payload_entry)
     return Row(type=kind, workflow="", instance_id=tenant_id, ts=now_us, payload=payload)

@@ -1,9 +1,9 @@
 """Wake schedule: which tenants have to be opened now, and when each is tried again. No I/O.
 
-A tenant wants to be opened when it sleeps and is due, or when it is listed as open and lives
-nowhere. It goes on wanting until its entry in the index has become a newer one: what the loader
-answers decides only how soon it is asked again, and why the tenant is late. So no answer, wrong
-answer, or lost message can lose a wake-up.
+A tenant is wanted when it sleeps and is due, or when it is registered as open and has no process.
+It stays wanted until its entry in the index has become a newer one: the loader's answer decides
+only when it is asked again, and why the tenant is late. So no answer, wrong answer, or lost message
+can lose a wake-up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REFUSED_S = (0.2, 1.0, 5.0, 15.0, 60.0)
 
 
 class WakeTry(msgspec.Struct):
-    """A tenant that is wanted and was tried, or is about to be."""
+    """The attempts to wake one tenant that is wanted."""
 
     entry: TenantEntry
     count: int
@@ -52,8 +52,8 @@ class WakeSchedule:
         self._seen_us = 0
         self._tries: dict[str, WakeTry] = {}
 
-    def look(self, now_us: int) -> None:
-        """Notice that time has passed, or that the clock was set back."""
+    def advance(self, now_us: int) -> None:
+        """Account for the time that has passed, or for a clock that was set back."""
         if now_us < self._seen_us:
             for tried in self._tries.values():
                 tried.next_us = min(tried.next_us, now_us + US)
@@ -63,7 +63,7 @@ class WakeSchedule:
         self._seen_us = now_us
 
     def _fill(self, now_us: int) -> None:
-        """Take the near future out of the index; the rest of it needs no second place in memory."""
+        """Load the near future from the index; the rest of it stays there only."""
         self._until_us = now_us + HORIZON_US
         self._heap = [(t.next_us, name) for name, t in self._tries.items()]
         self._heap += [
@@ -74,7 +74,7 @@ class WakeSchedule:
         heapq.heapify(self._heap)
 
     def changed(self, names: Iterable[str]) -> None:
-        """The entries of these tenants may be newer ones now."""
+        """Update these tenants, whose entries may be newer now."""
         for name in names:
             tried = self._tries.get(name)
             if tried is not None and tried.entry != self._index.entry(name):
@@ -84,7 +84,7 @@ class WakeSchedule:
                 heapq.heappush(self._heap, (due_us, name))
 
     def lost(self, names: Iterable[str], now_us: int) -> int:
-        """These are listed as open and live nowhere; answers how many are news."""
+        """Add tenants that are registered as open and have no process; return how many are new."""
         news = 0
         for name in names:
             entry = self._index.entry(name)
@@ -93,8 +93,9 @@ class WakeSchedule:
                 news += 1
         return news
 
-    def take(self, now_us: int, limit: int) -> list[str]:
-        """Whom to ask for now, those that have waited longest first; `answered` tells the rest."""
+    def next_batch(self, now_us: int, limit: int) -> list[str]:
+        """Return the tenants to wake now, longest waiting first; the caller then reports on
+        each."""
         names: list[str] = []
         while self._heap and self._heap[0][0] <= now_us and len(names) < limit:
             at_us, name = heapq.heappop(self._heap)
@@ -112,15 +113,15 @@ class WakeSchedule:
         return names
 
     def refused(self, name: str, now_us: int, reason: str) -> None:
-        """The loader could not open it, for this reason: it is asked again, ever more seldom."""
+        """Record that the loader could not open it, and why; retried with growing delays."""
         self._again(name, now_us, reason, REFUSED_S)
 
     def not_yet(self, name: str, now_us: int, reason: str) -> None:
-        """It is not open so far, for this reason: the loader is asked again soon."""
+        """Record that it is not open so far, and why; the loader is asked again soon."""
         self._again(name, now_us, reason, AGAIN_S)
 
-    def said_open(self, name: str, now_us: int) -> None:
-        """The loader says that it is open: believed of one that is listed so, and of no other."""
+    def reported_open(self, name: str, now_us: int) -> None:
+        """Record the loader's report that it is open; valid only with an open entry."""
         tried = self._tries.get(name)
         if tried is not None and tried.entry.is_open:
             del self._tries[name]
@@ -141,7 +142,7 @@ class WakeSchedule:
                 self._index.note(name, tried.count, reason, rest_s=rest_s, now_us=now_us)
 
     def next_us(self) -> int | None:
-        """When `take` may have somebody, or `look` something to do; None: never."""
+        """Return when `next_batch` or `advance` may have work; None: never."""
         while self._heap and self._at(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         if self._heap:
@@ -149,11 +150,11 @@ class WakeSchedule:
         return self._until_us if self._index.due else None
 
     def get(self, name: str) -> WakeTry | None:
-        """How the wake-up of a tenant fares; None: it was not wanted yet, or is open."""
+        """Return the attempts to wake a tenant; None: it was never wanted, or is open."""
         return self._tries.get(name)
 
     def is_first_try(self, name: str) -> bool:
-        """Whether a tenant that `take` has just given was never asked for before, and slept."""
+        """Whether `next_batch` gave the tenant for the first time, and the tenant slept."""
         tried = self._tries[name]
         return tried.count == 1 and tried.entry.due_us != OPEN
 
@@ -162,6 +163,6 @@ class WakeSchedule:
         heapq.heappush(self._heap, (tried.next_us, name))
 
     def _at(self, name: str) -> int | None:
-        """When a tenant has to be looked at; None: it wants nothing."""
+        """Return when a tenant has to be checked; None: it is not wanted."""
         tried = self._tries.get(name)
         return self._index.due.get(name) if tried is None else tried.next_us

@@ -1,11 +1,13 @@
-"""Timer: wakes tenants that sleep, and opens again those that stopped without going to sleep.
+"""Wake service: wakes sleeping tenants that are due, and reopens those that ended without going
+to sleep.
 
 Its durable index has one entry a tenant: the time at which the tenant must be awake, or that it is
 open. A tenant's own log knows its timers; so a wake-up may come twice or for nothing, and does no
-harm. A tenant is listed as open before it accepts work, and leaves the list only by going to sleep,
-acknowledged here: whatever dies, what was open is opened again, and recovery costs what was open.
+harm. A tenant is registered as open before it accepts work, and unregistered only by going to
+sleep, acknowledged here: after any crash, what was open is opened again, and recovery costs what
+was open.
 
-A wake-up is over when the tenant's owner has said something newer, and not before: until then the
+A wake-up is over when the tenant's owner has sent a newer entry, and not before: until then the
 loader is asked again, whatever it answered.
 """
 
@@ -35,7 +37,7 @@ LOOK_S = 5.0
 """How often it is looked what is due, at least: the clock may be set."""
 ANSWER_S = 10.0
 """How long the loader may take to answer; it promises half of that."""
-_LOADER_REST_S = (0.5, 1.0, 2.0)
+_LOADER_BACKOFF_S = (0.5, 1.0, 2.0)
 """Rests after a loader that cannot be reached, which everybody waits for alike."""
 
 
@@ -52,7 +54,7 @@ class TimerStats(msgspec.Struct):
 
 
 class Overdue(msgspec.Struct):
-    """The tenants that sleep though they are due, as the index has them."""
+    """The sleeping tenants that are past due, as the index has them."""
 
     count: int = 0
     oldest_s: float = 0.0
@@ -75,7 +77,7 @@ class WakeState(NamedTuple):
 
 
 class WakeAnswer(NamedTuple):
-    """What the loader says of the tenants that it was asked to open; the others are open."""
+    """The loader's answer for tenants that it was asked to open; those not in it are open."""
 
     refused: dict[str, str]
     """Those that cannot be opened, and why."""
@@ -84,7 +86,7 @@ class WakeAnswer(NamedTuple):
 
 
 class WakeService:
-    """One shard of the index, and its wake-ups. Its methods are what peers call."""
+    """One shard of the index, and its wake-ups. Its methods are called by other actors."""
 
     def __init__(
         self, *, log: TimerRowLog, clock: Clock, loader: Callable[[], Awaitable[ActorRef]]
@@ -96,7 +98,7 @@ class WakeService:
         self._in_flight: set[asyncio.Task[None]] = set()
         self._losses = 0
         """Batches in a row that did not reach the loader."""
-        self._rest_until_us = 0
+        self._backoff_until_us = 0
         self._alarm: TimerHandle | None = None
         self._watch: TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -107,12 +109,12 @@ class WakeService:
         """Read the index and start: due tenants and those found open are woken at once."""
         await self._index.load()
         self._watch_now()
-        self._look()
+        self._wake_due()
 
     # --- what tenants call
 
     async def opened(self, tenants: Sequence[tuple[str, int]]) -> dict[str, int]:
-        """The logs of these tenants are owned, or about to be, under these epochs.
+        """Register tenants whose logs are owned, or about to be, under these epochs.
 
         Durable on return. Answers the tenants of which a higher epoch is known, with that: whoever
         listed them owns the log no more, or the log is a copy that is older than what was heard.
@@ -124,7 +126,8 @@ class WakeService:
         return {name: e.epoch for name, e, epoch in known if e is not None and e.epoch > epoch}
 
     async def slept(self, tenants: Sequence[tuple[str, int, int | None]]) -> None:
-        """The owners of these epochs have closed; their tenants must be awake at (µs, None: never).
+        """Record that the owners of these epochs have closed, and when their tenants are due
+        (µs, None: never).
 
         Durable on return. Changes nothing for a tenant of which something newer is known.
         """
@@ -138,29 +141,29 @@ class WakeService:
     # --- what people ask
 
     async def stats(self) -> TimerStats:
-        """What the timer holds and has done."""
+        """Return what the timer holds and has done."""
         index = self._index
         return msgspec.structs.replace(self._stats, open=len(index.open), asleep=len(index.due))
 
     async def overdue(self) -> Overdue:
-        """The tenants that sleep though they are due. Looks through the whole index."""
+        """Return the sleeping tenants that are past due. Scans the whole index."""
         now_us = self._clock.now_us()
         due = self._index.overdue(now_us)
         return Overdue(len(due), (now_us - min(due)) / US if due else 0.0)
 
     async def due(self, tenant_id: str) -> int | None:
-        """When a tenant will be woken (µs); -1 if it is open, None if it sleeps for good."""
+        """Return when a tenant will be woken (µs); -1 if it is open, None if it sleeps for good."""
         return self._index.get(tenant_id)
 
     async def wake_state(self, tenant_id: str) -> WakeState:
-        """When a tenant is due, and how its wake-up fares."""
+        """Return when a tenant is due, and the state of its wake-up."""
         due_us, tried = self._index.get(tenant_id), self._schedule.get(tenant_id)
         if tried is None:
             return WakeState(due_us, 0, due_us if due_us != OPEN else None, "", 0.0)
         return WakeState(due_us, tried.count, tried.next_us, tried.reason, tried.rest_s)
 
     async def close(self) -> None:
-        """Stop waking anybody. The log is its owner's to close."""
+        """Stop waking tenants. The caller closes the log."""
         self._is_closed = True
         for handle in (self._alarm, self._watch):
             if handle is not None:
@@ -184,23 +187,24 @@ class WakeService:
         latest_us = self._clock.now_us() + round(LOOK_S * US)
         if self._is_full:
             next_us = latest_us  # a batch that comes back looks by itself
-        due_us = min(max(next_us, self._rest_until_us), latest_us)
-        self._alarm = self._clock.call_at(due_us, self._look)
+        due_us = min(max(next_us, self._backoff_until_us), latest_us)
+        self._alarm = self._clock.call_at(due_us, self._wake_due)
 
     @property
     def _is_full(self) -> bool:
         return len(self._in_flight) >= BATCHES_IN_FLIGHT_MAX
 
-    def _look(self) -> None:
-        """Ask for whom it is time, oldest first; what does not fit waits for a batch to return."""
+    def _wake_due(self) -> None:
+        """Ask the loader for the due tenants, oldest first; more than the limit wait for a batch to
+        return."""
         now_us = self._clock.now_us()
-        self._schedule.look(now_us)
-        if self._rest_until_us > now_us + round(LOOK_S * US):
-            self._rest_until_us = 0  # the clock was set back
-        while not self._is_full and now_us >= self._rest_until_us:
+        self._schedule.advance(now_us)
+        if self._backoff_until_us > now_us + round(LOOK_S * US):
+            self._backoff_until_us = 0  # the clock was set back
+        while not self._is_full and now_us >= self._backoff_until_us:
             if self._is_closed or self._index.has_lost_its_log:
                 return
-            names = self._schedule.take(now_us, BATCH_MAX)
+            names = self._schedule.next_batch(now_us, BATCH_MAX)
             if not names:
                 break
             self._count(names, now_us)
@@ -218,7 +222,7 @@ class WakeService:
     def _returned(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
         if not self._is_closed:
-            self._look()
+            self._wake_due()
 
     async def _wake(self, names: list[str]) -> None:
         try:
@@ -226,7 +230,7 @@ class WakeService:
             answer = WakeAnswer(*await loader.call("wake", names, timeout_s=ANSWER_S))
             self._losses = 0
         except Exception as error:  # whatever it is, these tenants are still wanted
-            self._rest_after_loss()
+            self._back_off()
             text = str(error) or type(error).__name__
             answer = WakeAnswer({}, dict.fromkeys(names, f"the loader did not answer: {text}"))
         now_us = self._clock.now_us()
@@ -236,13 +240,13 @@ class WakeService:
             elif name in answer.not_yet:
                 self._schedule.not_yet(name, now_us, answer.not_yet[name])
             else:
-                self._schedule.said_open(name, now_us)
+                self._schedule.reported_open(name, now_us)
         self._stats.failed += len(answer.refused) + len(answer.not_yet)
 
-    def _rest_after_loss(self) -> None:
-        rest_s = _LOADER_REST_S[min(self._losses, len(_LOADER_REST_S) - 1)]
+    def _back_off(self) -> None:
+        rest_s = _LOADER_BACKOFF_S[min(self._losses, len(_LOADER_BACKOFF_S) - 1)]
         self._losses += 1
-        self._rest_until_us = self._clock.now_us() + round(rest_s * US)
+        self._backoff_until_us = self._clock.now_us() + round(rest_s * US)
 
     # --- tenants that stopped without going to sleep
 
@@ -270,4 +274,4 @@ class WakeService:
             # While nobody is open there is nobody to watch.
             if self._index.open:
                 self._watch_later()
-        self._look()
+        self._wake_due()

@@ -1,7 +1,7 @@
-"""Untagging: the half of the codec that reads; what came from JSON as the values it stands for.
+"""Decode: turns what came from JSON into the values that it stands for.
 
-See `codec.py` for the form. Whoever wrote the text may have wanted harm: a tag that is not exactly
-what the other half writes is refused.
+See `values.py` for the format. The author of the text may be hostile: a tag that is not exactly
+what `encode.py` writes is refused.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ OBJECT, VALUE = "$object", "$value"
 
 
 def invalid(reason: str) -> UnserialisableValueError:
-    """The error for a text that the codec never writes."""
+    """Return the error for a text that the codec never writes."""
     return UnserialisableValueError(f"not the text of a value: {reason}")
 
 
 def revive(value: Any, lifted: Sequence[bytes] = ()) -> Any:
-    """The value with its tags replaced; works in place where it can.
+    """Return the value with its tags replaced; works in place where it can.
 
     `lifted`: large bytes that were taken out of the text, in whose place their numbers stand.
     """
@@ -67,7 +67,7 @@ def revive(value: Any, lifted: Sequence[bytes] = ()) -> Any:
 
 
 def _unmarked(value: dict[str, Any], lifted: Sequence[bytes]) -> Any:
-    """What stands for an object where nobody knows its class: its fields, or its value."""
+    """Return what stands for an object whose class is not known: its fields, or its value."""
     _, more = split_mark(value.pop(OBJECT))
     for key in more:
         more[key] = revive(more[key], lifted)
@@ -81,7 +81,7 @@ def _unmarked(value: dict[str, Any], lifted: Sequence[bytes]) -> Any:
 
 
 def split_mark(mark: Any) -> tuple[str | None, dict[str, Any]]:
-    """The class that a mark names (None: the one that is expected), and what it knows besides."""
+    """Return the class that an object's mark names (None: the expected one), and its other data."""
     name, more = mark if type(mark) is list and len(mark) == 2 else (mark, {})
     if not (name is None or type(name) is str) or type(more) is not dict:
         raise invalid(f"{OBJECT} holds something else")
@@ -89,7 +89,7 @@ def split_mark(mark: Any) -> tuple[str | None, dict[str, Any]]:
 
 
 def untag(key: str, inner: Any, lifted: Sequence[bytes] = ()) -> Any:
-    """The scalar that one tag stands for, as `revive` has it."""
+    """Return the scalar that one tag stands for, as `revive` has it."""
     return revive({key: inner}, lifted)
 
 
@@ -131,18 +131,18 @@ def _read_float(value: Any) -> float:
 
 def _read_datetime(value: Any) -> datetime:
     iso, zone, fold = _parts(value)
-    return _place(_mended(datetime.fromisoformat(iso), iso), zone, fold)
+    return _place(_with_sub_second_offset(datetime.fromisoformat(iso), iso), zone, fold)
 
 
 def _read_time(value: Any) -> time:
     iso, zone, fold = _parts(value)
-    return _place(_mended(time.fromisoformat(iso), iso), zone, fold)
+    return _place(_with_sub_second_offset(time.fromisoformat(iso), iso), zone, fold)
 
 
 _TINY_OFFSET = re.compile(r"([+-])00:00:00\.([0-9]{6})")
 
 
-def _mended(moment: _Moment, iso: str) -> _Moment:
+def _with_sub_second_offset(moment: _Moment, iso: str) -> _Moment:
     """`fromisoformat` takes an offset of less than a second for none."""
     tiny = _TINY_OFFSET.search(iso) if moment.tzinfo is UTC else None
     if tiny is None:
@@ -233,7 +233,7 @@ ALIKE_MAX = 128
 
 
 def alike(elements: Collection[Any]) -> int:
-    """How many of the elements have one hash, where these are more than ALIKE_MAX; else 0.
+    """Return how many elements share one hash, where these are more than ALIKE_MAX; else 0.
 
     To build a set of n of them takes n² comparisons: hours, where somebody means harm.
     """

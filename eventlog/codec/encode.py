@@ -1,7 +1,7 @@
-"""Tagging: the half of the codec that writes; values as plain data that JSON can hold.
+"""Encode: turns values into plain data that JSON can hold.
 
-See `codec.py` for the form. Two walks: `weigh` finds out, fast, that a value needs no tags;
-`tagged` copies a value, tags what JSON lacks, and says where something is that cannot be stored.
+See `values.py` for the format. Two passes: `count_nodes` finds out, fast, that a value needs no
+tags; `tagged` copies a value, tags what JSON lacks, and names the place of what cannot be stored.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ _Path: TypeAlias = "tuple[_Path, Any] | None"
 _to_json = msgspec.json.Encoder().encode
 
 
-def weigh(value: dict[Any, Any] | list[Any], depth: int) -> int:
-    """How many nodes a plain value has, or -1 when it needs the slow walk (which judges)."""
+def count_nodes(value: dict[Any, Any] | list[Any], depth: int) -> int:
+    """Return the number of nodes of a plain value, or -1 when it needs the slow pass of
+    `tagged`."""
     if depth > DEPTH_MAX:
         return -1
     items: Any
@@ -59,7 +60,7 @@ def weigh(value: dict[Any, Any] | list[Any], depth: int) -> int:
             if item - item != 0.0:
                 return -1
         elif kind is dict or kind is list:
-            more = weigh(item, depth + 1)
+            more = count_nodes(item, depth + 1)
             if more < 0:
                 return -1
             nodes += more
@@ -76,7 +77,7 @@ def tagged(value: Any) -> Any:
 
 
 class PlainWriter:
-    """The slow walk, which counts as it goes and knows where it is."""
+    """The slow pass: it counts nodes and keeps the path, for error messages."""
 
     def __init__(self) -> None:
         self._nodes = 0
@@ -138,7 +139,7 @@ class PlainWriter:
 
 
 def text(value: str, place: str) -> str:
-    """The text, or UnserialisableValueError where it has no UTF-8."""
+    """Return the text; raises UnserialisableValueError where it has no UTF-8."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -160,17 +161,17 @@ def check_apart(value: Collection[Any], place: str) -> None:
 
 
 def short(value: Any) -> str:
-    """A key as it may stand in a message: never the code of a tenant's class."""
+    """Return a key as an error message may show it; it never runs code of a tenant's class."""
     return repr(value)[:40] if type(value) in (str, int, float, bool) else type(value).__name__
 
 
 def at(place: str) -> str:
-    """Where that is in the value, for a message."""
+    """Return the path within the value, for an error message."""
     return f" at value{place[:200]}" if place else ""
 
 
 class EncodedRecord(dict[str, Any]):
-    """What we hand to tenants with keys and more: stored as the plain dict that it is."""
+    """A record that the platform gives to tenants; the codec stores it as the dict that it is."""
 
 
 _NONE = object()
@@ -195,12 +196,12 @@ def _fields(value: Any) -> Any:
 
 
 def is_model(kind: type[Any]) -> bool:
-    """Whether it is a class of pydantic's models."""
+    """Return whether the class is a pydantic model."""
     return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_fields")
 
 
 def refused(value: Any, place: str) -> UnserialisableValueError:
-    """The error for a value that the codec does not take."""
+    """Return the error for a value that the codec does not take."""
     kind = type(value)
     name = kind.__qualname__
     message = f"a value of type {name}{at(place)} cannot be stored"
@@ -271,7 +272,7 @@ EXACT = frozenset(SCALARS) | {str, int, float, list, tuple, set, frozenset, dict
 
 
 def too_large(size: int, bytes_max: int) -> ValueTooLargeError:
-    """The error for a value above a limit."""
+    """Return the error for a value above a limit."""
     return ValueTooLargeError(
         f"the value takes {size} bytes, more than the limit of {bytes_max}: store it elsewhere and"
         " pass a reference",
@@ -281,7 +282,7 @@ def too_large(size: int, bytes_max: int) -> ValueTooLargeError:
 
 
 def too_deep(path: _Path) -> UnserialisableValueError:
-    """The error for a value that nests too deeply, or contains itself."""
+    """Return the error for a value that nests too deeply, or contains itself."""
     if _is_cycle(path):
         return UnserialisableValueError(
             "the value contains itself: a cycle cannot be stored; break it or store an id"

@@ -24,7 +24,7 @@ import msgspec
 
 from .decode import invalid, revive
 from .encode import DEPTH_MAX as DEPTH_MAX
-from .encode import TAGGED_NODES_MAX, tagged, too_deep, too_large, weigh
+from .encode import TAGGED_NODES_MAX, count_nodes, tagged, too_deep, too_large
 
 VALUE_BYTES_MAX = 64 * 1024 * 1024
 """The most bytes that a value may have, unless the caller says otherwise: of its text, in which
@@ -38,14 +38,14 @@ _skim = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def encode(value: Any, *, bytes_max: int = VALUE_BYTES_MAX) -> bytes:
-    """The value as JSON text in UTF-8; equal values give equal bytes up to the order of dicts.
+    """Return the value as JSON text in UTF-8; equal up to the order of dicts, equal bytes.
 
     Raises UnserialisableValueError with the place and the type, or ValueTooLargeError.
     """
     try:
         kind = type(value)
         if kind is dict or kind is list:
-            text = _to_json(value if weigh(value, 1) >= 0 else tagged(value))
+            text = _to_json(value if count_nodes(value, 1) >= 0 else tagged(value))
         elif kind is str or kind is bool or value is None:
             text = _to_json(value)
         else:
@@ -60,13 +60,14 @@ def encode(value: Any, *, bytes_max: int = VALUE_BYTES_MAX) -> bytes:
 
 
 def check_size(text: bytes, bytes_max: int) -> None:
-    """Raise ValueTooLargeError for a text above the limit; `bytes` count as what they are."""
+    """Raise ValueTooLargeError for a text above the limit; `bytes` count with their own length."""
     if len(text) > bytes_max and (count := size(text)) > bytes_max:
         raise too_large(count, bytes_max)
 
 
 def size(text: bytes) -> int:
-    """How many bytes a value counts for: those of its text, without what base64 adds to `bytes`."""
+    """Return the bytes that a value counts for: those of its text, without the overhead of
+    base64."""
     total = len(text)
     start = text.find(_BYTES)
     while start >= 0:
@@ -88,7 +89,7 @@ _from_base64 = msgspec.json.Decoder(bytes).decode
 
 
 def lift(text: bytes) -> tuple[bytes, list[bytes]]:
-    """The text with its large `bytes` taken out, numbers in their places; and these bytes.
+    """Return the text with numbers in the places of its large `bytes`, and these bytes.
 
     For texts with tags: to read `bytes` as text first would take several times as long.
     """
@@ -113,7 +114,7 @@ def lift(text: bytes) -> tuple[bytes, list[bytes]]:
 
 
 def decode(text: bytes) -> Any:
-    """The value that `encode` wrote; UnserialisableValueError for a text that it never writes."""
+    """Return the value that `encode` wrote; raises UnserialisableValueError for any other text."""
     try:
         if not _has_tags(text):
             return _from_json(text)
@@ -127,7 +128,8 @@ def decode(text: bytes) -> Any:
 
 
 def check(text: bytes, bytes_max: int = VALUE_BYTES_MAX) -> None:
-    """Prove that a text from elsewhere is a value; raises as `decode` and `encode` do.
+    """Check that a text from an untrusted process is a value; raises as `decode` and `encode`
+    do.
 
     Cheap, and for large plain texts without building the value: what an isolate sends may be made
     to cost its reader a multiple of its size in memory.

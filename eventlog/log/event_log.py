@@ -1,8 +1,8 @@
-"""EventLog: one stream of rows with one owner, who appends, and knows when it no longer may.
+"""EventLog: one stream of rows with one owner, which appends until a newer owner fences it.
 
-A row that was acknowledged is never lost and never doubled. At most one owner can append: opening a
-log makes the caller its owner and stops the one before, who learns `Fenced` at its next append. An
-error poisons the log: nothing more is acknowledged, and only opening it again shows what it holds.
+An acknowledged row is never lost and never duplicated. At most one owner can append: opening a log
+makes the caller its owner and fences the owner before, whose next append raises `Fenced`. An error
+poisons the log: nothing more is acknowledged, and only opening it again shows what it holds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .. import manifest as manifests
 from ..clock import Clock
 from ..errors import Corrupt, Fenced, InvalidError, Unavailable, WorkflowsError
 from ..events import Row, span
-from ..heap_trim import give_back
+from ..heap_trim import release_memory
 from ..ids import Ids
 from ..manifest import (
     Manifest,
@@ -37,13 +37,13 @@ from ..segments.blobs import Blobs
 from ..segments.policy import CompactionConfig
 from ..store.base import AlreadyExists, Entries, NotFound, Store, create_once, probe
 from ..store.local import LocalStore
-from ..store.read_requests import grant
+from ..store.read_requests import run_reading
 from ..tracing import mark
 from ..wal.format import HEAD_BYTES, Block, TornTail, WalHeader, stamp, wal_key
 from ..wal.fsync_thread import Runner
 from ..wal.local import LocalWal
 from ..wal.object import ObjectWal
-from ..wal.recovery import LatestManifest, fresh, newest_manifest, newest_version, survey_steps
+from ..wal.recovery import LatestManifest, fresh, newest_manifest, newest_version, snapshot_steps
 from ..wal.scan import WalScan
 from ..wal.tail import Tail, TailBlock
 from .history_reader import Histories
@@ -77,7 +77,7 @@ class LogConfig:
 
 
 class EventLog:
-    """A stream in the hands of its owner, after `open`; one event loop; not thread-safe."""
+    """A stream that its owner has opened; for one event loop, not thread-safe."""
 
     def __init__(
         self, store: Store, stream: str, tenant_id: str, clock: Clock, ids: Ids, config: LogConfig
@@ -128,7 +128,7 @@ class EventLog:
         config: LogConfig | None = None,
         runner: Runner | None = None,
     ) -> EventLog:
-        """Become the owner: fence whoever was, and find every row that was acknowledged.
+        """Become the owner: fence the owner before, and find every row that was acknowledged.
 
         Raises Corrupt with `.path` and `.offset` when the log is damaged (nothing is changed then),
         Fenced when another owner opened it at the same moment, Unavailable, and InvalidError for a
@@ -146,7 +146,7 @@ class EventLog:
         above: int = 0,
         runner: Runner | None = None,
     ) -> None:
-        """What `open` does, for a log that was made without it; once.
+        """Do what `open` does, for a log that was constructed directly; to be called once.
 
         `found` is told the last number of the log as soon as it was read, before the log is owned,
         and again if it had to be read again. `claims` is told the epoch that this owner is about to
@@ -189,9 +189,9 @@ class EventLog:
         """
         is_fence_up = False
         for _ in range(OPEN_TRIES_MAX):
-            newest, walk = await self._survey()
+            newest, scan = await self._read_snapshot()
             mark("log: read")
-            found(walk.last.last_seq)
+            found(scan.last.last_seq)
             if is_fence_up and newest.manifest.epoch > self.epoch:
                 raise self._was_overtaken()
             if is_fence_up and newest.manifest.wal_first > self._wal.number:
@@ -199,59 +199,59 @@ class EventLog:
                 # stands before the log, not behind it, and fences nobody.
                 is_fence_up = False
             if not is_fence_up:
-                self.epoch = max(walk.epoch, above) + 1
+                self.epoch = max(scan.epoch, above) + 1
                 claims(self.epoch)
                 try:
                     # Names that no manifest knows may be unsynced: one above them must not
                     # survive a power cut that takes them.
                     await self._wal.fence(
-                        self._make_header(walk.next_number),
-                        sync_first=walk.next_number - 1 > newest.manifest.wal_last,
+                        self._make_header(scan.next_number),
+                        sync_first=scan.next_number - 1 > newest.manifest.wal_last,
                     )
                 except AlreadyExists:
                     continue
                 is_fence_up = True
                 mark("log: fenced")
-                if isinstance(self._wal, LocalWal) and not await self._wal.adopt(walk):
+                if isinstance(self._wal, LocalWal) and not await self._wal.make_durable(scan):
                     continue
-            elif walk.next_number != self._wal.number + 1:
+            elif scan.next_number != self._wal.number + 1:
                 raise self._was_overtaken()
             elif isinstance(self._wal, LocalWal):
-                await self._wal.adopt(walk)
+                await self._wal.make_durable(scan)
             self._newest = newest
             try:
                 await self._publish_next(lambda manifest: manifest)
             except AlreadyExists:
                 continue
-            self._next_seq = walk.last.last_seq + 1
-            self.torn = walk.torn
-            self._wal.start(walk.last)
+            self._next_seq = scan.last.last_seq + 1
+            self.torn = scan.torn
+            self._wal.start(scan.last)
             return
         raise Unavailable(f"{self.stream} is opened by too many at once: try again")
 
-    async def _survey(self) -> tuple[LatestManifest, WalScan]:
-        """Read the log, its unsealed blocks into the tail. Raises Corrupt."""
+    async def _read_snapshot(self) -> tuple[LatestManifest, WalScan]:
+        """Read the log, and put its unsealed blocks into the tail. Raises Corrupt."""
         or_fresh = fresh(self.stream, self.tenant_id)
         tails: list[Tail] = []
 
         def begin() -> Callable[[Block], None]:
             tails.append(Tail(self._read_body))
-            return self._take_into(tails[-1])
+            return self._feed_into(tails[-1])
 
-        survey = await grant(
-            self.store, survey_steps(self.stream, begin, or_fresh=or_fresh, has_segments=True)
+        snapshot = await run_reading(
+            self.store, snapshot_steps(self.stream, begin, or_fresh=or_fresh, has_segments=True)
         )
-        assert survey is not None
-        manifest = survey.newest.manifest
+        assert snapshot is not None
+        manifest = snapshot.newest.manifest
         if (manifest.tenant_id, manifest.stream) != (self.tenant_id, self.stream):
             raise InvalidError(
                 f"{self.stream} belongs to {manifest.tenant_id!r}, not to {self.tenant_id!r}"
             )
         self.tail = tails[-1]
         self.oldest_us = self.clock.now_us() if len(self.tail) else None
-        return survey.newest, survey.walk
+        return snapshot.newest, snapshot.scan
 
-    def _take_into(self, tail: Tail) -> Callable[[Block], None]:
+    def _feed_into(self, tail: Tail) -> Callable[[Block], None]:
         def take(block: Block) -> None:
             tail.add(
                 TailBlock(
@@ -284,7 +284,7 @@ class EventLog:
 
     @property
     def last_seq(self) -> int:
-        """The highest number given out, acknowledged or not."""
+        """The highest number assigned, acknowledged or not."""
         return self._next_seq - 1
 
     @property
@@ -322,7 +322,7 @@ class EventLog:
     async def _seal_in_background(self) -> None:
         try:
             await self.seal()
-            await asyncio.to_thread(give_back)
+            await asyncio.to_thread(release_memory)
         except WorkflowsError as error:
             # A publication that failed has poisoned the log; anything else is tried again.
             _logger.warning("%s could not be sealed: %s", self.stream, error)
@@ -335,7 +335,7 @@ class EventLog:
     # -- reading -----------------------------------------------------------------------------
 
     async def rows(self, *, after: int = 0) -> AsyncIterator[list[Row]]:
-        """Everything above `after` that was appended before this call, in bounded batches.
+        """Yield everything above `after` that was appended before this call, in bounded batches.
 
         In order of seq. Sealed rows are unfolded, rows of the tail may be folded; a folded row is
         given whole when its second number is above `after`.
@@ -357,7 +357,7 @@ class EventLog:
                 return
 
     async def _some_rows(self, after: int, upto: int) -> AsyncIterator[list[Row]]:
-        """The rows above `after`, as they lie now."""
+        """Yield the rows above `after`, as they are stored now."""
         manifest = self.manifest
         blocks = self.tail.blocks(after=max(after, manifest.sealed_seq), upto=upto)
         if after < manifest.sealed_seq:
@@ -373,12 +373,12 @@ class EventLog:
                 yield batch[first : first + ROWS_AT_ONCE]
 
     def decode(self, blocks: Sequence[TailBlock], after: int = 0) -> list[Row]:
-        """The rows of tail blocks above a number. May read the disk: call it in a thread."""
+        """Return the rows of tail blocks above a number. May read the disk: call it in a thread."""
         rows = [row for block in blocks for row in self.tail.rows(block)]
         return rows if not rows or rows[0].seq > after else [r for r in rows if _last_of(r) > after]
 
     async def history(self, workflow: str, instance_id: str) -> list[Row]:
-        """Everything of one instance since it was last deleted: unfolded, in order of seq.
+        """Return the rows of one instance since its last deletion: unfolded, in order of seq.
 
         It has all that was appended before this call. Calls that come while one is answered are
         answered together by the next reading, so a thousand cost little more than one.
@@ -386,7 +386,7 @@ class EventLog:
         return await self._histories.of(workflow, instance_id)
 
     async def lean_history(self, workflow: str, instance_id: str) -> list[Row]:
-        """As `history`, but large payloads of event_received rows are null, beside their `size`."""
+        """Return what `history` does, with null for large event payloads, beside their `size`."""
         return await self._lean_histories.of(workflow, instance_id)
 
     async def written(self) -> None:
@@ -409,7 +409,7 @@ class EventLog:
         return await self.blobs.put(data, name=name)
 
     async def get_blob(self, ref: str) -> bytes:
-        """A large value, whole; Corrupt when it is missing or not what was stored."""
+        """Return a large value, whole; raises Corrupt when it is missing or not what was stored."""
         return await self.blobs.get(ref)
 
     # -- upkeep ------------------------------------------------------------------------------
@@ -450,15 +450,15 @@ class EventLog:
         key = manifest_key(self.stream, manifest.version)
         # The number may have been free because a newer owner's manifest had been there and was
         # removed as old. The newest manifest is never removed, so then a higher one is there.
-        if newest_version(await self._create_and_look_above(key, data)):
+        if newest_version(await self._create_and_list_above(key, data)):
             raise self._was_overtaken()
         self._newest = LatestManifest(manifest, hash_of(data))
         if manifest.version > manifests.KEPT:
             await self.store.delete(manifest_key(self.stream, manifest.version - manifests.KEPT))
         return manifest
 
-    async def _create_and_look_above(self, key: str, data: bytes) -> Entries:
-        """Create a manifest; those above it, as they are after that."""
+    async def _create_and_list_above(self, key: str, data: bytes) -> Entries:
+        """Create a manifest, and return the listing of those above it afterwards."""
         prefix = manifest_prefix(self.stream)
         if isinstance(self.store, LocalStore) and self.store.reads_at_once:
             # Whatever may have gone wrong with a create is told apart below, by trying again.
@@ -468,7 +468,7 @@ class EventLog:
         return await self.store.list(prefix, after=key)
 
     async def _explain_clash(self) -> None:
-        """The version that we wanted exists: ours by a lost reply, or a newer owner's."""
+        """Handle a version that exists already: ours by a lost reply, or a newer owner's."""
         newest = await newest_manifest(self.store, self.stream)
         if newest is None or newest.manifest.token != self.token:
             fenced = self._was_overtaken()
@@ -484,7 +484,8 @@ class EventLog:
         return isinstance(self._wal, LocalWal)
 
     async def roll(self) -> tuple[int, int]:
-        """End the present WAL file: the highest durable seq, and the number of the next file."""
+        """End the current WAL file; return the highest durable seq and the number of the next
+        file."""
         wal = self._wal
         if isinstance(wal, LocalWal):
             seq = await wal.roll(self._make_header(wal.number + 1))
@@ -493,7 +494,7 @@ class EventLog:
         return wal.committed_seq, wal.number + 1
 
     async def drop_tail(self, upto_seq: int) -> None:
-        """Forget the blocks up to a number: a published segment holds them now."""
+        """Drop the blocks up to a number, which a published segment holds now."""
         async with self.tail_lock:
             self.tail.drop(upto_seq)
             self.oldest_us = self.clock.now_us() if len(self.tail) else None
@@ -505,7 +506,7 @@ class EventLog:
             await (await load_upkeep()).seal(self)
 
     async def maintain(self) -> None:
-        """Do what is due: seal, merge, erase what was deleted, remove files nobody needs."""
+        """Do what is due: seal, compact, erase deleted rows, remove garbage files."""
         async with self._sealing:
             await (await load_upkeep()).maintain(self)
 
@@ -517,7 +518,7 @@ class EventLog:
         if seal and self.failed is None:
             async with self._sealing:
                 await self.written()
-                await (await load_upkeep()).settle_down(self)
+                await (await load_upkeep()).seal_for_close(self)
         if self._background is not None:
             await asyncio.wait([self._background])
         await self._wal.close()
@@ -531,7 +532,7 @@ async def load_upkeep() -> Any:
 
 
 def _portions(blocks: list[TailBlock]) -> Iterator[list[TailBlock]]:
-    """The blocks in portions that can be decoded at once: few, and not many bytes."""
+    """Yield the blocks in portions of bounded number and size, each to be decoded at once."""
     some: list[TailBlock] = []
     size = 0
     for block in blocks:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 async def history_page(
     log: EventLog, workflow: str, instance_id: str, *, after: int, bytes_max: int
 ) -> tuple[list[Row], bool]:
-    """The unfolded rows of an instance above `after`, in order of seq, and whether there are more.
+    """Return the unfolded rows of an instance above `after`, by seq, and whether there are more.
 
     The page ends with the row that fills `bytes_max`. It has all that was appended before this
     call, those of a deleted instance of the same id too: the caller knows where its own begins.

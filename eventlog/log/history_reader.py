@@ -1,4 +1,4 @@
-"""Histories: the rows of single instances, out of segments and tail, read for many at once."""
+"""History reader: reads the rows of single instances from segments and tail, many at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Key = tuple[str, str]
 
 
 class ReadableLog(Protocol):
-    """A log, as its histories are read from it."""
+    """The parts of a log that its histories are read from."""
 
     store: Store
     tail: Tail
@@ -26,7 +26,7 @@ class ReadableLog(Protocol):
 
     @property
     def manifest(self) -> Manifest:
-        """What is sealed in segments."""
+        """The newest manifest, which names the segments."""
         ...
 
     async def written(self) -> None:
@@ -35,7 +35,7 @@ class ReadableLog(Protocol):
 
 
 class Histories:
-    """Reads the histories of instances; calls that come while it reads share the next reading."""
+    """Reads histories of instances; calls that arrive during a reading share the next one."""
 
     def __init__(self, log: ReadableLog, *, is_lean: bool = False) -> None:
         """`is_lean`: without the payloads of events, which are dropped as they are read."""
@@ -45,7 +45,7 @@ class Histories:
         self._answering: asyncio.Task[None] | None = None
 
     async def of(self, workflow: str, instance_id: str) -> list[Row]:
-        """As `EventLog.history`."""
+        """Return what `EventLog.history` does."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Row]] = loop.create_future()
         self._wanted.setdefault((workflow, instance_id), []).append(future)
@@ -89,7 +89,7 @@ class Histories:
 
 
 def since_deletion(rows: list[Row]) -> list[Row]:
-    """What follows the last deletion: an id may be used again."""
+    """Return the rows after the last deletion, since an id may be used again."""
     for place in range(len(rows) - 1, -1, -1):
         if rows[place].type == "workflow_deleted":
             return rows[place + 1 :]

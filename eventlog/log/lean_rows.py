@@ -1,7 +1,7 @@
-"""Lean rows: a history without what is large and no replay needs.
+"""Lean rows: a history without the large payloads that no replay needs.
 
-Left out are the payloads of events, which their waits hold again, and the errors of attempts, the
-last of which its step holds again.
+Left out are the payloads of events, which the rows of their waits repeat, and the errors of
+attempts, the last of which its step's row repeats.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _ERROR = msgspec.Raw(b'{"name":"Error","message":""}')
 
 
 def lean(row: Row) -> Row:
-    """The row; one that is large and is an event has null and its size in the payload's place, one
-    of an attempt that failed an empty error."""
+    """Return the row; a large event row has null and its size as its payload, a large row of a
+    failed attempt an empty error."""
     payload = row.payload
     if payload is None or len(payload) <= SMALL_BYTES_MAX:
         return row

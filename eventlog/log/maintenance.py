@@ -1,7 +1,8 @@
-"""Upkeep: what an owner does with its log beside appending: seal the tail, merge, erase, tidy.
+"""Maintenance: what an owner does with its log besides appending: seal, compact, erase, clean
+up.
 
-Each change is made in two moves: the files are written, then a manifest is published that names
-them. A crash between the two leaves files that nobody names, which are swept later.
+Each change is made in two steps: the files are written, then a manifest is published that names
+them. A crash between the two leaves orphaned files, which a later sweep removes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ BLOCKS_AT_ONCE = 64
 
 
 async def seal(log: EventLog) -> None:
-    """Move everything appended so far into segments, and let go of the WAL files that held it."""
+    """Move everything appended so far into segments, and drop the WAL files that held it."""
     if not len(log.tail):
         return
     seq_max, wal_first = await log.roll()
@@ -66,14 +67,15 @@ async def seal(log: EventLog) -> None:
     await log.publish(update)
     await log.drop_tail(seq_max)
     blobs = [row.blob for row in rows if row.blob]
-    log.blobs.settle(blobs)
+    log.blobs.mark_sealed(blobs)
     # Sealing leaves out rows of deleted instances: their blobs may be nobody's now.
     log.has_dead_blobs = log.has_dead_blobs or bool(blobs)
     await _remove_wal(log)
 
 
 async def _remove_wal(log: EventLog) -> None:
-    """Remove WAL files below the first that is needed. On object stores they are garbage instead.
+    """Remove WAL files below the first that is needed. On object stores they become garbage
+    instead.
 
     In ascending order: a superseded owner finds out by its own file's missing name (see
     `LocalWal`), so that one must go before the name that fenced it.
@@ -88,7 +90,7 @@ async def _remove_wal(log: EventLog) -> None:
 
 
 async def maintain(log: EventLog) -> None:
-    """Seal if the tail is large or old, then merge and erase what is due, then remove garbage."""
+    """Seal if the tail is large or old, then compact and erase what is due, then remove garbage."""
     if _is_seal_due(log):
         await seal(log)
     await _compact(log)
@@ -98,8 +100,8 @@ async def maintain(log: EventLog) -> None:
         log.is_swept = True
 
 
-async def settle_down(log: EventLog) -> None:
-    """Before a log sleeps: seal, erase what was deleted, remove garbage. Nobody will later."""
+async def seal_for_close(log: EventLog) -> None:
+    """Seal, erase deleted rows and remove garbage, before the log is closed for a long time."""
     await seal(log)
     await _compact(log, erase_now=True)
     await _tidy(log, all_now=True)
@@ -144,7 +146,7 @@ async def _tidy(log: EventLog, *, all_now: bool = False) -> None:
 
 
 async def _remove_manifests(log: EventLog, gone: set[str]) -> None:
-    """Remove manifests that name files that are gone: they also tell of instances in them."""
+    """Remove manifests that name removed files, since they also name instances in them."""
     for entry in await log.store.list(manifest_prefix(log.stream)):
         version = version_of(entry.key)
         if version is None or version >= log.manifest.version:
@@ -172,7 +174,8 @@ async def _is_owner(log: EventLog) -> bool:
 
 
 async def _sweep(log: EventLog) -> None:
-    """Remove what crashes of owners before left: files that nothing names, and old manifests."""
+    """Remove files that no manifest names, which crashes of earlier owners left, and old
+    manifests."""
     await compaction.sweep(log.store, log.manifest, is_owner=partial(_is_owner, log))
     await _collect_blobs(log)
     await _remove_wal(log)

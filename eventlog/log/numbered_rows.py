@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 async def numbered_rows(log: EventLog, wanted: Collection[tuple[int, str]]) -> dict[int, Row]:
-    """The rows with these (seq, instance id), by seq; what is not there is left out.
+    """Return the rows with these (seq, instance id), by seq, without those that do not exist.
 
     Only blocks and row groups that may hold one of them are read, one after the other, in a thread.
     The rows must not be folded ones.

@@ -1,4 +1,4 @@
-"""Reading: a stream as somebody sees it who does not own it, beside its owner. Writes nothing."""
+"""Stream reader: reads a stream without owning it, beside its owner. Writes nothing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _TRIES_MAX = 20
 
 
 class StreamReader:
-    """One stream, as its files are at each question."""
+    """Reads one stream; each call reads the files as they are then."""
 
     def __init__(self, store: Store, stream: str) -> None:
         self.store = store
         self.stream = stream
 
     async def history(self, workflow: str, instance_id: str) -> list[Row]:
-        """The rows of an instance since it was last deleted: unfolded, in order of seq.
+        """Return the rows of an instance since its last deletion: unfolded, in order of seq.
 
         Empty for an instance, or a stream, that is not there. Raises Corrupt and Unavailable.
         """

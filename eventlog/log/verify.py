@@ -1,9 +1,11 @@
-"""Verify: proves that everything under a log's root is what was written, and says what is not.
+"""Verify: checks that everything under a log's root is what was written, and reports what is
+not.
 
-Reads every byte: CRCs of WAL blocks, the chain of cuts between WAL files, SHA-256 of segments,
-blobs, code bundles and manifests, the chain of manifests, numbers without gap, totals. Changes
-nothing, needs no owner, and may run while owners write. A *problem* is damage; a *remark* is
-something a crash may leave (files that nothing names, a torn tail) which upkeep removes by itself.
+Reads every byte: CRCs of WAL blocks, the chain of checkpoints between WAL files, SHA-256 of
+segments, blobs, code bundles and manifests, the chain of manifests, numbers without gap, totals.
+Changes nothing, needs no owner, and may run while owners write. A *problem* is corruption; a
+*remark* is something a crash may leave (orphaned files, a torn tail), which maintenance removes by
+itself.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from ..events import span
 from ..manifest import Manifest, SegmentInfo, decode_manifest, hash_of, version_of
 from ..store.base import Entry, NotFound, Store
 from ..store.open_store import open_store
-from ..store.read_requests import grant_blocking
+from ..store.read_requests import run_reading_blocking
 from ..wal.format import Block, decode_rows, wal_key
 from ..wal.recovery import LatestManifest, fresh, newest_manifest_blocking
 from ..wal.scan import WalScan
@@ -33,7 +35,7 @@ TRIES_MAX = 5
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as it was written."""
+    """One file or record that is not as it was written."""
 
     path: str
     what: str
@@ -48,7 +50,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What was checked and found. Print it: one line a stream, then what is wrong."""
+    """The result of a check. Its text has one line a stream, then the problems."""
 
     root: str
     streams: int = 0
@@ -67,7 +69,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """No damage was found."""
+        """Whether no corruption was found."""
         return not self.problems
 
     @property
@@ -93,7 +95,7 @@ class Report:
 def verify(
     root: str | Path | Store, *, check_bundle: Callable[[bytes, str], object] | None = None
 ) -> Report:
-    """Check everything under the root of a log; the report says whether it is whole.
+    """Check everything under the root of a log, and return the report.
 
     `check_bundle(bytes, content_hash)` raises Corrupt for stored code that is not what its name
     says. Raises Unavailable when the store cannot be read.
@@ -130,7 +132,7 @@ def _streams(entries: Iterable[Entry]) -> list[str]:
 
 
 def _verify_stream(store: Store, stream: str, report: Report) -> set[str]:
-    """Check one stream; the content hashes of the code that its rows name."""
+    """Check one stream; return the content hashes of the code that its rows name."""
     check = _StreamCheck(store, stream)
     check.run()
     for _ in range(TRIES_MAX - 1):
@@ -201,7 +203,7 @@ class _StreamCheck:
     # -- manifests ---------------------------------------------------------------------------
 
     def _check_manifests(self, newest: LatestManifest | None) -> None:
-        """Those that are kept form a chain up to the newest."""
+        """Check that the kept manifests form a chain up to the newest."""
         if newest is None:
             return
         hashes: dict[int, str] = {}
@@ -277,19 +279,19 @@ class _StreamCheck:
     # -- WAL ---------------------------------------------------------------------------------
 
     def _check_wal(self) -> None:
-        walk = WalScan(self.stream, self.manifest, self._check_block)
+        scan = WalScan(self.stream, self.manifest, self._check_block)
         try:
-            grant_blocking(self.store, walk.steps())
-            self.last_seq = walk.last.last_seq
+            run_reading_blocking(self.store, scan.steps())
+            self.last_seq = scan.last.last_seq
         except Corrupt as error:
             self._damage(error)
         except NotFound as error:
             self._problem(self.stream, error.message)
-        self.wal_files = len(walk.files)
-        if walk.torn is not None:
+        self.wal_files = len(scan.files)
+        if scan.torn is not None:
             self.remarks.append(
-                f"{walk.torn.key}: a torn tail of {walk.torn.bytes} bytes at byte "
-                f"{walk.torn.offset}: never acknowledged, passed over by the next owner"
+                f"{scan.torn.key}: a torn tail of {scan.torn.bytes} bytes at byte "
+                f"{scan.torn.offset}: never acknowledged, passed over by the next owner"
             )
 
     def _check_block(self, block: Block) -> None:
@@ -355,7 +357,7 @@ class _StreamCheck:
 
 
 def _faults_of_segment(table: pa.Table, info: SegmentInfo) -> list[str]:
-    """What the rows of a segment contradict in its description."""
+    """Yield the ways in which the rows of a segment contradict its description."""
     faults = []
     seqs = table.column("seq")
     if len(seqs) != info.rows:
@@ -375,7 +377,7 @@ def _faults_of_segment(table: pa.Table, info: SegmentInfo) -> list[str]:
 
 
 def _verify_code_is_there(store: Store, code: dict[str, str], report: Report) -> None:
-    """Code is stored before a row names it, and stays: listed last, since owners may write."""
+    """Check that the code that rows name is stored; listed last, since owners may write."""
     found = {entry.key.rpartition("/")[2] for entry in store.list_blocking("code/")}
     for code_hash in sorted(code.keys() - found):
         what = f"it is missing, and rows of {code[code_hash]} name it"

@@ -1,4 +1,4 @@
-"""Remote: sealed segments in a store without local files, as an Arrow data set that DuckDB scans.
+"""Arrow filesystem: sealed segments in an object store, as an Arrow data set that DuckDB scans.
 
 Filters and columns are pushed down to the Parquet reader, which asks the store for the byte ranges
 that it needs and no more.
@@ -20,7 +20,8 @@ from ..store.base import NotFound, Store
 def dataset(
     store: Store, sizes: Mapping[str, int], on_missing: Callable[[str], None]
 ) -> ds.Dataset:
-    """The rows of these segments (key and size in bytes), by the columns of segment.SCHEMA.
+    """Return the rows of these segments (key and size in bytes), with the columns of
+    segment.SCHEMA.
 
     `on_missing` is told which one is not there: DuckDB keeps no more of an error than its text.
     """
@@ -37,7 +38,7 @@ def dataset(
 
 
 class _Object(io.RawIOBase):
-    """One object, read by ranges."""
+    """One object, read by byte ranges."""
 
     def __init__(
         self, store: Store, key: str, size: int, on_missing: Callable[[str], None]
@@ -83,7 +84,7 @@ class _Object(io.RawIOBase):
 
 
 class _Handler(fs.FileSystemHandler):  # type: ignore[misc]
-    """The little of a file system that reading named files needs."""
+    """The part of a file system that reading named files needs."""
 
     def __init__(
         self, store: Store, sizes: dict[str, int], on_missing: Callable[[str], None]

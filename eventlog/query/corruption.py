@@ -1,4 +1,4 @@
-"""Damage: which segment a failed query stumbled over, and what to say of logs that are left out.
+"""Corruption: which segment a failed query failed on, and which logs are left out.
 
 DuckDB says of a flipped byte whatever its decoder met ("Out of buffer"); the hash in the manifest
 says which file it was.
@@ -33,7 +33,7 @@ _logger = logging.getLogger("dynamic_workflows.query")
 
 
 def explain(store: Store, error: Exception, segments: Iterable[SegmentInfo]) -> WorkflowsError:
-    """Corrupt with the segment that is damaged, or QueryError with the error's own words.
+    """Return Corrupt with the segment that is damaged, or QueryError with the error's own words.
 
     Reads the segments through, for a bounded time.
     """
@@ -63,7 +63,7 @@ def _is_whole(store: Store, info: SegmentInfo) -> bool:
 
 
 def corrupted(key: str) -> Corrupt:
-    """What is said of a segment whose bytes have changed."""
+    """Return the error for a segment whose bytes have changed."""
     return Corrupt(
         f"{key} is corrupted: its bytes are not those that were written. Restore it from a copy. "
         "`dynamic-workflows verify` shows what is affected",
@@ -73,7 +73,7 @@ def corrupted(key: str) -> Corrupt:
 
 
 def lost(key: str) -> Corrupt:
-    """What is said of a segment that is not there as it was written."""
+    """Return the error for a segment that is missing or truncated."""
     return Corrupt(
         f"{key} is missing or cut, though the log needs it: restore it from a "
         "copy. `dynamic-workflows verify` shows what is affected",
@@ -83,18 +83,18 @@ def lost(key: str) -> Corrupt:
 
 
 def stream_of(key: str) -> str:
-    """The tenant's stream to which a file belongs."""
+    """Return the tenant's stream to which a file belongs."""
     return "/".join(key.split("/")[:2])
 
 
 def tenant_of(stream: str) -> str:
-    """The tenant's id, as well as the stream's name tells it."""
+    """Return the tenant's id, as far as the stream's name has it."""
     name = stream.rpartition("tenant=")[2]
     return decode_name(name) or name
 
 
 def refusal(damaged: Mapping[str, Corrupt]) -> Corrupt:
-    """Why there is no answer over all tenants: it would leave out these."""
+    """Return the error for a query over all tenants that would leave out these."""
     tenants = sorted(map(tenant_of, damaged))
     first = damaged[min(damaged)]
     others = f" and {len(tenants) - 1} more" if len(tenants) > 1 else ""
@@ -106,7 +106,7 @@ def refusal(damaged: Mapping[str, Corrupt]) -> Corrupt:
 
 
 def is_reading(error: Exception) -> bool:
-    """Whether it went wrong at a file, which may be there when it is looked for again."""
+    """Return whether the error came from reading a file, so that a retry may find the file."""
     import duckdb
 
     is_raw = isinstance(error, OSError) and not _SAID_BY_DUCKDB.match(str(error))
@@ -114,7 +114,7 @@ def is_reading(error: Exception) -> bool:
 
 
 def is_of_the_query(error: Exception) -> bool:
-    """Whether it is the statement's fault, and not that of a file that it read."""
+    """Return whether the statement caused the error, and not a file that it read."""
     import duckdb
 
     kinds = (
@@ -133,7 +133,7 @@ def is_of_the_query(error: Exception) -> bool:
 
 
 def noted(table: pa.Table, damaged: Mapping[str, Corrupt]) -> pa.Table:
-    """An answer that says in its metadata which tenants it leaves out."""
+    """Return the answer with metadata that names the tenants that it leaves out."""
     if not damaged:
         return table
     tenants = {tenant_of(stream): error.message for stream, error in damaged.items()}

@@ -1,4 +1,4 @@
-"""Live views: one DuckDB instance in memory whose views follow the files of a log.
+"""DuckDB views: one DuckDB instance in memory whose views follow the files of a log.
 
 What is sealed is read where it lies; the tail is kept in a table here and taken in as it grows. A
 tenant's instance is locked: what it may read is listed, and its settings stay as they are.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Params = Sequence[object] | dict[str, object] | None
-Taken = tuple[StreamDelta, "list[pa.Table]"]
+DeltaWithTombstones = tuple[StreamDelta, "list[pa.Table]"]
 
 # A merge may remove a file between the look at the manifest and the reading; each try looks again.
 _TRIES_MAX = 4
@@ -72,7 +72,7 @@ class LogViews:
         self._shown: tuple[object, ...] = ()
         self._has_nested_macros = False
         self._with_tail: set[str] = set()
-        self._with_dead: set[str] = set()
+        self._with_tombstones: set[str] = set()
         self._is_locked = False
         self.connection = _connect(self._limits.memory_mb, self._threads, self._tenant)
         # Its own connection, so that a transaction of the user's is neither seen nor disturbed.
@@ -83,7 +83,7 @@ class LogViews:
         self._define({}, first=True)
 
     def close(self) -> None:
-        """Let go of memory and files."""
+        """Release memory and files."""
         if not self._is_closed:
             self._is_closed = True
             self._writer.close()
@@ -91,11 +91,12 @@ class LogViews:
 
     @property
     def is_tenants(self) -> bool:
-        """Whether one tenant alone sees these."""
+        """Whether the views show one tenant only."""
         return self._tenant is not None
 
     def begin_checked(self, sql: object) -> None:
-        """Raise QueryError for what a tenant may not run; what follows there only reads."""
+        """Begin a transaction that reads only; raises QueryError for SQL that a tenant may not
+        run."""
         import duckdb
 
         if self._tenant is None:
@@ -107,7 +108,7 @@ class LogViews:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """A transaction in which nothing can be changed: DuckDB looks at the bound statement."""
+        """A transaction in which nothing can be changed: DuckDB checks the bound statement."""
         import duckdb
 
         self.connection.execute(BEGIN)
@@ -119,7 +120,7 @@ class LogViews:
                 self.connection.execute(END)
 
     def query(self, sql: str, params: Params = None, *, skip_damaged: bool = False) -> pa.Table:
-        """As Reader.query."""
+        """Return what Reader.query does."""
         import duckdb
 
         if self._is_closed:
@@ -138,7 +139,7 @@ class LogViews:
                 if NESTED in str(error) and not self._is_nested:
                     self._is_nested = True
                     continue
-                problem = self._explain(error, may_look_again=tries_left > 0)
+                problem = self._explain(error, may_retry=tries_left > 0)
             if problem is None:
                 tries_left -= 1
             elif isinstance(problem, Corrupt) and self._tenant is None:
@@ -149,12 +150,12 @@ class LogViews:
             else:
                 raise problem from None
 
-    def _explain(self, error: Exception, *, may_look_again: bool) -> WorkflowsError | None:
-        """What went wrong with a query; None where another look at the log may help."""
+    def _explain(self, error: Exception, *, may_retry: bool) -> WorkflowsError | None:
+        """Return the error of a failed query; None where a new poll of the log may help."""
         import duckdb
 
         lost = self._lost_segment()
-        if may_look_again and (lost is not None or corruption.is_reading(error)):
+        if may_retry and (lost is not None or corruption.is_reading(error)):
             return None
         if lost is not None:
             return corruption.lost(lost)
@@ -164,14 +165,14 @@ class LogViews:
             self.connection.close()
             self._open()
         if corruption.is_of_the_query(error):
-            return QueryError(self._told(error))
+            return QueryError(self._error_text(error))
         if self._tenant is not None and isinstance(error, duckdb.InternalException):
             return QueryError("DuckDB failed within itself on this query: put it in another way")
         problem = corruption.explain(self._store, error, segments)
-        return QueryError(self._told(problem)) if isinstance(problem, QueryError) else problem
+        return QueryError(self._error_text(problem)) if isinstance(problem, QueryError) else problem
 
-    def _told(self, error: Exception) -> str:
-        """What is said of an error: to a tenant nothing of where the log lies or how it is read."""
+    def _error_text(self, error: Exception) -> str:
+        """Return an error's text; for a tenant without paths or details of the log."""
         text = str(error)
         if self._tenant is not None:
             for hidden in (self._store.root, TAIL, DEAD, SEALED):
@@ -192,7 +193,7 @@ class LogViews:
         )
 
     def _check(self, sql: str, params: Params) -> None:
-        """Raise QueryError for what a tenant may not run."""
+        """Raise QueryError for SQL that a tenant may not run."""
         import duckdb
 
         self._guard.check(self.connection, sql)
@@ -208,7 +209,7 @@ class LogViews:
             raise
 
     def _lost_segment(self) -> str | None:
-        """A segment that cannot be read: moved by a merge since our look, or damaged."""
+        """Return a segment that cannot be read: removed by compaction since, or damaged."""
         lost, self._unread = self._unread, None
         for key, size in self._segments.items():
             path = self._store.local_path(key) if key else None
@@ -225,7 +226,7 @@ class LogViews:
     # -- following the log ------------------------------------------------------------------------
 
     def refresh(self, *, again: bool = False, skip_damaged: bool = False) -> None:
-        """Take in what changed in the log's files since the last look.
+        """Apply what changed in the log's files since the last poll.
 
         Raises Corrupt where a stream cannot be read, unless `skip_damaged`: then the views show the
         others, and `files.damaged` has what they do not show.
@@ -252,16 +253,18 @@ class LogViews:
         if damaged and not skip_damaged:
             raise corruption.refusal(damaged)
 
-    def _look(self, *, again: bool, is_last: bool) -> tuple[list[Taken], list[StreamState]]:
-        """What changed, each with the tombstones that lie in its segments."""
-        updates, gone = self.files.look(again=again)
-        taken = []
+    def _poll(
+        self, *, again: bool, is_last: bool
+    ) -> tuple[list[DeltaWithTombstones], list[StreamState]]:
+        """Return the changes, each with the tombstones of its segments, and the removed streams."""
+        updates, gone = self.files.poll(again=again)
+        deltas = []
         for update in updates:
             stream = update.state.stream
             try:
                 if stream in self._left_out:
                     raise self._left_out[stream]
-                taken.append((update, self._sealed_tombstones(update)))
+                deltas.append((update, self._sealed_tombstones(update)))
             except NotFound as error:
                 if not is_last:
                     raise
@@ -270,10 +273,10 @@ class LogViews:
                 gone += self.files.leave_out(stream, error)
         for stream in self._left_out.keys() & self.files.states.keys():
             gone += self.files.leave_out(stream, self._left_out[stream])
-        return taken, gone
+        return deltas, gone
 
     def _refresh(self, *, again: bool, is_last: bool) -> None:
-        updates, gone = self._look(again=again, is_last=is_last)
+        updates, gone = self._poll(again=again, is_last=is_last)
         is_open = self._tenant is not None and not self._is_locked
         is_shown = self._shown[2:] == (self._is_nested,)
         if not updates and not gone and not is_open and not self.files.damaged and is_shown:
@@ -283,7 +286,7 @@ class LogViews:
             # What a locked connection may read is fixed, so it is replaced.
             self.connection.close()
             self._open()
-            updates, gone = self._look(again=False, is_last=is_last)
+            updates, gone = self._poll(again=False, is_last=is_last)
             segments = self._sealed_files()
         self._writer.begin()
         try:
@@ -291,7 +294,7 @@ class LogViews:
                 self._forget(tenant_id)
                 self._forget_tombstones(tenant_id)
             for update, tombstones in updates:
-                self._take(update, tombstones)
+                self._apply(update, tombstones)
             self._define(segments)
             self._writer.commit()
         except BaseException:
@@ -299,24 +302,24 @@ class LogViews:
             raise
 
     def _unwanted(self, gone: Iterable[StreamState]) -> set[str]:
-        """The tenants of which nothing may be shown."""
+        """Return the tenants that must not be shown."""
         damaged = self.files.damaged
-        shown = (self._with_tail | self._with_dead) if damaged else set()
+        shown = (self._with_tail | self._with_tombstones) if damaged else set()
         left_out = {tenant_id for tenant_id in shown if tenant_stream(tenant_id) in damaged}
         return left_out | {state.manifest.tenant_id for state in gone}
 
     def _start_over(self) -> None:
-        """After a failure: know nothing, so that the next look takes in everything again."""
+        """Discard all state after a failure, so that the next poll reads everything again."""
         self.files.states.clear()
         self._writer.execute(f"DELETE FROM {TAIL}")
         self._writer.execute(f"DELETE FROM {DEAD}")
         self._with_tail.clear()
-        self._with_dead.clear()
+        self._with_tombstones.clear()
         # No list of segments is like this one, so the views are defined again.
         self._segments, self._shown = {"": 0}, ()
 
     def _sealed_files(self) -> dict[str, int]:
-        """Key and size of every segment."""
+        """Return key and size of every segment."""
         return {info.key: info.bytes for info in self._segment_infos()}
 
     def _segment_infos(self) -> list[SegmentInfo]:
@@ -328,7 +331,7 @@ class LogViews:
         ]
 
     def _forget(self, tenant_id: str, *, upto_seq: int | None = None) -> None:
-        """Let go of a tenant's unsealed rows, up to a number or all of them."""
+        """Drop a tenant's unsealed rows, up to a number or all of them."""
         # Most tenants sleep and have none: a statement for each would make the first look slow.
         if tenant_id not in self._with_tail:
             return
@@ -341,11 +344,11 @@ class LogViews:
             )
 
     def _forget_tombstones(self, tenant_id: str) -> None:
-        if tenant_id in self._with_dead:
-            self._with_dead.discard(tenant_id)
+        if tenant_id in self._with_tombstones:
+            self._with_tombstones.discard(tenant_id)
             self._writer.execute(f"DELETE FROM {DEAD} WHERE tenant_id = ?", [tenant_id])
 
-    def _take(self, update: StreamDelta, tombstones: list[pa.Table]) -> None:
+    def _apply(self, update: StreamDelta, tombstones: list[pa.Table]) -> None:
         from ..segments import segment
 
         manifest = update.state.manifest
@@ -356,10 +359,10 @@ class LogViews:
             columns = ", ".join(f'"{name}"' for name in STORED)
             self._insert(f"INSERT INTO {TAIL} SELECT {columns} FROM incoming", table)
             self._with_tail.add(tenant_id)
-        self._take_tombstones(update, tombstones)
+        self._apply_tombstones(update, tombstones)
 
     def _sealed_tombstones(self, update: StreamDelta) -> list[pa.Table]:
-        """Those of the segments, where they are not known; Corrupt or NotFound."""
+        """Return the tombstones of new segments; raises Corrupt or NotFound."""
         import pyarrow as pa
 
         from ..segments import segment
@@ -376,7 +379,7 @@ class LogViews:
                     raise corruption.corrupted(info.key) from None
         return found
 
-    def _take_tombstones(self, update: StreamDelta, found: list[pa.Table]) -> None:
+    def _apply_tombstones(self, update: StreamDelta, found: list[pa.Table]) -> None:
         from ..segments import segment
 
         manifest = update.state.manifest
@@ -388,14 +391,14 @@ class LogViews:
         else:
             after = update.rows[0].seq if update.rows else manifest.sealed_seq + 1
         if after == 0 or any(row.type == segment.TOMBSTONE for row in update.rows):
-            self._with_dead.add(tenant_id)
+            self._with_tombstones.add(tenant_id)
             self._writer.execute(
                 f"INSERT INTO {DEAD} SELECT tenant_id, workflow, instance_id, seq FROM {TAIL} "
                 "WHERE tenant_id = ? AND seq >= ? AND type = ?",
                 [tenant_id, after, segment.TOMBSTONE],
             )
         for table in found:
-            self._with_dead.add(tenant_id)
+            self._with_tombstones.add(tenant_id)
             self._insert(f"INSERT INTO {DEAD} FROM incoming", table)
 
     def _insert(self, sql: str, table: pa.Table) -> None:
@@ -443,7 +446,7 @@ class LogViews:
         return [str(path) for path in paths]
 
     def _lock_down(self, keys: Iterable[str]) -> None:
-        """From here on this instance reads these files, and its settings stay as they are."""
+        """Restrict this instance to these files, and lock its settings."""
         import duckdb
 
         # `allowed_paths` lets a statement write as well as read: check_select takes SELECT only.

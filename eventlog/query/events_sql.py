@@ -1,7 +1,7 @@
-"""Views: the SQL through which the log is read, as text over one relation of unfolded rows.
+"""Events SQL: the view `events`, as SQL text over one relation of unfolded rows.
 
 `events` shows every row of every instance that was not deleted, and the tenant-level rows. The
-other views are folds of it (see `folds`).
+other views are folds of it (see `instance_views_sql`).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ CREATE TABLE {DEAD} (tenant_id VARCHAR, workflow VARCHAR, instance_id VARCHAR, s
 
 
 def quoted(text: str) -> str:
-    """A text as an SQL literal."""
+    """Return a text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def files_relation(paths: Iterable[str]) -> str:
-    """A relation over Parquet files, by field id: columns that a file does not have are null."""
+    """Return a relation over Parquet files, by field id: columns that a file lacks are null."""
     readable: list[str] = []
     hashed: list[str] = []
     for path in paths:
@@ -80,7 +80,7 @@ def _read_parquet(paths: Sequence[str]) -> str:
 
 
 def events_sql(sealed: str | None, *, has_dead: bool, is_nested: bool) -> str:
-    """The definition of `events` over a relation of sealed rows, if there are any, and the tail.
+    """Return the SQL of `events` over a relation of sealed rows, if there are any, and the tail.
 
     `is_nested`: payloads may have tags around lists; without it such a payload is an error.
     """

@@ -1,4 +1,4 @@
-"""Folds: the views over `events` that show instances, steps, attempts and waits, as SQL text.
+"""Instance views: the SQL that shows instances, steps, attempts and waits.
 
 Each shows the newest run of an instance. Steps that a restart kept belong to the run that kept
 them. Texts in payloads are a tenant's: nothing here fails on any of them.
@@ -99,7 +99,7 @@ _KIND = """CASE
 
 
 def _step_rows(*types: str) -> str:
-    """Rows of these types that count in the newest run, with its number as `newest`."""
+    """Return the rows of these types that count in the newest run, with its number as `newest`."""
     return f"""
     rows AS (
         SELECT e.*, coalesce(n.newest, e.run) AS newest

@@ -45,7 +45,7 @@ class QueryLimits:
 
 @contextmanager
 def deadline(connection: duckdb.DuckDBPyConnection, timeout_s: float) -> Iterator[None]:
-    """Interrupt what the connection does in this block after so many seconds: QueryError then."""
+    """Interrupt the connection after so many seconds; the block then raises QueryError."""
     import duckdb
 
     is_done = threading.Event()
@@ -75,7 +75,7 @@ def deadline(connection: duckdb.DuckDBPyConnection, timeout_s: float) -> Iterato
 
 
 def timed_out(timeout_s: float) -> QueryError:
-    """The error for a query that took longer than it may."""
+    """Return the error for a query that exceeded its time limit."""
     return QueryError(
         f"the query was stopped after {timeout_s:g} s: ask for less, or raise "
         "query_timeout_seconds in the platform's config (--timeout on the command line)",
@@ -84,7 +84,8 @@ def timed_out(timeout_s: float) -> QueryError:
 
 
 def answer_of(relation: duckdb.DuckDBPyRelation, *, bytes_max: int | None) -> pa.Table:
-    """The whole answer; QueryError where it would hold more than `bytes_max` in memory."""
+    """Return the whole answer; raises QueryError where it would hold more than `bytes_max` in
+    memory."""
     if bytes_max is None:
         return with_durations(cast("pa.Table", relation.to_arrow_table()))
     import pyarrow as pa
@@ -96,7 +97,8 @@ def answer_of(relation: duckdb.DuckDBPyRelation, *, bytes_max: int | None) -> pa
 
 
 def bounded(batches: Iterable[pa.RecordBatch], bytes_max: int) -> Iterator[pa.RecordBatch]:
-    """The batches of an answer; QueryError as soon as they hold more than `bytes_max`."""
+    """Yield the batches of an answer; raises QueryError as soon as they hold more than
+    `bytes_max`."""
     size = 0
     for batch in batches:
         size += batch.nbytes
@@ -106,7 +108,7 @@ def bounded(batches: Iterable[pa.RecordBatch], bytes_max: int) -> Iterator[pa.Re
 
 
 def too_large(bytes_max: int) -> QueryError:
-    """The error for an answer above its limit."""
+    """Return the error for an answer above its limit."""
     return QueryError(
         f"the answer is larger than {bytes_max // MIB} MiB: ask for less, or raise "
         "query_memory_mb in the platform's config (--memory-mb on the command line)"
@@ -114,7 +116,7 @@ def too_large(bytes_max: int) -> QueryError:
 
 
 def with_durations(table: pa.Table) -> pa.Table:
-    """The table with its columns of intervals as durations, which Python has a type for.
+    """Return the table with its intervals as durations, for which Python has a type.
 
     A month counts as 30 days, as it does wherever DuckDB compares intervals.
     """

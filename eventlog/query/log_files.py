@@ -1,6 +1,6 @@
-"""Files of a log as a reader sees them: its streams, and what changed since the last look.
+"""Log files: polls a log's streams as a reader, and reports what changed since the last poll.
 
-Nothing is locked and nothing is written. A look costs a few `stat` calls per stream on a local
+Nothing is locked and nothing is written. A poll costs a few `stat` calls per stream on a local
 disk, one or two listings in all elsewhere; only what changed is read.
 """
 
@@ -20,12 +20,12 @@ from ..wal.scan import Position
 
 # File times tick every few milliseconds: a file may change after it was read and show the same
 # time. What was read is trusted only if it had looked the same for longer than this.
-SETTLED_S = 0.05
+UNCHANGED_S = 0.05
 
 CHEAP_BYTES = 64 * 1024
 """A WAL of up to so many bytes is read whole at each look, so that damage is noticed at once."""
 
-Mark = tuple[object, ...]
+Fingerprint = tuple[object, ...]
 """What a stream's files look like from outside; equal marks mean no change."""
 
 
@@ -36,12 +36,12 @@ class StreamState:
     stream: str
     manifest: Manifest
     last_seq: int
-    mark: Mark
-    mark_since_s: float
+    fingerprint: Fingerprint
+    unchanged_since_s: float
     """When this mark was first seen, and when the files were read, on the monotonic clock."""
     read_s: float
     wal_path: str | None = None
-    is_settled: bool = True
+    is_final: bool = True
     """False while rows of a superseded owner may still vanish."""
     position: Position | None = None
     """Up to where the WAL was read; only what comes after it is read at the next look."""
@@ -49,7 +49,7 @@ class StreamState:
 
 @dataclass(frozen=True)
 class StreamDelta:
-    """What became known of a stream: all rows of its tail if `is_whole`, else the new ones."""
+    """What changed in a stream: all rows of its tail if `is_whole`, else the new ones."""
 
     state: StreamState
     rows: list[Row]
@@ -67,18 +67,19 @@ class LogFiles:
         self.damaged: dict[str, Corrupt] = {}
         """Streams that could not be read at the last look; they are not among the states."""
 
-    def look(self, *, again: bool = False) -> tuple[list[StreamDelta], list[StreamState]]:
-        """What changed, and the streams that are gone. `again`: as if nothing were known."""
+    def poll(self, *, again: bool = False) -> tuple[list[StreamDelta], list[StreamState]]:
+        """Return what changed, and the streams that were removed. `again`: discard known state
+        first."""
         if again:
             self.states.clear()
         now_s = time.monotonic()
-        marks = self._marks()
-        gone = [self.states.pop(stream) for stream in set(self.states) - set(marks)]
+        fingerprints = self._fingerprints()
+        gone = [self.states.pop(stream) for stream in set(self.states) - set(fingerprints)]
         self.damaged = {}
         updates = []
-        for stream in sorted(marks):
+        for stream in sorted(fingerprints):
             try:
-                update = self._look(stream, marks[stream], now_s)
+                update = self._poll(stream, fingerprints[stream], now_s)
             except Corrupt as error:
                 gone += self.leave_out(stream, error)
             else:
@@ -86,16 +87,16 @@ class LogFiles:
         return updates, gone
 
     def leave_out(self, stream: str, damage: Corrupt) -> list[StreamState]:
-        """Pass over a stream until the next look; what was known of it, if anything."""
+        """Skip a stream until the next poll; return its last state, if there is one."""
         self.damaged[stream] = damage
         known = self.states.pop(stream, None)
         return [known] if known is not None else []
 
-    def _marks(self) -> dict[str, Mark]:
-        """How every stream looks now."""
+    def _fingerprints(self) -> dict[str, Fingerprint]:
+        """Return the current fingerprint of every stream."""
         directory = self._store.local_path("tenants")
         if directory is None:
-            return self._listed_marks()
+            return self._listed_fingerprints()
         if self._tenant is not None:
             names = [tenant_stream(self._tenant).rpartition("/")[2]]
         else:
@@ -105,9 +106,9 @@ class LogFiles:
                 names = []
         root = str(directory.parent)
         streams = [f"tenants/{name}" for name in names if name.startswith("tenant=")]
-        return {stream: self._local_mark(f"{root}/{stream}", stream) for stream in streams}
+        return {stream: self._local_fingerprint(f"{root}/{stream}", stream) for stream in streams}
 
-    def _local_mark(self, directory: str, stream: str) -> Mark:
+    def _local_fingerprint(self, directory: str, stream: str) -> Fingerprint:
         known = self.states.get(stream)
         path = known.wal_path if known is not None else None
         return (
@@ -116,8 +117,8 @@ class LogFiles:
             _size_and_time(path) if path is not None else None,
         )
 
-    def _listed_marks(self) -> dict[str, Mark]:
-        """One listing shows all streams, where asking each would be a call for each."""
+    def _listed_fingerprints(self) -> dict[str, Fingerprint]:
+        """Return the fingerprints from one listing, instead of a call for each stream."""
         found: dict[str, list[tuple[str, int]]] = {}
         if self._tenant is not None:
             stream = tenant_stream(self._tenant)
@@ -135,28 +136,32 @@ class LogFiles:
                 found.setdefault(f"tenants/{name}", []).append((entry.key, entry.size))
         return {stream: tuple(files) for stream, files in found.items()}
 
-    def _look(self, stream: str, mark: Mark, now_s: float) -> StreamDelta | None:
+    def _poll(self, stream: str, fingerprint: Fingerprint, now_s: float) -> StreamDelta | None:
         known = self.states.get(stream)
-        if known is not None and mark == known.mark:
-            if known.read_s - known.mark_since_s > SETTLED_S:
+        if known is not None and fingerprint == known.fingerprint:
+            if known.read_s - known.unchanged_since_s > UNCHANGED_S:
                 return None
-            since_s = known.mark_since_s
+            since_s = known.unchanged_since_s
         else:
             since_s = now_s
-        after = known.last_seq if known is not None and known.is_settled else 0
+        after = known.last_seq if known is not None and known.is_final else 0
         since = known.position if known is not None and after else None
         if since is not None and since.bytes <= CHEAP_BYTES:
             since = None
         tail = read_tail(self._store, stream, after=after, since=since)
         if since is not None and tail is not None and tail.position is not None:
-            if tail.position.bytes == since.bytes and known is not None and mark != known.mark:
+            if (
+                tail.position.bytes == since.bytes
+                and known is not None
+                and fingerprint != known.fingerprint
+            ):
                 # It has changed, but not by growing behind what was read: look at all of it.
                 tail = read_tail(self._store, stream, after=after)
         if tail is None:
             return None
         if known is not None and after and tail.manifest.epoch != known.manifest.epoch:
             after, tail = 0, read_tail(self._store, stream) or tail
-        state = self._state(stream, tail, mark, since_s, now_s, known, after)
+        state = self._state(stream, tail, fingerprint, since_s, now_s, known, after)
         self.states[stream] = state
         is_new = known is None or known.manifest.version != tail.manifest.version
         if known is not None and after and not tail.rows and not is_new:
@@ -167,25 +172,25 @@ class LogFiles:
         self,
         stream: str,
         tail: TailRows,
-        mark: Mark,
+        fingerprint: Fingerprint,
         since_s: float,
         now_s: float,
         known: StreamState | None,
         after: int,
     ) -> StreamState:
         if tail.rows:
-            is_settled = tail.rows[-1].epoch == tail.manifest.epoch
+            is_final = tail.rows[-1].epoch == tail.manifest.epoch
         else:
-            is_settled = bool(after) and known is not None and known.is_settled
+            is_final = bool(after) and known is not None and known.is_final
         return StreamState(
             stream,
             tail.manifest,
             tail.last_seq,
-            mark,
+            fingerprint,
             since_s,
             now_s,
             self._newest_wal(stream),
-            is_settled,
+            is_final,
             tail.position,
         )
 

@@ -1,8 +1,8 @@
-"""Query: SQL over a log, sealed segments and hot tail alike, with no cluster running.
+"""Query reader: answers SQL over a log, sealed or not, with no cluster running.
 
 Every statement sees what the files held when it began. A row is seen in exactly one place: up to
-the manifest's `sealed_seq` in the segments that it names, above that in the tail that was read
-with it.
+the manifest's `sealed_seq` in the segments that it names, above that in the tail that was read with
+it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def connect_duckdb(
     memory_mb: int = MEMORY_MB,
     threads: int = THREADS,
 ) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the views `events`, `instances`, `steps`, `attempts`, `waits`.
+    """Return a DuckDB connection with views `events`, `instances`, `steps`, `attempts`, `waits`.
 
     The views follow the log: each statement begins with a look at its files. With `tenant` the
     connection takes one SELECT at a time, sees that tenant alone and reaches nothing outside.
@@ -88,7 +88,7 @@ class Reader:
             )
 
     def query(self, sql: str, params: Params = None, *, skip_damaged: bool = False) -> pa.Table:
-        """The answer over all that was acknowledged before the call.
+        """Return the answer over all that was acknowledged before the call.
 
         `params`: a list for `?`, a dict for `$name`. Raises QueryError for bad SQL, and with the
         code `query.timed_out` for what takes longer than `timeout_s`; Corrupt with the names of the
@@ -99,11 +99,11 @@ class Reader:
             return self._engine.query(sql, params, skip_damaged=skip_damaged)
 
     def interrupt(self) -> None:
-        """Stop the query that is under way, from another thread; it raises QueryError."""
+        """Stop the running query, from another thread; the query raises QueryError."""
         self._engine.interrupt()
 
     def close(self) -> None:
-        """Let go of the connection, and end the process if there is one."""
+        """Release the connection, and end the process if there is one."""
         with self._lock:
             self._engine.close()
             if self._is_own_store:
@@ -111,21 +111,21 @@ class Reader:
 
 
 class InProcessEngine:
-    """Answers the platform's own statements, in the program that asks."""
+    """Answers the platform's own statements, in the calling program."""
 
     def __init__(self, views: LogViews) -> None:
         self._views = views
 
     def query(self, sql: str, params: Params, *, skip_damaged: bool) -> pa.Table:
-        """As Reader.query."""
+        """Return what Reader.query does."""
         return self._views.query(sql, params, skip_damaged=skip_damaged)
 
     def interrupt(self) -> None:
-        """Stop the statement that is under way."""
+        """Stop the running statement."""
         self._views.connection.interrupt()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Release the connection."""
         self._views.close()
 
 
@@ -155,7 +155,7 @@ _HARMLESS = frozenset(
 
 
 class LogConnection:
-    """A DuckDB connection that looks at the log before each statement."""
+    """A DuckDB connection that polls the log before each statement."""
 
     _READS = frozenset(
         {"execute", "executemany", "from_query", "query", "sql", "table", "view", "cursor"}
@@ -168,7 +168,8 @@ class LogConnection:
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """The connection itself, for what insists on one; its views follow only calls made here.
+        """The underlying connection, for libraries that need one; its views change only through
+        calls made here.
 
         Raises QueryError for a tenant's, which checks nothing by itself.
         """

@@ -1,7 +1,7 @@
-"""Output: the answer of a query as text or bytes, for a terminal, a file or another program.
+"""Render: the answer of a query as text or bytes, for a terminal, a file or another program.
 
 Cells hold what tenants wrote. In a table nothing of that reaches the terminal as a command: control
-characters, escapes and marks that change the direction of text are shown as `\\x1b`, not sent.
+characters, escapes and marks that change the direction of text are shown as `\\\\x1b`, not sent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CELL_WIDTH_MAX = 60
 
 
 def render(table: pa.Table, format: Format, *, width: int = CELL_WIDTH_MAX) -> str | bytes:
-    """The table as text that ends with a newline, or as bytes (parquet).
+    """Return the table as text that ends with a newline, or as bytes (parquet).
 
     `table`: aligned columns, cells cut to `width` characters. `csv`: RFC 4180 with a header; null
     is empty. `json`: one list of objects. Both hold the values uncut. Raises InvalidError.
@@ -68,7 +68,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], is_number: Sequence[bool]
 
 
 def printable(text: str) -> str:
-    """The text with everything that is no plain visible character written as an escape."""
+    """Return the text with every character that is not plain and visible written as an escape."""
     return "".join(one if _is_plain(one) else _escaped(one) for one in text)
 
 
@@ -103,7 +103,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal."""
+    """Return the columns that a text takes on a terminal."""
     return sum(
         0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1
         for one in text
@@ -161,7 +161,7 @@ def _json(table: pa.Table) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no name for NaN and infinities: null, as DuckDB does it."""
+    """Return null for NaN and infinities, which JSON cannot hold; DuckDB does the same."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, list):

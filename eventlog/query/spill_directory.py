@@ -1,7 +1,7 @@
-"""Spill: where this process puts parts of a query that do not fit in memory.
+"""Spill directory: where DuckDB in this process puts parts of a query that do not fit in memory.
 
-The folder has a name that nobody can guess or take beforehand, and mode 0700: rows of all tenants
-lie in it for a moment.
+The folder has a random name, which cannot be guessed or created beforehand, and mode 0700: rows of
+all tenants may lie in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _folders: dict[int, str] = {}
 
 
 def spill_folder() -> str:
-    """The folder, made at the first call and removed when this process ends."""
+    """Return the folder, which the first call makes and the end of this process removes."""
     pid = os.getpid()
     folder = _folders.get(pid)
     if folder is None or not os.path.isdir(folder):

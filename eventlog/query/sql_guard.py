@@ -1,9 +1,10 @@
-"""Guard: which SQL a tenant may run: one SELECT over the views, of listed parts and functions.
+"""SQL guard: which SQL a tenant may run: one SELECT over the views, of listed parts and
+functions.
 
-It looks at the statement as DuckDB has parsed it, and at the plan that DuckDB makes of it, never at
-the text. What is not listed (`sql_grammar`, `sql_functions`) is refused. It is one wall of several:
-whoever gets past it meets a read-only transaction, a DuckDB without external access, and, where the
-statement runs in a process of its own, the walls of that process.
+It checks the statement as DuckDB has parsed it, and the plan that DuckDB makes of it, never the
+text. What is not listed (`allowed_grammar`, `allowed_functions`) is refused. It is one layer of
+several: behind it are a read-only transaction, a DuckDB without external access, and, where the
+statement runs in a process of its own, the sandbox of that process.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _TABLES = frozenset({f"memory.{TAIL}", f"memory.{DEAD}"})
 
 
 class SelectGuard:
-    """Checks the statements of one DuckDB instance, and remembers those that it has let through."""
+    """Checks the statements of one DuckDB instance, and caches those that it has accepted."""
 
     def __init__(self, sql_bytes_max: int = SQL_BYTES_MAX) -> None:
         self._sql_bytes_max = sql_bytes_max
@@ -105,7 +106,7 @@ class SelectGuard:
 
 
 def check_size(sql: str, bytes_max: int) -> None:
-    """Raise QueryError for a text that is too long to be parsed, or none that can be."""
+    """Raise QueryError for a text that is too long, or cannot be parsed as text."""
     try:
         size = len(sql) if len(sql) > bytes_max else len(sql.encode())
     except UnicodeEncodeError:
@@ -148,7 +149,7 @@ def _parsed(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
 
 
 def _nodes(tree: Any, scope: Scope) -> Iterator[tuple[dict[str, Any], Scope]]:
-    """Every object of the tree with its scope; with its own stack, since queries nest deeply."""
+    """Yield every object of the tree with its scope; iterative, since queries nest deeply."""
     stack = [(tree, scope)]
     while stack:
         node, scope = stack.pop()
@@ -210,7 +211,7 @@ def _check_expression(node: dict[str, Any]) -> None:
 
 
 def _columns(node: dict[str, Any]) -> set[str]:
-    """The name of a column that is named without its table."""
+    """Yield the names of columns that are named without their table."""
     names = node.get("column_names", ())
     return {str(names[0]).lower()} if len(names) == 1 else set()
 
@@ -224,7 +225,7 @@ def _path(node: dict[str, Any]) -> list[str]:
 
 
 def _is_named(node: dict[str, Any], field: str, names: frozenset[str]) -> bool:
-    """Whether the node names one of these, in no other place than where the views lie."""
+    """Return whether the node names one of these, in no schema other than that of the views."""
     name, path = str(node.get(field, "")).lower(), _path(node)
     return (
         name in names
@@ -258,7 +259,8 @@ def _check_table(node: dict[str, Any], scope: Scope) -> None:
 
 
 def _is_own(node: dict[str, Any], scope: Scope) -> bool:
-    """Whether the statement has defined this table: `t`, or `recurring.t` in a recursion by key."""
+    """Return whether the statement defined this table: `t`, or `recurring.t` in a keyed
+    recursion."""
     name, path = str(node.get("table_name", "")).lower(), _path(node)
     schema = str(node.get("schema_name", "")).lower()
     return (

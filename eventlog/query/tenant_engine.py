@@ -1,7 +1,7 @@
-"""Tenant engine: what answers the SQL of one tenant, in a process that the tenant cannot leave.
+"""Tenant engine: the interface that answers the SQL of one tenant in a sandboxed process.
 
-Processes and their walls are built above the event log. Whoever imports the package puts what makes
-them here; a Reader for a tenant uses it, and nothing else does.
+Processes and their sandbox are built above the event log. `provide` registers what makes engines; a
+Reader for a tenant uses it, and nothing else does.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class TenantEngine(Protocol):
-    """Answers statements; may be called from any thread."""
+    """Answers one tenant's statements; may be called from any thread."""
 
     def query(self, sql: str, params: Any, *, skip_damaged: bool) -> pa.Table:
-        """As Reader.query."""
+        """Return what Reader.query does."""
         ...
 
     def interrupt(self) -> None:
-        """Stop the statement that is under way, if there is one."""
+        """Stop the running statement, if there is one."""
         ...
 
     def close(self) -> None:
-        """End what answers."""
+        """End the engine's process."""
         ...
 
 
@@ -39,7 +39,7 @@ class MakeTenantEngine(Protocol):
     def __call__(
         self, store: Store, tenant_id: str, *, limits: QueryLimits, threads: int, isolation: str
     ) -> TenantEngine:
-        """The engine; it starts nothing before the first statement."""
+        """Return the engine; it starts no process before the first statement."""
         ...
 
 
@@ -47,14 +47,14 @@ _makers: list[MakeTenantEngine] = []
 
 
 def provide(make: MakeTenantEngine) -> None:
-    """Say what makes engines."""
+    """Register the factory of engines."""
     _makers[:] = [make]
 
 
 def make_engine(
     store: Store, tenant_id: str, *, limits: QueryLimits, threads: int, isolation: str
 ) -> TenantEngine:
-    """An engine; SandboxUnavailable where nobody has said what makes them."""
+    """Return an engine; raises SandboxUnavailable where no factory is registered."""
     if not _makers:
         raise SandboxUnavailable("nothing here runs a tenant's SQL: import dynamic_workflows")
     return _makers[0](store, tenant_id, limits=limits, threads=threads, isolation=isolation)

@@ -28,7 +28,7 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True, slots=True)
 class BlobTotals:
-    """What a collection found and did."""
+    """The result of one collection of blobs."""
 
     kept: int
     kept_bytes: int
@@ -37,7 +37,7 @@ class BlobTotals:
 
 
 class Blobs:
-    """The blobs of one stream, in the hands of its owner.
+    """The blobs of one stream, as its owner stores and removes them.
 
     A name that an earlier owner wrote, or that was removed, is never relied on: that owner may
     still be alive and about to remove it. Such a value's name is its hash and a random end.
@@ -88,7 +88,7 @@ class Blobs:
         return ref
 
     async def get(self, ref: str) -> bytes:
-        """The value, whole; Corrupt if it is missing or not what was stored."""
+        """Return the value, whole; raises Corrupt if it is missing or not what was stored."""
         return await read_blob(self._store, self._prefix, ref)
 
     async def collect(
@@ -115,13 +115,13 @@ class Blobs:
                 removed, removed_bytes = removed + 1, removed_bytes + entry.size
         return BlobTotals(kept, kept_bytes, removed, removed_bytes)
 
-    def settle(self, refs: Iterable[str]) -> None:
-        """These names stand in sealed rows: from here on the rows decide."""
+    def mark_sealed(self, refs: Iterable[str]) -> None:
+        """Record that sealed rows name these blobs, so that `collect` decides by the rows alone."""
         self._young.difference_update(refs)
 
 
 async def read_blob(store: Store, prefix: str, ref: str) -> bytes:
-    """A blob under `<stream>/blobs/`, proven by its hash where its name is one."""
+    """Return a blob under `<stream>/blobs/`, verified by its hash where its name is one."""
     key = prefix + _checked(ref)
     try:
         data = await store.get(key)

@@ -44,7 +44,8 @@ DELETES_AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class SegmentSwap:
-    """Segments that go, and those that stand in their place; the files exist already."""
+    """A change of the segment list: segments to remove, and those that replace them, already
+    stored."""
 
     removed: tuple[SegmentInfo, ...] = ()
     added: tuple[SegmentInfo, ...] = ()
@@ -56,14 +57,15 @@ class SegmentSwap:
 
 @dataclass(frozen=True, slots=True)
 class CompactionPlan:
-    """What to do next: merge these segments into one, or erase what tombstones in these name."""
+    """What to do next: merge these segments into one, or erase what their tombstones name."""
 
     merge: tuple[SegmentInfo, ...] = ()
     erase: tuple[SegmentInfo, ...] = ()
 
 
 def apply(manifest: Manifest, change: SegmentSwap, *, now_us: int) -> Manifest:
-    """The manifest after the change, to be published as the next version; nothing may be lost."""
+    """Return the manifest after the change, to be published as the next version; checks that no row
+    is lost."""
     gone = set(change.removed)
     assert gone.issubset(manifest.segments), "a change removes what the manifest has"
     kept = [info for info in manifest.segments if info not in gone]
@@ -97,7 +99,7 @@ def _check_cover(segments: Sequence[SegmentInfo], sealed_seq: int) -> None:
 
 
 def _without_empty(segments: Iterable[SegmentInfo]) -> list[SegmentInfo]:
-    """A range whose rows are all erased has no file: a neighbour answers for its numbers."""
+    """Merge a range whose rows are all erased, and which has no file, into its neighbour."""
     result: list[SegmentInfo] = []
     for info in segments:
         if result and not (info.rows and result[-1].rows):
@@ -200,7 +202,8 @@ async def _offload(work: Callable[[], T], rows: int) -> T:
 def plan(
     manifest: Manifest, *, now_us: int, config: CompactionConfig, erase_now: bool = False
 ) -> CompactionPlan | None:
-    """What is due: an erasure first, else the merge of the lowest level; None when all is well."""
+    """Return what is due: an erasure first, else the merge of the lowest level; None if nothing is
+    due."""
     due_us = manifest.erase_after_us
     if due_us is not None and (erase_now or now_us - due_us >= config.erase_delay_s * US):
         return CompactionPlan(erase=tuple(info for info in manifest.segments if info.tombstones))
@@ -246,13 +249,13 @@ async def compact(
 
 @dataclass(frozen=True)
 class _Dead:
-    """Instances by key, and up to which number each is dead."""
+    """Deleted instances by key, each with the number up to which its rows are deleted."""
 
     keys: pa.Array
     seqs: pa.Array
 
     def mask(self, table: pa.Table) -> pa.ChunkedArray:
-        """Which rows are dead."""
+        """Return which rows are deleted."""
         place = pc.index_in(_keys(table), value_set=self.keys)
         dead_seq = self.seqs.take(place.combine_chunks())
         return pc.fill_null(pc.less_equal(table.column("seq"), dead_seq), False)
@@ -307,7 +310,7 @@ async def _erase(
 
 
 async def _find_dead(store: Store, tombs: Iterable[SegmentInfo]) -> tuple[_Dead, int]:
-    """The tombstones of these segments, the newest of each instance."""
+    """Return the tombstones of these segments, the newest of each instance."""
     parts = []
     for info in tombs:
         data = await segment.read(store, info)
@@ -325,7 +328,7 @@ async def _find_dead(store: Store, tombs: Iterable[SegmentInfo]) -> tuple[_Dead,
 def expired(
     manifest: Manifest, *, now_us: int, config: CompactionConfig, all_now: bool = False
 ) -> tuple[str, ...]:
-    """The garbage whose grace is over; `all_now` when the log is about to sleep."""
+    """Return the garbage whose grace is over; all of it with `all_now`."""
     return tuple(
         key
         for key, since_us in zip(manifest.garbage, manifest.garbage_us, strict=True)
@@ -357,7 +360,7 @@ async def remove_garbage(store: Store, manifest: Manifest, keys: Collection[str]
 async def sweep(
     store: Store, manifest: Manifest, *, is_owner: Callable[[], Awaitable[bool]]
 ) -> list[str]:
-    """Remove segment files that the owner's newest manifest does not name; the keys removed.
+    """Remove segment files that the owner's newest manifest does not name; return their keys.
 
     Such files are left by a crash, or by an owner that was superseded, between writing and naming.
     Not while a change of this owner is on its way. `is_owner` reads the log's newest manifest: if
@@ -374,7 +377,7 @@ async def sweep(
 
 
 async def live_blobs(store: Store, manifest: Manifest) -> set[str]:
-    """The blobs that sealed rows name, read from the segments that have any."""
+    """Return the blobs that sealed rows name, read from the segments that have any."""
     refs: set[str] = set()
     for info in manifest.segments:
         if info.blobs:

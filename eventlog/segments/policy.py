@@ -1,4 +1,4 @@
-"""Compaction config: when segments are merged, erased and removed; without what does it."""
+"""Compaction policy: the settings of when segments are merged, erased and removed."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ _ERRORS = pa.array([kind for kind in FOLDED if kind.endswith("_errored")])
 
 
 def to_table(tenant_id: str, rows: Sequence[Row]) -> pa.Table:
-    """Unfolded rows as columns of SCHEMA, in the order given; pauses often, for a worker thread."""
+    """Return unfolded rows as columns of SCHEMA, in the given order; yields the GIL often, for a
+    worker thread."""
     slices = []
     for start in range(0, len(rows), SLICE_ROWS):
         slices.append(_unfold(_slice(tenant_id, rows[start : start + SLICE_ROWS])))
@@ -164,7 +165,7 @@ def _blank(batch: pa.RecordBatch, name: str, mask: pa.Array) -> pa.Array:
 
 
 def from_table(table: pa.Table) -> list[Row]:
-    """The rows of a table of SCHEMA, in its order."""
+    """Return the rows of a table of SCHEMA, in its order."""
     return [
         row
         for batch in table.to_batches(max_chunksize=SLICE_ROWS)
@@ -173,7 +174,7 @@ def from_table(table: pa.Table) -> list[Row]:
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[list[Any]]:
-    """A list for each field of Row, in the order of its fields."""
+    """Return a list for each field of Row, in the order of its fields."""
     for name in Row.__struct_fields__:
         column = batch.column(name)
         if name == "ts":
@@ -187,12 +188,12 @@ def _values(batch: pa.RecordBatch) -> Iterator[list[Any]]:
 
 
 def sort(table: pa.Table) -> pa.Table:
-    """The rows in the order of a segment."""
+    """Return the rows in the order of a segment."""
     return table.sort_by(_KEY)
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A sorted table as the bytes of a segment."""
+    """Return a sorted table as the bytes of a segment."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -224,7 +225,7 @@ def _distinct_guess(table: pa.Table) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSegment:
-    """A segment on its way to its file: what the manifest will say, and the bytes."""
+    """A segment before it is stored: its manifest entry, and its bytes."""
 
     info: SegmentInfo
     data: bytes
@@ -233,7 +234,7 @@ class EncodedSegment:
 def seal(
     table: pa.Table, *, seq_min: int, seq_max: int, level: int = 0, now_us: int
 ) -> EncodedSegment:
-    """Rows (in any order) as a segment that answers for `seq_min` to `seq_max`.
+    """Return rows (in any order) as a segment that covers `seq_min` to `seq_max`.
 
     Numbers of the range that have no row were erased. Without rows there is no file.
     """
@@ -276,7 +277,7 @@ def seal(
 async def store_segment(
     store: Store, stream: str, sealed: EncodedSegment, *, ids: Ids
 ) -> SegmentInfo:
-    """Give a segment its file under a fresh name; durable on return, named by no manifest yet.
+    """Store a segment under a fresh name; durable on return, named by no manifest yet.
 
     The date in the name is that of the newest row: rows of several days may lie together.
     """
@@ -289,7 +290,7 @@ async def store_segment(
 
 
 async def read(store: Store, info: SegmentInfo) -> bytes:
-    """A segment's bytes, proven by length and hash; raises Corrupt."""
+    """Return a segment's bytes, verified by length and hash; raises Corrupt."""
     data = await store.get(info.key)
     if len(data) != info.bytes or hashlib.sha256(data).hexdigest() != info.sha256:
         raise Corrupt(
@@ -301,12 +302,12 @@ async def read(store: Store, info: SegmentInfo) -> bytes:
 
 
 def parse(data: bytes) -> pa.Table:
-    """A segment's bytes as a table of SCHEMA, whatever version wrote them."""
+    """Return a segment's bytes as a table of SCHEMA, whatever version wrote them."""
     return conform(pq.read_table(pa.BufferReader(data), use_threads=False))
 
 
 def conform(table: pa.Table) -> pa.Table:
-    """The columns of SCHEMA: those that a writer did not know are null, others are dropped."""
+    """Return the columns of SCHEMA: those that the writer lacked are null, others are dropped."""
     columns = []
     for field in SCHEMA:
         if field.name in table.schema.names:
@@ -318,7 +319,7 @@ def conform(table: pa.Table) -> pa.Table:
 
 
 def tombstones(data: bytes) -> pa.Table:
-    """tenant_id, workflow, instance_id and seq of a segment's `workflow_deleted` rows."""
+    """Return tenant_id, workflow, instance_id and seq of a segment's `workflow_deleted` rows."""
     table = pq.read_table(
         pa.BufferReader(data),
         columns=["tenant_id", "workflow", "instance_id", "seq", "type"],
@@ -334,7 +335,7 @@ def tombstones(data: bytes) -> pa.Table:
 async def read_rows(
     store: Store, segments: Iterable[SegmentInfo], *, after: int = 0, batch_rows: int = 10_000
 ) -> AsyncIterator[list[Row]]:
-    """All sealed rows with `seq > after` in order of seq; holds one segment in memory at a time."""
+    """Yield all sealed rows with `seq > after` by seq; holds one segment in memory at a time."""
     for info in sorted(segments, key=lambda info: info.seq_min):
         if not info.rows or info.seq_max <= after:
             continue
@@ -351,7 +352,7 @@ async def read_rows(
 async def read_instance(
     store: Store, segments: Iterable[SegmentInfo], workflow: str, instance_id: str
 ) -> list[Row]:
-    """The sealed rows of one instance in order of seq, out of few row groups."""
+    """Return the sealed rows of one instance in order of seq, out of few row groups."""
     rows: list[Row] = []
     for info in segments:
         if info.rows and info.instance_min <= instance_id <= info.instance_max:
@@ -388,7 +389,7 @@ async def read_instances(
 
 
 def _find_instances(source: Any, ids: list[str], trim: Callable[[Row], Row] | None) -> list[Row]:
-    """The rows of these instances (sorted ids), whatever their workflow, pruned by row group."""
+    """Return the rows of these instances (sorted ids) of any workflow, pruned by row group."""
     wanted = pa.array(ids, pa.string())
     rows: list[Row] = []
     with pq.ParquetFile(source) as file:
@@ -460,7 +461,7 @@ def _find_page(
 async def read_numbered(
     store: Store, segments: Iterable[SegmentInfo], wanted: dict[int, str]
 ) -> dict[int, Row]:
-    """The sealed rows with these numbers (seq -> instance id), by seq."""
+    """Return the sealed rows with these numbers (seq -> instance id), by seq."""
     found: dict[int, Row] = {}
     for info in segments:
         seqs = [seq for seq in wanted if info.rows and info.seq_min <= seq <= info.seq_max]
@@ -490,7 +491,7 @@ async def _source(store: Store, info: SegmentInfo) -> Any:
 
 
 def find_instance(source: Any, workflow: str, instance_id: str) -> pa.Table:
-    """One instance's rows out of a segment (a path or an Arrow file), pruned by row group."""
+    """Return one instance's rows from a segment (a path or Arrow file), pruned by row group."""
     with pq.ParquetFile(source) as file:
         place = file.schema_arrow.get_field_index("instance_id")
         groups = [

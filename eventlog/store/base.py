@@ -59,52 +59,54 @@ class Store(Protocol):
     """Where it lies, as given to `open_store`, for messages."""
 
     async def create(self, key: str, data: bytes) -> None:
-        """Store it under a free name, durable on return; AlreadyExists or Unavailable otherwise."""
+        """Store an object under a free name, durable on return. Raises AlreadyExists or
+        Unavailable."""
         ...
 
     async def put(self, key: str, data: bytes) -> None:
-        """Store it, over whatever was there, durable on return. A reader sees all or nothing."""
+        """Store an object, replacing any before it, durable on return. A reader sees all or
+        nothing."""
         ...
 
     async def get(self, key: str) -> bytes:
-        """All of it, or NotFound."""
+        """Return all of the object; raises NotFound."""
         ...
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
-        """The bytes from `start`; fewer than `length` only at the end. NotFound."""
+        """Return the bytes from `start`; fewer than `length` only at the end. Raises NotFound."""
         ...
 
     async def list(self, prefix: str, *, after: str | None = None) -> Entries:
-        """What has this prefix and comes after the key `after`, sorted by key."""
+        """Return the entries with this prefix after the key `after`, sorted by key."""
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove it; harmless when it is not there."""
+        """Remove an object; harmless when it does not exist."""
         ...
 
     def get_blocking(self, key: str) -> bytes:
-        """As `get`."""
+        """Return what `get` does."""
         ...
 
     def get_range_blocking(self, key: str, start: int, length: int) -> bytes:
-        """As `get_range`."""
+        """Return what `get_range` does."""
         ...
 
     def list_blocking(self, prefix: str, *, after: str | None = None) -> Entries:
-        """As `list`."""
+        """Return what `list` does."""
         ...
 
     def local_path(self, key: str) -> Path | None:
-        """Where the object lies in this machine's file system; None when it lies elsewhere."""
+        """Return the object's path in this machine's file system; None when it has none."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections and threads."""
+        """Release connections and threads."""
         ...
 
 
 def check_key(key: str) -> str:
-    """The key, if it is one that every back end takes; InvalidError otherwise."""
+    """Return the key, if every back end takes it; raises InvalidError otherwise."""
     parts = key.split("/")
     if not all(parts) or "." in parts or ".." in parts or "\\" in key or "\0" in key:
         raise InvalidError(f"{key!r} is not a store key: use relative paths without '.' and '..'")
@@ -112,7 +114,8 @@ def check_key(key: str) -> str:
 
 
 async def create_once(store: Store, key: str, data: bytes) -> None:
-    """Create it although replies may be lost; AlreadyExists only if another's bytes are there.
+    """Create an object although replies may be lost; raises AlreadyExists only for another's
+    bytes.
 
     `data` must hold a random token, so that equal bytes can only be our own.
     """
@@ -147,7 +150,7 @@ async def create_once(store: Store, key: str, data: bytes) -> None:
 
 
 async def can_write(store: Store, *, size: int = ROOM_BYTES) -> bool:
-    """Whether so many bytes can be stored at the moment; they are removed again."""
+    """Return whether so many bytes can be stored now; removes them again."""
     key = f"probe/{secrets.token_hex(8)}"
     try:
         await store.create(key, bytes(size))

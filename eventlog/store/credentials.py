@@ -123,7 +123,7 @@ def check_credentials(url: str) -> None:
 
 
 def refused(url: str, why: str) -> Unavailable:
-    """What to say of credentials that the store does not take."""
+    """Return the error for credentials that the store does not accept."""
     return Unavailable(f"{url}: the credentials were refused ({why}): {_service(url).advice}")
 
 
@@ -133,7 +133,7 @@ def _service(url: str) -> _Service:
 
 @cache
 def _is_in_cloud(service: _Service) -> bool:
-    """Whether this machine's metadata service may give credentials."""
+    """Return whether this machine's metadata service may give credentials."""
     return any(_answers(*ask) for ask in service.asks)
 
 

@@ -1,8 +1,8 @@
-"""Disk: the few system calls that durability rests on, so that tests can make them fail.
+"""Filesystem: the few system calls that durability rests on, so that tests can make them fail.
 
-Every name that appears is synced with its directory, and every byte before its name: a file that
-can be seen is whole. An error leaves open whether the call took effect; a handle whose sync failed
-must never be used again, since the kernel may call lost pages clean from then on.
+Every name that appears is synced with its directory, and every byte before its name: a visible file
+is whole. An error leaves open whether the call took effect; a handle whose sync failed must never
+be used again, since the kernel may call lost pages clean from then on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Disk:
         self._temporary: dict[int, str] = {}
 
     def open_unnamed(self, directory: str) -> int:
-        """A new file for reading and writing that no listing shows until it is linked."""
+        """Open a new file for reading and writing that no listing shows until it is linked."""
         try:
             return self.open_tmpfile(directory)
         except OSError as error:
@@ -43,13 +43,14 @@ class Disk:
         return handle
 
     def open_tmpfile(self, directory: str) -> int:
-        """A file without a name, where the file system has such a thing."""
+        """Open a file without a name, where the file system supports it."""
         if not hasattr(os, "O_TMPFILE"):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), directory)
         return self.open(directory, os.O_TMPFILE | os.O_RDWR)
 
     def open(self, path: str, flags: int) -> int:
-        """A handle; what it makes is for this user alone, or for a group (see `log_access`)."""
+        """Open a file; one that is created is for this user alone, or for a group (see
+        `permissions`)."""
         handle = os.open(path, flags | os.O_CLOEXEC, permissions.FILE)
         unnamed = getattr(os, "O_TMPFILE", 0)
         is_unnamed = bool(unnamed) and flags & unnamed == unnamed
@@ -60,18 +61,18 @@ class Disk:
         return handle
 
     def close(self, handle: int) -> None:
-        """Give the handle back; a file that was never linked goes."""
+        """Close the handle; a file that was never linked is removed."""
         temporary = self._temporary.pop(handle, None)
         os.close(handle)
         if temporary is not None:
             os.unlink(temporary)
 
     def pwrite(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
-        """Write at an offset; how many bytes were taken."""
+        """Write at an offset; return how many bytes were written."""
         return os.pwrite(handle, data, offset)
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """Part of a file; fewer bytes only at its end."""
+        """Return part of a file; fewer bytes only at its end."""
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             return os.pread(handle, length, offset)
@@ -79,7 +80,7 @@ class Disk:
             os.close(handle)
 
     def make_directory(self, path: str) -> None:
-        """The directory and its parents exist, durably; those that are made, as `open` does."""
+        """Make the directory and its parents, durably, with permissions as `open` gives."""
         if os.path.isdir(path):
             return
         parent = os.path.dirname(path)
@@ -109,11 +110,11 @@ class Disk:
         os.posix_fallocate(handle, offset, length)
 
     def truncate(self, handle: int, length: int) -> None:
-        """Cut the file, or let it grow by zeros."""
+        """Shorten the file, or extend it by zeros."""
         os.ftruncate(handle, length)
 
     def link(self, handle: int, path: str) -> None:
-        """Give an open file a name; FileExistsError where the name is taken."""
+        """Give an open file a name; raises FileExistsError where the name is in use."""
         temporary = self._temporary.get(handle)
         if temporary is not None:
             os.link(temporary, path)
@@ -124,15 +125,15 @@ class Disk:
         os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
 
     def replace(self, old: str, new: str) -> None:
-        """Rename over whatever is there."""
+        """Rename over any file of that name."""
         os.replace(old, new)
 
     def unlink(self, path: str) -> None:
-        """Take a name away."""
+        """Remove a name."""
         os.unlink(path)
 
     def exists(self, path: str) -> bool:
-        """Whether the name is there, asked anew each time."""
+        """Return whether the name exists; never cached."""
         try:
             os.stat(path)
         except FileNotFoundError:
@@ -140,7 +141,7 @@ class Disk:
         return True
 
     def has_name(self, handle: int) -> bool:
-        """Whether an open file still has a name."""
+        """Return whether an open file still has a name."""
         return os.fstat(handle).st_nlink > 0
 
 
@@ -163,7 +164,7 @@ def _flush(handle: int, sync: Callable[[int], None]) -> None:
 
 
 def write_all(disk: Disk, handle: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-    """Write all of it, however small the portions that the disk takes."""
+    """Write all of the bytes, in as many writes as it takes."""
     taken = disk.pwrite(handle, data, offset)
     if taken == len(data):
         return
@@ -176,13 +177,13 @@ def write_all(disk: Disk, handle: int, data: bytes | bytearray | memoryview, off
 
 
 def open_unnamed(disk: Disk, directory: Path) -> int:
-    """A new file in a directory that nobody can see until it is linked."""
+    """Open a new file in a directory that no listing shows until it is linked."""
     disk.make_directory(str(directory))
     return disk.open_unnamed(str(directory))
 
 
 def create_file(disk: Disk, path: Path, data: bytes) -> None:
-    """A new file, whole from the moment it can be seen, durable on return; FileExistsError."""
+    """Create a file, whole when it becomes visible, durable on return. Raises FileExistsError."""
     handle = open_unnamed(disk, path.parent)
     try:
         write_all(disk, handle, data, 0)
@@ -194,7 +195,7 @@ def create_file(disk: Disk, path: Path, data: bytes) -> None:
 
 
 def replace_file(disk: Disk, path: Path, data: bytes, *, token: str) -> None:
-    """The file has these bytes, all or none of them visible at any moment, durable on return."""
+    """Replace a file's bytes atomically, durable on return."""
     disk.make_directory(str(path.parent))
     temporary = path.parent / f"{TEMPORARY}{token}"
     handle = disk.open(str(temporary), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -213,7 +214,7 @@ def replace_file(disk: Disk, path: Path, data: bytes, *, token: str) -> None:
 
 
 def explain(error: OSError, path: str) -> WorkflowsError:
-    """What the caller can do about a failed call."""
+    """Return the error for a failed call, with what the caller can do about it."""
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{path} does not exist")
     if isinstance(error, FileExistsError):

@@ -40,7 +40,7 @@ class LocalStore:
         await self._run(lambda: create_file(self.disk, path, data), path)
 
     async def create_and_list(self, key: str, data: bytes, prefix: str) -> Entries:
-        """As `create`, and then `list` after the key, in one change of threads."""
+        """Create an object, then list after the key, in one change of threads."""
         path = self.local_path(key)
 
         def both() -> Entries:
@@ -57,19 +57,19 @@ class LocalStore:
         await self._run(lambda: replace_file(self.disk, path, data, token=token), path)
 
     async def get(self, key: str) -> bytes:
-        """All of it."""
+        """Return all of the file's bytes."""
         return await self.in_thread(lambda: self.get_blocking(key))
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
-        """A part of it."""
+        """Return a range of the file's bytes."""
         return await self.in_thread(lambda: self.get_range_blocking(key, start, length))
 
     async def list(self, prefix: str, *, after: str | None = None) -> Entries:
-        """What has this prefix."""
+        """Return the entries with this prefix."""
         return await self.in_thread(lambda: self.list_blocking(prefix, after=after))
 
     async def delete(self, key: str) -> None:
-        """Unlink it; the directory is not synced, since a name that comes back does no harm."""
+        """Unlink the file; does not sync the directory, since a name that returns does no harm."""
         path = self.local_path(key)
 
         def unlink() -> None:
@@ -81,7 +81,7 @@ class LocalStore:
         await self._run(unlink, path)
 
     def get_blocking(self, key: str) -> bytes:
-        """All of it."""
+        """Return all of the file's bytes."""
         path = self.local_path(key)
         try:
             return path.read_bytes()
@@ -89,7 +89,7 @@ class LocalStore:
             raise explain(error, str(path)) from None
 
     def get_range_blocking(self, key: str, start: int, length: int) -> bytes:
-        """A part of it."""
+        """Return a range of the file's bytes."""
         path = self.local_path(key)
         try:
             return self.disk.read(str(path), start, length)
@@ -97,7 +97,7 @@ class LocalStore:
             raise explain(error, str(path)) from None
 
     def list_blocking(self, prefix: str, *, after: str | None = None) -> Entries:
-        """What has this prefix."""
+        """Return the entries with this prefix."""
         directory = prefix.rpartition("/")[0]
         try:
             found = [
@@ -110,7 +110,7 @@ class LocalStore:
         return sorted(found, key=lambda entry: entry.key)
 
     def local_path(self, key: str) -> Path:
-        """The file."""
+        """Return the path of the object's file."""
         return self.path / check_key(key)
 
     async def close(self) -> None:

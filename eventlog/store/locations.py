@@ -1,7 +1,7 @@
-"""Places: how people name where a log lies, and what each name means.
+"""Locations: how users name where a log lies, and what each name means.
 
-A place is a path, or a URI of one of a few schemes. What looks like a URI but is none, or could
-mean two things, is refused with a sentence: a folder called `s3:` helps nobody.
+A location is a path, or a URI of one of a few schemes. What looks like a URI but is none, or is
+ambiguous, is refused with a sentence: a folder called `s3:` helps nobody.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _HALF = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 
 
 def root_of(log: str | Path) -> str:
-    """A log's root so that every process, wherever it stands, opens the same; InvalidError.
+    """Return a log's root as an absolute path or URI, the same from every process. Raises
+    InvalidError.
 
     A path becomes absolute, with `~` and links resolved; a URI has its scheme in small letters and
     no slash at its end.

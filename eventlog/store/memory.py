@@ -11,7 +11,7 @@ _unnamed = itertools.count(1)
 
 
 def memory_store(uri: str) -> MemoryStore:
-    """The store of a `memory://name` URI; a fresh one where the name is empty."""
+    """Return the store of a `memory://name` URI; a fresh one where the name is empty."""
     if uri == "memory://":
         return MemoryStore()
     return _named.setdefault(uri, MemoryStore(uri))
@@ -25,44 +25,44 @@ class MemoryStore:
         self.objects: dict[str, bytes] = {}
 
     async def create(self, key: str, data: bytes) -> None:
-        """Store it under a free name."""
+        """Store an object under a free name."""
         if check_key(key) in self.objects:
             raise AlreadyExists(f"{self.root}: {key} exists")
         self.objects[key] = bytes(data)
 
     async def put(self, key: str, data: bytes) -> None:
-        """Store it, over whatever was there."""
+        """Store an object, replacing any before it."""
         self.objects[check_key(key)] = bytes(data)
 
     async def get(self, key: str) -> bytes:
-        """All of it."""
+        """Return all of the object's bytes."""
         return self.get_blocking(key)
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
-        """A part of it."""
+        """Return a range of the object's bytes."""
         return self.get_range_blocking(key, start, length)
 
     async def list(self, prefix: str, *, after: str | None = None) -> Entries:
-        """What has this prefix."""
+        """Return the entries with this prefix."""
         return self.list_blocking(prefix, after=after)
 
     async def delete(self, key: str) -> None:
-        """Remove it."""
+        """Remove the object."""
         self.objects.pop(check_key(key), None)
 
     def get_blocking(self, key: str) -> bytes:
-        """All of it."""
+        """Return all of the object's bytes."""
         try:
             return self.objects[check_key(key)]
         except KeyError:
             raise NotFound(f"{self.root}: {key} does not exist") from None
 
     def get_range_blocking(self, key: str, start: int, length: int) -> bytes:
-        """A part of it."""
+        """Return a range of the object's bytes."""
         return self.get_blocking(key)[start : start + length]
 
     def list_blocking(self, prefix: str, *, after: str | None = None) -> Entries:
-        """What has this prefix."""
+        """Return the entries with this prefix."""
         return sorted(
             (
                 Entry(key, len(data))
@@ -73,8 +73,8 @@ class MemoryStore:
         )
 
     def local_path(self, key: str) -> None:
-        """It has no file."""
+        """Return None: the objects have no files."""
         return None
 
     async def close(self) -> None:
-        """Nothing to let go of: a named store keeps its objects."""
+        """Do nothing: a named store keeps its objects."""

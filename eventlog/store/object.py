@@ -64,7 +64,7 @@ class ObjectStore:
             raise InvalidError(f"{url!r} cannot be used as a store: {error}") from None
 
     async def create(self, key: str, data: bytes) -> None:
-        """PUT with if-none-match; a conflict of two creates at once (409) is Unavailable."""
+        """Send a PUT with if-none-match; a conflict of two creates at once (409) is Unavailable."""
         try:
             await obstore.put_async(
                 self.objects, check_key(key), data, mode="create", use_multipart=False
@@ -73,14 +73,14 @@ class ObjectStore:
             raise self._explain_write(error, key) from None
 
     async def put(self, key: str, data: bytes) -> None:
-        """PUT."""
+        """Send a PUT."""
         try:
             await obstore.put_async(self.objects, check_key(key), data, use_multipart=False)
         except Exception as error:
             raise self._explain_write(error, key) from None
 
     async def get(self, key: str) -> bytes:
-        """GET."""
+        """Return the object's bytes, by a GET."""
         try:
             reply = await obstore.get_async(self.objects, check_key(key))
             return bytes(await reply.bytes_async())
@@ -88,7 +88,7 @@ class ObjectStore:
             raise self._explain(error, key) from None
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
-        """GET of a range; empty where the object ends before it."""
+        """Return a range of bytes, by a GET; empty where the object ends before it."""
         if length <= 0:
             return b""
         try:
@@ -102,7 +102,7 @@ class ObjectStore:
             raise self._explain(error, key) from None
 
     async def list(self, prefix: str, *, after: str | None = None) -> Entries:
-        """LIST, page by page."""
+        """Return the entries with this prefix, page by page."""
         folder = prefix.rpartition("/")[0]
         found: list[Any] = []
         try:
@@ -114,7 +114,7 @@ class ObjectStore:
         return _entries(found, prefix, after)
 
     async def delete(self, key: str) -> None:
-        """DELETE."""
+        """Send a DELETE."""
         try:
             await obstore.delete_async(self.objects, check_key(key))
         except FileNotFoundError:
@@ -123,14 +123,14 @@ class ObjectStore:
             raise self._explain(error, key) from None
 
     def get_blocking(self, key: str) -> bytes:
-        """GET."""
+        """Return the object's bytes, by a GET."""
         try:
             return bytes(obstore.get(self.objects, check_key(key)).bytes())
         except Exception as error:
             raise self._explain(error, key) from None
 
     def get_range_blocking(self, key: str, start: int, length: int) -> bytes:
-        """GET of a range."""
+        """Return a range of bytes, by a GET."""
         if length <= 0:
             return b""
         try:
@@ -142,7 +142,7 @@ class ObjectStore:
             raise self._explain(error, key) from None
 
     def list_blocking(self, prefix: str, *, after: str | None = None) -> Entries:
-        """LIST."""
+        """Return the entries with this prefix."""
         folder = prefix.rpartition("/")[0]
         try:
             stream = obstore.list(self.objects, folder or None, offset=after, chunk_size=LIST_CHUNK)
@@ -152,11 +152,11 @@ class ObjectStore:
         return _entries(found, prefix, after)
 
     def local_path(self, key: str) -> None:
-        """It lies elsewhere."""
+        """Return None: the objects have no files here."""
         return None
 
     async def close(self) -> None:
-        """Connections end with the object."""
+        """Do nothing: connections end with the object."""
 
     def _is_past_end(self, error: Exception) -> bool:
         # The text holds the address as well, so a bare "416" would also be a port or part of a key.

@@ -11,7 +11,7 @@ from .memory import memory_store
 
 
 def open_store(root: str | Path) -> Store:
-    """The store at a path or URI: `file://`, `s3://`, `az://`, `gs://`, `memory://`.
+    """Return the store at a path or URI: `file://`, `s3://`, `az://`, `gs://`, `memory://`.
 
     `memory://name` is one store per name and process; `memory://` is a new one each time. Object
     stores take credentials and endpoint from the environment, as their own tools do. Raises

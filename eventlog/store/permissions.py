@@ -1,4 +1,4 @@
-"""Log access: who on this host may read a log on a disk.
+"""Permissions: which users of this host may read a log on a disk.
 
 Folders of a log are made 0700 and its files 0600, whatever the umask. Where a folder carries the
 set-group-id bit and lets its group read, what is made in it is open to that group too (02750 and
@@ -19,7 +19,7 @@ SHARED_FOLDER, SHARED_FILE = 0o2750, 0o640
 
 
 def is_shared(folder: str) -> bool:
-    """Whether what is made in the folder is open to its group."""
+    """Return whether new files in the folder are open to its group."""
     mode = os.stat(folder or ".").st_mode
     return bool(mode & stat.S_ISGID and mode & stat.S_IRGRP)
 
@@ -53,7 +53,8 @@ def share(root: str, group: str) -> None:
 
 
 def exposure(root: str) -> str | None:
-    """What others of the host may do with a log that is on a disk, in a sentence; None: nothing."""
+    """Return what other users of the host may do with a log on a disk, as a sentence; None:
+    nothing."""
     if "://" in root:
         return None
     top = Path(root)
@@ -76,7 +77,7 @@ def exposure(root: str) -> str | None:
 
 
 def _who_replaces(top: Path) -> str | None:
-    """Who else may put something else in the place of what lies in a root, and so run code."""
+    """Return the other users that may replace what lies in a root, and so run code."""
     for folder in [top, *top.resolve().parents]:
         found = folder.stat()
         if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
@@ -105,5 +106,5 @@ def _who_replaces(top: Path) -> str | None:
 
 
 def _is_trusted(uid: int) -> bool:
-    """Whether it is this user, or root, whom nobody is safe from."""
+    """Return whether the user is this one, or root, which can read everything anyway."""
     return uid in (0, os.geteuid())

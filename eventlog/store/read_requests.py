@@ -1,7 +1,8 @@
-"""Wishes: readings that say what they want to read, so that one text serves two kinds of callers.
+"""Read requests: readings that yield what they read, so that one text serves two kinds of callers.
 
-A reading is a generator of wishes; it is sent the answers, and returns its result. `grant` answers
-from an event loop, `grant_blocking` for callers that have none. NotFound reaches the reading.
+A reading is a generator of requests; it is sent the answers, and returns its result. `run_reading`
+answers from an event loop, `run_reading_blocking` for callers that have none. NotFound reaches the
+reading.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ListRequest:
-    """The entries with this prefix after this key."""
+    """A request for the entries with this prefix after this key."""
 
     prefix: str
     after: str | None = None
@@ -28,21 +29,22 @@ class ListRequest:
 
 @dataclass(frozen=True, slots=True)
 class GetRequest:
-    """All of an object."""
+    """A request for all of an object."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class GetRangesRequest:
-    """Parts of objects: (key, start, length)."""
+    """A request for parts of objects: (key, start, length)."""
 
     parts: tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Time for a writer of the same files to go on (seconds); none where files never change."""
+    """A pause (seconds) in which a writer of the same files can go on; none where files never
+    change."""
 
     seconds: float
 
@@ -52,85 +54,85 @@ Steps = Generator[ReadRequest, object, T]
 
 
 def list_entries(prefix: str, *, after: str | None = None) -> Steps[Entries]:
-    """A listing."""
+    """Return a listing."""
     answer = yield ListRequest(prefix, after)
     assert isinstance(answer, list)
     return answer
 
 
 def read_whole(key: str) -> Steps[bytes]:
-    """An object; raises NotFound."""
+    """Return an object's bytes; raises NotFound."""
     answer = yield GetRequest(key)
     assert isinstance(answer, bytes)
     return answer
 
 
 def read_parts(*parts: tuple[str, int, int]) -> Steps[list[bytes]]:
-    """Parts of objects, read together; raises NotFound."""
+    """Return parts of objects, read together; raises NotFound."""
     answer = yield GetRangesRequest(parts)
     assert isinstance(answer, list)
     return answer
 
 
 def pause(seconds: float) -> Steps[None]:
-    """Some time, or none."""
+    """Pause for so many seconds, which may be 0."""
     if seconds:
         yield Pause(seconds)
 
 
-async def grant(store: Store, steps: Steps[T]) -> T:
-    """Follow a reading to its end without blocking the loop; its result."""
+async def run_reading(store: Store, steps: Steps[T]) -> T:
+    """Run a reading to its end without blocking the loop; return its result."""
     if isinstance(store, LocalStore) and store.reads_at_once:
         # A change of threads costs more than a small reading from a disk.
-        return await store.in_thread(lambda: grant_blocking(store, steps))
+        return await store.in_thread(lambda: run_reading_blocking(store, steps))
     try:
-        wish = next(steps)
+        request = next(steps)
         while True:
             try:
-                answer = await _answer(store, wish)
+                answer = await _answer(store, request)
             except NotFound as error:
-                wish = steps.throw(error)
+                request = steps.throw(error)
             else:
-                wish = steps.send(answer)
+                request = steps.send(answer)
     except StopIteration as stop:
         result: T = stop.value
         return result
 
 
-def grant_blocking(store: Store, steps: Steps[T]) -> T:
-    """Follow a reading to its end; its result."""
+def run_reading_blocking(store: Store, steps: Steps[T]) -> T:
+    """Run a reading to its end; return its result."""
     try:
-        wish = next(steps)
+        request = next(steps)
         while True:
             try:
-                answer = _answer_blocking(store, wish)
+                answer = _answer_blocking(store, request)
             except NotFound as error:
-                wish = steps.throw(error)
+                request = steps.throw(error)
             else:
-                wish = steps.send(answer)
+                request = steps.send(answer)
     except StopIteration as stop:
         result: T = stop.value
         return result
 
 
-async def _answer(store: Store, wish: ReadRequest) -> object:
-    if isinstance(wish, ListRequest):
-        return await store.list(wish.prefix, after=wish.after)
-    if isinstance(wish, GetRequest):
-        return await store.get(wish.key)
-    if isinstance(wish, Pause):
-        await asyncio.sleep(wish.seconds if isinstance(store, LocalStore) else 0)
+async def _answer(store: Store, request: ReadRequest) -> object:
+    if isinstance(request, ListRequest):
+        return await store.list(request.prefix, after=request.after)
+    if isinstance(request, GetRequest):
+        return await store.get(request.key)
+    if isinstance(request, Pause):
+        await asyncio.sleep(request.seconds if isinstance(store, LocalStore) else 0)
         return None
-    return list(await asyncio.gather(*(store.get_range(*part) for part in wish.parts)))
+    return list(await asyncio.gather(*(store.get_range(*part) for part in request.parts)))
 
 
-def _answer_blocking(store: Store, wish: ReadRequest) -> object:
-    if isinstance(wish, ListRequest):
-        return store.list_blocking(wish.prefix, after=wish.after)
-    if isinstance(wish, GetRequest):
-        return store.get_blocking(wish.key)
-    if isinstance(wish, Pause):
+def _answer_blocking(store: Store, request: ReadRequest) -> object:
+    if isinstance(request, ListRequest):
+        return store.list_blocking(request.prefix, after=request.after)
+    if isinstance(request, GetRequest):
+        return store.get_blocking(request.key)
+    if isinstance(request, Pause):
         if isinstance(store, LocalStore):
-            time.sleep(wish.seconds)
+            time.sleep(request.seconds)
         return None
-    return [store.get_range_blocking(*part) for part in wish.parts]
+    return [store.get_range_blocking(*part) for part in request.parts]

@@ -29,7 +29,7 @@ class WalFile:
         self.has_name = False
 
     def write(self, data: bytes | bytearray) -> None:
-        """Append; raises OSError."""
+        """Append bytes; raises OSError."""
         end = self.offset + len(data)
         if end > self.allocated >= 0:
             more = min(max(self.offset, ALLOCATE_BYTES_MIN), ALLOCATE_BYTES_MAX)
@@ -44,7 +44,7 @@ class WalFile:
         self.offset = end
 
     def is_fenced(self) -> bool:
-        """Whether a newer owner has come. The order of the two questions matters.
+        """Return whether a newer owner exists. The order of the two checks matters.
 
         A newer owner creates the next name. It may later remove it, but only after this file's own
         name. So a next name that is missing because it was removed shows in the second question.
@@ -52,7 +52,7 @@ class WalFile:
         return self.disk.exists(self.next_path) or not self.disk.has_name(self.handle)
 
     def close(self) -> None:
-        """Give back the reserved blocks and the handle."""
+        """Release the reserved blocks and close the file."""
         with contextlib.suppress(OSError):
             if self.allocated != 0:
                 self.disk.truncate(self.handle, self.offset)

@@ -47,14 +47,14 @@ END = b"\xd3end"
 BLOCK_BYTES_MIN = HEAD_BYTES + len(END)
 SECTOR_BYTES = 512
 
-HEADER, CUT, ROWS = b"\xd3WH1", b"\xd3WC1", b"\xd3WR1"
-_KINDS = (HEADER, CUT, ROWS)
+HEADER, CHECKPOINT, ROWS = b"\xd3WH1", b"\xd3WC1", b"\xd3WR1"
+_KINDS = (HEADER, CHECKPOINT, ROWS)
 _MAGIC_START = b"\xd3W"
 _MAGIC = re.compile(rb"\xd3W[HCR]1")
 
 
 class WalHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Who made a file, and for what."""
+    """Which owner made a file, and for which stream."""
 
     format: int = FORMAT
     stream: str
@@ -81,7 +81,7 @@ class WalCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TornTail(msgspec.Struct, frozen=True, kw_only=True):
-    """What a crash left unfinished at the end of a file; it was never acknowledged."""
+    """An incomplete block that a crash left at the end of a file; it was never acknowledged."""
 
     key: str
     offset: int
@@ -104,43 +104,43 @@ class Block:
 
     @property
     def last_seq(self) -> int:
-        """The last number in it; first_seq - 1 when it has no rows."""
+        """The last number in the block; first_seq - 1 when it has no rows."""
         return self.first_seq + self.span - 1
 
 
 def wal_prefix(stream: str) -> str:
-    """What every WAL file of the stream begins with."""
+    """Return the common prefix of every WAL key of the stream."""
     return f"{stream}/wal/"
 
 
 def wal_key(stream: str, number: int) -> str:
-    """The key of one file."""
+    """Return the key of one file."""
     return f"{stream}/wal/{number:020d}"
 
 
 _encoder = msgspec.msgpack.Encoder()
 _rows_decoder = msgspec.msgpack.Decoder(list[Row])
 _header_decoder = msgspec.msgpack.Decoder(WalHeader)
-_cut_decoder = msgspec.msgpack.Decoder(WalCheckpoint)
+_checkpoint_decoder = msgspec.msgpack.Decoder(WalCheckpoint)
 
 
 class BlockEncoder:
-    """Makes blocks in one buffer that is used again and again: use the result before the next."""
+    """Encodes blocks into one buffer that is reused: use each result before the next call."""
 
     def __init__(self) -> None:
         self._buffer = bytearray(64 * 1024)
 
     def rows(self, rows: Sequence[Row], *, first_seq: int, span: int, synced: int) -> bytearray:
-        """A block of rows."""
+        """Return a block of rows."""
         return self._block(ROWS, rows, first_seq, span, synced)
 
     def header(self, header: WalHeader) -> bytes:
-        """The block that a file begins with."""
+        """Return the block that a file begins with."""
         return bytes(self._block(HEADER, header, 0, 0, 0))
 
-    def cut(self, cut: WalCheckpoint) -> bytes:
-        """The block that makes a file a data file."""
-        return bytes(self._block(CUT, cut, cut.last_seq + 1, 0, 0))
+    def checkpoint(self, checkpoint: WalCheckpoint) -> bytes:
+        """Return the block that makes a file a data file."""
+        return bytes(self._block(CHECKPOINT, checkpoint, checkpoint.last_seq + 1, 0, 0))
 
     def _block(
         self, kind: bytes, content: object, first_seq: int, span: int, synced: int
@@ -157,7 +157,7 @@ class BlockEncoder:
 
 
 def stamp(rows: Sequence[Row], *, first_seq: int, epoch: int) -> int:
-    """Number the rows from `first_seq`; the number after the last."""
+    """Number the rows from `first_seq`; return the number after the last."""
     seq = first_seq
     for row in rows:
         row.seq = seq
@@ -167,7 +167,7 @@ def stamp(rows: Sequence[Row], *, first_seq: int, epoch: int) -> int:
 
 
 def decode_rows(block: Block) -> list[Row]:
-    """The rows of a block, possibly folded."""
+    """Return the rows of a block, possibly folded."""
     try:
         return _rows_decoder.decode(block.body)
     except msgspec.MsgspecError as error:
@@ -177,7 +177,7 @@ def decode_rows(block: Block) -> list[Row]:
 
 
 def decode_header(block: Block) -> WalHeader:
-    """The file's header."""
+    """Return the file's header."""
     try:
         header = _header_decoder.decode(block.body)
     except msgspec.MsgspecError as error:
@@ -192,16 +192,16 @@ def decode_header(block: Block) -> WalHeader:
     return header
 
 
-def decode_cut(block: Block) -> WalCheckpoint:
-    """Where the file goes on from."""
+def decode_checkpoint(block: Block) -> WalCheckpoint:
+    """Return where the file goes on from."""
     try:
-        return _cut_decoder.decode(block.body)
+        return _checkpoint_decoder.decode(block.body)
     except msgspec.MsgspecError as error:
         raise corrupt(block.key, block.offset, f"the cut cannot be decoded: {error}") from None
 
 
 def corrupt(key: str, offset: int, what: str) -> Corrupt:
-    """The error of a file that is not what was written."""
+    """Return the error for a file that is not what was written."""
     return Corrupt(
         f"{key} is damaged at byte {offset}: {what}. Nothing was changed: restore the file from a "
         "copy; `dynamic-workflows verify` shows what is affected",
@@ -212,7 +212,7 @@ def corrupt(key: str, offset: int, what: str) -> Corrupt:
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """Bytes at the end of what was read that no crash leaves, if they were read at one moment."""
+    """Bytes at the end of a read that no crash leaves, if they were read at one moment."""
 
     what: str
     is_vouched: bool
@@ -222,7 +222,7 @@ class Suspicion:
 
 
 class FileParser:
-    """Takes a file's bytes in order, gives its blocks; then says how the file ended.
+    """Parses a file's bytes in order into blocks, then tells how the file ended.
 
     `feed` may be called with portions of any size. Memory: one portion and one block. `hash`: the
     SHA-256 of what lies before `start`, where that was read before; it is changed.
@@ -236,11 +236,11 @@ class FileParser:
         self._rest = b""
 
     def restart(self) -> None:
-        """Forget what was fed behind `offset`, to be fed again from there."""
+        """Discard what was fed behind `offset`, to be fed again from there."""
         self._rest = b""
 
     def feed(self, data: bytes) -> list[Block]:
-        """The blocks that are complete now; stops at the first bad one."""
+        """Yield the blocks that are complete now; stops at the first bad one."""
         self._rest = self._rest + data if self._rest else data
         blocks: list[Block] = []
         start = 0
@@ -254,7 +254,7 @@ class FileParser:
         return blocks
 
     def needs(self) -> int:
-        """Bytes still missing from the block that was begun, if that can be told; else 0."""
+        """Bytes still missing from the incomplete block, if that can be told; else 0."""
         head = _head_of(self._rest, 0)
         if head is None:
             return 0
@@ -265,7 +265,7 @@ class FileParser:
         return bool(self._rest) and _is_blank(self._rest)
 
     def finish(self) -> TornTail | None:
-        """After the last byte: None for a clean end, the torn tail, or Corrupt."""
+        """Return None for a clean end, or the torn tail, after the last byte; raises Corrupt."""
         rest = self._rest
         if _is_blank(rest):
             return None
@@ -294,7 +294,8 @@ class FileParser:
         return Block(kind, self.key, offset, offset + end - start, first_seq, seqs, synced, body)
 
     def suspicion(self) -> Suspicion | None:
-        """What speaks for damage at `offset`; None where a crash can have left these bytes.
+        """Return the signs of corruption at `offset`; None where a crash can have left these
+        bytes.
 
         Of a file that nobody writes it is damage; see `doubt` for one that may be growing.
         """

@@ -1,7 +1,7 @@
-"""SyncThread: the one thread in which a log waits for its disk.
+"""Fsync thread: the one thread in which a log waits for its disk.
 
-Work is a generator that pauses between two calls to the disk. The thread runs it straight through;
-the schedule explorer in the tests takes its place and stops at each pause.
+Work is a generator that yields between two calls to the disk. The thread runs it straight through;
+the schedule explorer in the tests replaces the thread and stops at each yield.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Done = Callable[[T | None, BaseException | None], None]
 
 
 class Runner(Protocol):
-    """Something that runs steps one after the other, in the order they were handed in."""
+    """Runs generators of disk calls one after the other, in the order of submission."""
 
     def submit(self, steps: Steps[T], done: Done[T]) -> None:
         """Run the steps elsewhere; call `done(result, error)` in the event loop."""
         ...
 
     def close(self) -> None:
-        """Run what was handed in, then end."""
+        """Run what was submitted, then end."""
         ...
 
 
 def run_steps(steps: Steps[T]) -> T:
-    """Run steps to their end, here and now."""
+    """Run the steps to their end in the calling thread."""
     while True:
         try:
             next(steps)
@@ -69,7 +69,7 @@ class SyncThread:
         self._work.put(work)
 
     def close(self) -> None:
-        """End the thread after what was handed in."""
+        """End the thread after the submitted work."""
         self._work.put(None)
 
     def _run(self) -> None:

@@ -38,7 +38,7 @@ OnFailure = Callable[[WorkflowsError], None]
 
 
 class LocalWal:
-    """Takes rows that are numbered already; see `EventLog.append` for what their futures mean."""
+    """Writes numbered rows; see `EventLog.append` for what their futures mean."""
 
     def __init__(
         self,
@@ -81,7 +81,8 @@ class LocalWal:
     # -- becoming the owner ------------------------------------------------------------------
 
     async def fence(self, header: WalHeader, *, sync_first: bool) -> None:
-        """Create the next file, which stops the owner before; AlreadyExists when it is taken.
+        """Create the next file, which fences the owner before; raises AlreadyExists if it
+        exists.
 
         `sync_first`: sync the names below before.
         """
@@ -93,21 +94,21 @@ class LocalWal:
         self._file = await self._run(steps)
         self._number = header.number
 
-    async def adopt(self, walk: WalScan) -> bool:
-        """Make durable what was read of older files; False when one has grown since it was read."""
-        if not any(file.number >= walk.last.number for file in walk.files):
+    async def make_durable(self, scan: WalScan) -> bool:
+        """Sync what was read of older files; return False when one has grown since it was read."""
+        if not any(file.number >= scan.last.number for file in scan.files):
             return True
         try:
-            return await self._run(self._adopt_steps(walk))
+            return await self._run(self._make_durable_steps(scan))
         except NotFound:
             return False  # sealed and removed by the owner before, whose manifest we shall meet
 
-    def start(self, cut: WalCheckpoint) -> None:
-        """Begin to write, going on from `cut`."""
+    def start(self, checkpoint: WalCheckpoint) -> None:
+        """Begin to write, going on from `checkpoint`."""
         assert self._file is not None
-        self._next_seq = cut.last_seq + 1
+        self._next_seq = checkpoint.last_seq + 1
         try:
-            self._write(self._encoder.cut(cut))
+            self._write(self._encoder.checkpoint(checkpoint))
         except OSError as error:
             raise explain(error, self._file.path) from None
 
@@ -116,7 +117,7 @@ class LocalWal:
     def append(
         self, rows: Sequence[Row], *, next_seq: int, future: asyncio.Future[None], durable: bool
     ) -> None:
-        """Take rows up to `next_seq`; they are written by the end of this loop turn."""
+        """Append rows up to `next_seq`; they are written by the end of this loop turn."""
         assert self.failed is None, "a log that failed takes no rows"
         if rows:
             if not self._rows:
@@ -139,7 +140,7 @@ class LocalWal:
         self._flush()
 
     def _flush(self) -> None:
-        """Write what was appended, and see to it that it gets synced."""
+        """Write what was appended, and schedule its sync."""
         if self.failed is not None or self._file is None:
             return
         file = self._file
@@ -166,7 +167,7 @@ class LocalWal:
             durable = durable or not file.has_name
             must_sync = must_sync or durable
             self._waiters.append((self._written if durable else 0, future))
-        self._settle()
+        self._acknowledge_synced()
         if must_sync:
             self._start_sync()
         else:
@@ -243,13 +244,13 @@ class LocalWal:
         else:
             file.synced = offset
             self._synced = max(self._synced, written)
-            self._settle()
+            self._acknowledge_synced()
             if self._waiters:
                 self._start_sync()
             else:
                 self._sync_lazily()
 
-    def _settle(self) -> None:
+    def _acknowledge_synced(self) -> None:
         waiters, synced = self._waiters, self._synced
         while waiters and waiters[0][0] <= synced:
             future = waiters.popleft()[1]
@@ -280,7 +281,7 @@ class LocalWal:
     # -- rolling and closing -----------------------------------------------------------------
 
     async def roll(self, header: WalHeader) -> int:
-        """Go on in a new file; the old ones are closed, synced and full up to the number returned.
+        """Start a new file; the old ones are closed, synced and full up to the number returned.
 
         Appends go on meanwhile. They are acknowledged when the new file has its name.
         """
@@ -294,12 +295,12 @@ class LocalWal:
             new.close()
             raise self.failed
         last_seq = self._next_seq - 1
-        cut = WalCheckpoint(
+        checkpoint = WalCheckpoint(
             number=old.number, end=old.offset, sha256=old.hash.hexdigest(), last_seq=last_seq
         )
         self._file = new
         try:
-            self._write(self._encoder.cut(cut))
+            self._write(self._encoder.checkpoint(checkpoint))
         except OSError as error:
             problem = explain(error, new.path)
             self.fail(problem)
@@ -325,7 +326,7 @@ class LocalWal:
         return last_seq
 
     async def close(self) -> None:
-        """Sync and acknowledge what was appended, then give the file back."""
+        """Sync and acknowledge what was appended, then close the file."""
         if self.failed is None and self._file is not None:
             future = self._loop.create_future()
             self.append([], next_seq=self._next_seq, future=future, durable=True)
@@ -334,7 +335,7 @@ class LocalWal:
         await self.abandon()
 
     async def abandon(self) -> None:
-        """Give the file back without a last sync."""
+        """Close the file without a last sync."""
         if self._lazy is not None:
             self._lazy.cancel()
             self._lazy = None
@@ -413,16 +414,16 @@ class LocalWal:
         old.close()
         return self._disk.exists(new.next_path)
 
-    def _adopt_steps(self, walk: WalScan) -> Steps[bool]:
-        for file in walk.files:
-            if file.number < walk.last.number:
+    def _make_durable_steps(self, scan: WalScan) -> Steps[bool]:
+        for file in scan.files:
+            if file.number < scan.last.number:
                 continue
             path = self._directory / f"{file.number:020d}"
-            is_last = file.number == walk.last.number
+            is_last = file.number == scan.last.number
             if is_last:
-                self._harden(path, walk.synced, walk.last.end)
+                self._harden(path, scan.synced, scan.last.end)
                 yield
-            if self._has_block(path, file.key, walk.last.end if is_last else file.header_end):
+            if self._has_block(path, file.key, scan.last.end if is_last else file.header_end):
                 return False
             yield
         return True

@@ -38,12 +38,12 @@ class HeaderMaker(Protocol):
     """Makes the header of the file with a number, with a write token of its own."""
 
     def __call__(self, number: int) -> WalHeader:
-        """The header."""
+        """Return the header."""
         ...
 
 
 class ObjectWal:
-    """Takes rows that are numbered already; see `EventLog.append` for what their futures mean."""
+    """Writes numbered rows; see `EventLog.append` for what their futures mean."""
 
     def __init__(
         self,
@@ -61,14 +61,14 @@ class ObjectWal:
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._encoder = BlockEncoder()
-        self._cut: WalCheckpoint | None = None
+        self._checkpoint: WalCheckpoint | None = None
         self._number = 0
         self._epoch = 0
         self._rows: list[Row] = []
         self._first_seq = 0
         self._next_seq = 0
         self._waiters: list[asyncio.Future[None]] = []
-        self._flying: list[asyncio.Future[None]] = []
+        self._in_flight: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         self.failed: WorkflowsError | None = None
 
@@ -80,11 +80,12 @@ class ObjectWal:
     @property
     def committed_seq(self) -> int:
         """The highest number that is durable."""
-        assert self._cut is not None
-        return self._cut.last_seq
+        assert self._checkpoint is not None
+        return self._checkpoint.last_seq
 
     async def fence(self, header: WalHeader, *, sync_first: bool) -> None:
-        """Create the next file, which stops the owner before; AlreadyExists when it is taken.
+        """Create the next file, which fences the owner before; raises AlreadyExists if it
+        exists.
 
         `sync_first` says nothing here: what an object store shows is durable.
         """
@@ -95,15 +96,15 @@ class ObjectWal:
         self._number = header.number
         self._epoch = header.epoch
 
-    def start(self, cut: WalCheckpoint) -> None:
-        """Begin to write, going on from `cut`."""
-        self._cut = cut
-        self._next_seq = cut.last_seq + 1
+    def start(self, checkpoint: WalCheckpoint) -> None:
+        """Begin to write, going on from `checkpoint`."""
+        self._checkpoint = checkpoint
+        self._next_seq = checkpoint.last_seq + 1
 
     def append(
         self, rows: Sequence[Row], *, next_seq: int, future: asyncio.Future[None], durable: bool
     ) -> None:
-        """Take rows up to `next_seq`; they go with the next object."""
+        """Append rows up to `next_seq`; they are written with the next object."""
         assert self.failed is None, "a log that failed takes no rows"
         if rows:
             if not self._rows:
@@ -117,14 +118,14 @@ class ObjectWal:
     async def _commit_all(self) -> None:
         try:
             while self._waiters and self.failed is None:
-                self._flying, self._waiters = self._waiters, []
+                self._in_flight, self._waiters = self._waiters, []
                 rows, self._rows = self._rows, []
                 if rows:
                     await self._commit(rows, self._first_seq, self._next_seq)
-                for future in self._flying:
+                for future in self._in_flight:
                     if not future.done():
                         future.set_result(None)
-                self._flying = []
+                self._in_flight = []
         except WorkflowsError as error:
             self.fail(error)
         except Exception as error:
@@ -135,20 +136,20 @@ class ObjectWal:
 
     async def _commit(self, rows: list[Row], first_seq: int, next_seq: int) -> None:
         """Create the next object, or raise Fenced or Unavailable."""
-        assert self._cut is not None
+        assert self._checkpoint is not None
         span = next_seq - first_seq
         block = bytes(self._encoder.rows(rows, first_seq=first_seq, span=span, synced=0))
-        cut = self._encoder.cut(self._cut)
+        checkpoint = self._encoder.checkpoint(self._checkpoint)
         number = self._number + 1
         header = self._encoder.header(self._make_header(number))
-        data = header + cut + block
+        data = header + checkpoint + block
         key = wal_key(self._stream, number)
         if not await self._create(key, data):
             await self._explain_clash(key)
         self._number = number
-        offset = len(header) + len(cut) + HEAD_BYTES
+        offset = len(header) + len(checkpoint) + HEAD_BYTES
         body = block[HEAD_BYTES:-4]
-        self._cut = WalCheckpoint(
+        self._checkpoint = WalCheckpoint(
             number=number,
             end=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
@@ -157,7 +158,7 @@ class ObjectWal:
         self._on_block(TailBlock(first_seq, next_seq - 1, number, offset, len(body), body))
 
     async def _create(self, key: str, data: bytes) -> bool:
-        """True when our bytes are under this name, False when another's are.
+        """Return True when our bytes are under this name, False when another's are.
 
         The reply to a create may be all that was lost, so a failure is answered by reading. A
         conflict between two creates (HTTP 409) may leave the name free: then it is tried again.
@@ -183,7 +184,7 @@ class ObjectWal:
         )
 
     async def _explain_clash(self, key: str) -> None:
-        """Raise what another file under the next number means."""
+        """Raise the error for another file under the next number."""
         blocks = FileParser(key).feed(await self._store.get(key))
         if not blocks:
             raise corrupt(key, 0, "it does not begin with a whole header")
@@ -202,8 +203,8 @@ class ObjectWal:
         if self.failed is not None:
             return
         self.failed = error
-        waiters = self._flying + self._waiters
-        self._flying, self._waiters, self._rows = [], [], []
+        waiters = self._in_flight + self._waiters
+        self._in_flight, self._waiters, self._rows = [], [], []
         self._on_failure(error)
         for future in waiters:
             if not future.done():
@@ -211,13 +212,13 @@ class ObjectWal:
                 future.exception()  # whoever does not look at it finds `failed`
 
     async def close(self) -> None:
-        """Commit what was appended, then take no more."""
+        """Commit what was appended, then refuse appends."""
         while self._task is not None:
             await asyncio.wait([self._task])
         await self.abandon()
 
     async def abandon(self) -> None:
-        """Take no more; what is on its way may or may not arrive."""
+        """Refuse appends; objects in flight may or may not arrive."""
         if self._task is not None:
             self._task.cancel()
         self.fail(PlatformClosed(f"the log {self._stream} was closed: open it again"))

@@ -1,7 +1,7 @@
-"""Recovery: what a log consists of, found by reading its newest manifest and its WAL.
+"""Recovery: reads the newest manifest and the WAL, and so finds what a log consists of.
 
-Used by owners when they open a log, and by readers that own nothing while an owner writes. Nothing
-here changes a byte.
+Owners use it when they open a log, and readers that own nothing while an owner writes. Nothing here
+changes a byte.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..errors import Corrupt
 from ..events import Row
 from ..manifest import Manifest, decode_manifest, hash_of, manifest_key, manifest_prefix, version_of
 from ..store.base import Entries, NotFound, Store
-from ..store.read_requests import Steps, grant, grant_blocking, list_entries, read_whole
+from ..store.read_requests import Steps, list_entries, read_whole, run_reading, run_reading_blocking
 from .format import Block, TornTail, decode_rows
 from .scan import Displaced, Position, WalScan
 
@@ -28,7 +28,7 @@ __all__ = [
     "newest_manifest_blocking",
     "newest_version",
     "read_tail",
-    "survey_steps",
+    "snapshot_steps",
 ]
 
 
@@ -41,17 +41,17 @@ class LatestManifest:
 
 
 def fresh(stream: str, tenant_id: str) -> LatestManifest:
-    """What a stream without any manifest is."""
+    """Return the first manifest of a stream that has none."""
     return LatestManifest(Manifest(stream=stream, tenant_id=tenant_id), "")
 
 
 def newest_version(entries: Entries) -> int:
-    """The highest version in a listing; 0 when there is none. Other files are passed over."""
+    """Return the highest version in a listing; 0 when there is none. Other files are ignored."""
     return max((version_of(entry.key) or 0 for entry in entries), default=0)
 
 
 def newest_steps(stream: str) -> Steps[LatestManifest | None]:
-    """The newest manifest, or None for a stream that has none. Raises Corrupt."""
+    """Return the newest manifest, or None for a stream that has none. Raises Corrupt."""
     while True:
         version = newest_version((yield from list_entries(manifest_prefix(stream))))
         if not version:
@@ -65,24 +65,24 @@ def newest_steps(stream: str) -> Steps[LatestManifest | None]:
 
 
 async def newest_manifest(store: Store, stream: str) -> LatestManifest | None:
-    """The newest manifest, or None for a stream that has none. Raises Corrupt."""
-    return await grant(store, newest_steps(stream))
+    """Return the newest manifest, or None for a stream that has none. Raises Corrupt."""
+    return await run_reading(store, newest_steps(stream))
 
 
 def newest_manifest_blocking(store: Store, stream: str) -> LatestManifest | None:
-    """As `newest_manifest`."""
-    return grant_blocking(store, newest_steps(stream))
+    """Return what `newest_manifest` does."""
+    return run_reading_blocking(store, newest_steps(stream))
 
 
 @dataclass(frozen=True)
 class LogSnapshot:
-    """A log as it was found: the newest manifest and the walk over the WAL under it."""
+    """A log at one moment: the newest manifest and the scan of the WAL under it."""
 
     newest: LatestManifest
-    walk: WalScan
+    scan: WalScan
 
 
-def survey_steps(
+def snapshot_steps(
     stream: str,
     begin: Callable[[], Callable[[Block], None]],
     *,
@@ -91,7 +91,7 @@ def survey_steps(
     since: Position | None = None,
     has_segments: bool = False,
 ) -> Steps[LogSnapshot | None]:
-    """Read the newest manifest and the WAL; again from the start if the owner moved on meanwhile.
+    """Read the newest manifest and the WAL; start again if the owner moved on meanwhile.
 
     `begin` is called at each start, for what shall take the blocks of rows. A stream without a
     manifest is taken for `or_fresh`, or gives None. `since`: a walk whose rows up to there the
@@ -105,12 +105,12 @@ def survey_steps(
             return None
         if since is not None and not since.is_under(newest.manifest):
             since = None
-        walk = WalScan(stream, newest.manifest, begin(), after=after, since=since)
+        scan = WalScan(stream, newest.manifest, begin(), after=after, since=since)
         try:
-            yield from walk.steps()
+            yield from scan.steps()
             if has_segments:
                 yield from _check_segments(newest.manifest)
-            return LogSnapshot(newest, walk)
+            return LogSnapshot(newest, scan)
         except Displaced:
             since = None
         except (Corrupt, NotFound) as error:
@@ -119,7 +119,7 @@ def survey_steps(
             # Files that the owner has just sealed and removed look like damage. So may files that
             # it made while we listed or read them: believed is what a second look shows too.
             is_same = again is None or again.manifest.version == newest.manifest.version
-            is_believed = is_same and (walk.is_certain or _is_same_place(damage, doubted))
+            is_believed = is_same and (scan.is_certain or _is_same_place(damage, doubted))
             if is_believed or tries == READ_TRIES_MAX - 1:
                 raise damage from None
             newest, doubted = again, damage if is_same else None
@@ -127,7 +127,7 @@ def survey_steps(
 
 
 def _check_segments(manifest: Manifest) -> Steps[None]:
-    """Every segment is there and has its size; its content is checked when it is read."""
+    """Check that every segment exists with its size; its content is checked when it is read."""
     wanted = {info.key: info.bytes for info in manifest.segments if info.rows}
     if not wanted:
         return
@@ -144,7 +144,7 @@ def _check_segments(manifest: Manifest) -> Steps[None]:
 
 
 def _damage(error: Corrupt | NotFound) -> Corrupt:
-    """A file that was listed and cannot be found, with no newer manifest, is damage."""
+    """Return the error for a file that was listed and is missing, with no newer manifest."""
     if isinstance(error, Corrupt):
         return error
     return Corrupt(f"{error.message}, though the log needs it: restore it from a copy", offset=0)
@@ -156,7 +156,8 @@ def _is_same_place(damage: Corrupt, other: Corrupt | None) -> bool:
 
 @dataclass(frozen=True)
 class TailRows:
-    """What a reader found: the manifest, and the rows above its `sealed_seq`, possibly folded."""
+    """The result of reading a tail: the manifest, and the rows above its `sealed_seq`, possibly
+    folded."""
 
     manifest: Manifest
     rows: list[Row]
@@ -169,7 +170,7 @@ class TailRows:
 def read_tail(
     store: Store, stream: str, *, after: int = 0, since: Position | None = None
 ) -> TailRows | None:
-    """The log as it is now, without a lock and while an owner writes; None for an unknown stream.
+    """Read the log's tail, without a lock and while an owner writes; None for an unknown stream.
 
     `rows` has what is above both `after` and the manifest's `sealed_seq`, in seq order. The last
     rows may not be acknowledged yet, and of an owner that was superseded some may vanish again. A
@@ -186,9 +187,9 @@ def read_tail(
         rows.clear()
         return take
 
-    survey = grant_blocking(store, survey_steps(stream, begin, after=after, since=since))
-    if survey is None:
+    snapshot = run_reading_blocking(store, snapshot_steps(stream, begin, after=after, since=since))
+    if snapshot is None:
         return None
     kept = rows if not after else [row for row in rows if row.seq > after]
-    walk = survey.walk
-    return TailRows(survey.newest.manifest, kept, walk.last.last_seq, walk.torn, walk.position)
+    scan = snapshot.scan
+    return TailRows(snapshot.newest.manifest, kept, scan.last.last_seq, scan.torn, scan.position)

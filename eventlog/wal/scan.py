@@ -1,9 +1,9 @@
-"""Walk: reads the WAL files of a stream, and decides which of their rows are in the log.
+"""WAL scan: reads the WAL files of a stream, and decides which of their rows are in the log.
 
-Which files count. Every data file says in its cut which data file it goes on from, and how much of
-that one its owner accepted. Going back from the last data file gives the log; what else lies there
+Which files count. Every data file's checkpoint names the data file that it goes on from, and how
+much of that one its owner accepted. Going back from the last data file gives the log; the rest
 (fences, files of owners that were superseded before they accepted work, bytes after the accepted
-end) was never acknowledged and is passed over.
+end) was never acknowledged and is ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..manifest import Manifest, version_of
 from ..store.base import Entry
 from ..store.read_requests import Steps, list_entries, pause, read_parts
 from .format import (
-    CUT,
+    CHECKPOINT,
     HEADER,
     ROWS,
     Block,
@@ -26,7 +26,7 @@ from .format import (
     WalCheckpoint,
     WalHeader,
     corrupt,
-    decode_cut,
+    decode_checkpoint,
     decode_header,
     wal_key,
     wal_prefix,
@@ -48,25 +48,26 @@ HEADS_KEPT_BYTES_MAX = 32 * MIB
 
 @dataclass
 class WalFileInfo:
-    """What is known of one WAL file from its first blocks."""
+    """What the first blocks of a WAL file say of it."""
 
     number: int
     key: str
     size: int
     header: WalHeader
     header_end: int
-    cut: WalCheckpoint | None
+    checkpoint: WalCheckpoint | None
     head: bytes = field(repr=False)
     """Its first bytes, kept so that small files are read once."""
 
 
 class Displaced(Exception):
-    """What was read before does not lead to the log any more: it has to be read from the start."""
+    """The position of an earlier scan is no longer on the way to the log's end: scan from the
+    start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Up to where a walk has read and checked the WAL; a later walk may go on from here."""
+    """How far a scan has read and checked the WAL; a later scan may continue from here."""
 
     number: int
     """Of the file."""
@@ -85,7 +86,7 @@ class Position:
     """That were read of all files up to here."""
 
     def is_under(self, manifest: Manifest) -> bool:
-        """Whether a walk under the manifest can go on from here."""
+        """Return whether a scan under the manifest can continue from here."""
         return self.epoch == manifest.epoch and manifest.wal_first <= self.number
 
 
@@ -119,22 +120,22 @@ class WalScan:
 
     @property
     def next_number(self) -> int:
-        """The first WAL number that nobody has taken."""
+        """The first unused WAL number."""
         return self.files[-1].number + 1 if self.files else self.manifest.wal_first
 
     @property
     def epoch(self) -> int:
-        """The highest epoch seen."""
+        """The highest epoch in the files."""
         return max([self.manifest.epoch, *(file.header.epoch for file in self.files[-1:])])
 
     def steps(self) -> Steps[None]:
-        """Read it all. Raises Corrupt or NotFound; Displaced only with `since`."""
+        """Read all files. Raises Corrupt or NotFound; Displaced only with `since`."""
         yield from self._find_files()
         self._find_chain()
         self.last = WalCheckpoint(number=0, end=0, sha256="", last_seq=self.manifest.sealed_seq)
-        cuts = [file.cut for file in self.chain]
-        for file, next_cut in zip(self.chain, [*cuts[1:], None], strict=False):
-            yield from self._read_file(file, next_cut)
+        checkpoints = [file.checkpoint for file in self.chain]
+        for file, next_checkpoint in zip(self.chain, [*checkpoints[1:], None], strict=False):
+            yield from self._read_file(file, next_checkpoint)
         if self.last.last_seq < self.manifest.sealed_seq:
             key = self.chain[-1].key
             raise corrupt(key, self.last.end, f"rows up to {self.manifest.sealed_seq} were in it")
@@ -183,14 +184,18 @@ class WalScan:
         since = self.since
         if since is not None and number == since.number and header.write != since.write:
             raise Displaced
-        cut = decode_cut(blocks[1]) if len(blocks) > 1 and blocks[1].kind == CUT else None
-        if cut is None:
+        checkpoint = (
+            decode_checkpoint(blocks[1])
+            if len(blocks) > 1 and blocks[1].kind == CHECKPOINT
+            else None
+        )
+        if checkpoint is None:
             # A fence, or a file whose first blocks were torn: prove that nothing synced is in it.
             if len(blocks) > 1:
                 raise corrupt(entry.key, blocks[1].offset, "rows without a cut before them")
             yield from self._prove_fence(entry, parser, len(head), blocks[0].end)
         self.files.append(
-            WalFileInfo(number, entry.key, entry.size, header, blocks[0].end, cut, head)
+            WalFileInfo(number, entry.key, entry.size, header, blocks[0].end, checkpoint, head)
         )
 
     def _prove_fence(
@@ -207,7 +212,7 @@ class WalScan:
                 position += len(data)
             if parser.offset > header_end:
                 return  # its owner has just begun: a fence when it was listed, it may stay one
-            wait_s = self._weigh(doubt, parser)
+            wait_s = self._check_read(doubt, parser)
             if wait_s is None:
                 break
             yield from pause(wait_s)
@@ -215,17 +220,17 @@ class WalScan:
             position = parser.offset
         self.torn = parser.finish() or self.torn
 
-    def _weigh(
+    def _check_read(
         self, doubt: Doubt, parser: FileParser, whole_upto: int | None = None
     ) -> float | None:
         try:
-            return doubt.weigh(parser, whole_upto=whole_upto)
+            return doubt.check_read(parser, whole_upto=whole_upto)
         finally:
             self.is_certain = self.is_certain or doubt.is_certain
 
     def _find_chain(self) -> None:
         by_number = {file.number: file for file in self.files}
-        file = next((file for file in reversed(self.files) if file.cut is not None), None)
+        file = next((file for file in reversed(self.files) if file.checkpoint is not None), None)
         if file is not None and file.header.epoch > self.manifest.epoch:
             # A cut is written after the manifest of its epoch was published.
             raise Corrupt(
@@ -235,25 +240,25 @@ class WalScan:
                 path=file.key,
                 offset=0,
             )
-        while file is not None and file.cut is not None:
+        while file is not None and file.checkpoint is not None:
             self.chain.append(file)
-            number = file.cut.number
+            number = file.checkpoint.number
             if self.since is not None:
                 if file.number == self.since.number:
                     break
                 if number < self.since.number:
                     raise Displaced
             if number < self.manifest.wal_first:
-                if file.cut.last_seq > self.manifest.sealed_seq:
+                if file.checkpoint.last_seq > self.manifest.sealed_seq:
                     raise corrupt(
                         file.key,
                         0,
-                        f"it goes on from {file.cut.last_seq}, but only rows up to "
+                        f"it goes on from {file.checkpoint.last_seq}, but only rows up to "
                         f"{self.manifest.sealed_seq} are sealed",
                     )
                 break
             before = by_number.get(number)
-            if before is None or before.cut is None or number >= file.number:
+            if before is None or before.checkpoint is None or number >= file.number:
                 raise corrupt(
                     wal_key(self.stream, number), 0, f"{file.key} goes on from it, but it is empty"
                 )
@@ -262,14 +267,14 @@ class WalScan:
         if self.since is not None and not self.chain:
             raise Displaced
 
-    def _read_file(self, file: WalFileInfo, next_cut: WalCheckpoint | None) -> Steps[None]:
-        assert file.cut is not None
+    def _read_file(self, file: WalFileInfo, next_checkpoint: WalCheckpoint | None) -> Steps[None]:
+        assert file.checkpoint is not None
         since = self.since if self.since and self.since.number == file.number else None
-        upto = None if next_cut is None else next_cut.end
+        upto = None if next_checkpoint is None else next_checkpoint.end
         stop = file.size if upto is None else upto
         if since is None:
             parser = FileParser(file.key)
-            seq, synced, data = file.cut.last_seq, file.header_end, file.head[:stop]
+            seq, synced, data = file.checkpoint.last_seq, file.header_end, file.head[:stop]
         else:
             if upto is not None and upto < since.offset:
                 raise Displaced
@@ -297,7 +302,7 @@ class WalScan:
                 chunk = min(2 * chunk, CHUNK_BYTES)
                 [data] = yield from read_parts((file.key, position, wanted))
             if not data:
-                wait_s = self._weigh(doubt, parser, upto)
+                wait_s = self._check_read(doubt, parser, upto)
                 if wait_s is None:
                     break
                 yield from pause(wait_s)
@@ -306,9 +311,9 @@ class WalScan:
         before = self.position or since
         bytes_before = before.bytes if before is not None else 0
         sha256 = parser.hash.hexdigest()
-        if next_cut is None:
+        if next_checkpoint is None:
             self.torn = parser.finish() or self.torn
-        elif (sha256, seq) != (next_cut.sha256, next_cut.last_seq):
+        elif (sha256, seq) != (next_checkpoint.sha256, next_checkpoint.last_seq):
             raise corrupt(file.key, 0, "its hash is not the one that the next file has for it")
         self.last = WalCheckpoint(
             number=file.number, end=parser.offset, sha256=sha256, last_seq=seq

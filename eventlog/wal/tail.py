@@ -53,16 +53,16 @@ class Tail:
 
     @property
     def first_seq(self) -> int | None:
-        """The lowest number in it; None when it is empty."""
+        """The lowest number in the tail; None when it is empty."""
         return self._blocks[0].first_seq if self._blocks else None
 
     def add(self, block: TailBlock) -> None:
-        """Take the next block."""
+        """Append the next block."""
         self._blocks.append(block)
         self.bytes += block.length
 
     def drop(self, upto_seq: int) -> None:
-        """Forget the blocks whose rows are all sealed now."""
+        """Drop the blocks whose rows are all sealed now."""
         count = 0
         for block in self._blocks:
             if block.last_seq > upto_seq:
@@ -75,13 +75,14 @@ class Tail:
         self._indexed = 0
 
     def blocks(self, *, after: int = 0, upto: int | None = None) -> list[TailBlock]:
-        """The blocks that hold a number above `after`, up to the block that ends at `upto`."""
+        """Return the blocks that hold a number above `after`, up to the block that ends at
+        `upto`."""
         start = bisect_left(self._blocks, after + 1, key=lambda block: block.last_seq)
         found = self._blocks[start:]
         return found if upto is None else [block for block in found if block.last_seq <= upto]
 
     def rows(self, block: TailBlock) -> list[Row]:
-        """The rows of one block, possibly folded. May read the disk."""
+        """Return the rows of one block, possibly folded. May read the disk."""
         body = block.body if block.body is not None else self._read_body(block)
         try:
             return _rows_decoder.decode(body)
@@ -92,7 +93,7 @@ class Tail:
             ) from None
 
     def wants_index(self) -> bool:
-        """Whether blocks have come that no index covers."""
+        """Whether there are blocks that the index does not cover."""
         return self._indexed < len(self._blocks)
 
     def index_some(self) -> None:
@@ -110,9 +111,11 @@ class Tail:
     def histories(
         self, keys: set[tuple[str, str]], trim: Callable[[Row], Row] | None = None
     ) -> dict[tuple[str, str], list[Row]]:
-        """The unfolded rows of some instances, by (workflow, instance), each as `trim` leaves it.
+        """Return the unfolded rows of some instances, by (workflow, instance), each as `trim`
+        leaves it.
 
-        May read the disk."""
+        May read the disk.
+        """
         # Blocks that were appended since the caller looked are indexed here: there are few.
         while self.wants_index():
             self.index_some()

@@ -1,14 +1,14 @@
-"""Doubt: decides when a place in a file that may be growing is damaged.
+"""Torn reads: decides when a place in a file that may be growing is corrupt.
 
 One read of a growing file is not one moment: its pages are copied one after the other, so an early
 page may be from before a block was written, and a later one show a block that was written after it
 (which vouches for the first, by its `synced`). So what one read shows is a suspicion:
 
-- With a voucher, the place was whole before the voucher was written. Damage is believed when a read
-  that began after the voucher was seen fails at the same place.
-- Without one, the mark at the block's end speaks: a writer copies a block from its beginning to its
-  end. So it was all there when its mark was seen, and a read that began later sees it whole. Damage
-  is believed when several such reads, some milliseconds apart, see the same bytes.
+- With a voucher, the place was whole before the voucher was written. Corruption is believed when a
+  read that began after the voucher was seen fails at the same place.
+- Without one, the end mark of the block decides: a writer copies a block from its beginning to its
+  end. So it was all there when its mark was seen, and a read that began later sees it whole.
+  Corruption is believed when several such reads, some milliseconds apart, see the same bytes.
 
 docs/decisions/0004-torn-tails.md has the argument.
 """
@@ -32,8 +32,8 @@ class Doubt:
         self.is_certain = False
         """Whether damage was believed, so that no further look is needed."""
 
-    def weigh(self, parser: FileParser, *, whole_upto: int | None = None) -> float | None:
-        """Whether a read may be taken as it is: None; else the pause before the next (seconds).
+    def check_read(self, parser: FileParser, *, whole_upto: int | None = None) -> float | None:
+        """Return None if the read is consistent, else the pause before the next read (seconds).
 
         `whole_upto`: a block that was seen before the read says that the file was whole up to here.
         Raises Corrupt for damage that is believed.

@@ -1,9 +1,9 @@
-"""Bundle: a tenant's code as it is stored and loaded, and WorkerCode, the door it comes in by.
+"""Bundle: a tenant's code as it is stored and loaded, and WorkerCode, the public form of it.
 
 A bundle is everything that one isolate needs: modules, what `env` holds, limits. Its content hash
 is its name, for ever: `code/<sha256>` under the log's root. What is granted (services, the gateway,
-tails) travels beside the modules as cloudpickle, is never shown to an isolate, and is unpickled on
-the platform's side alone.
+tails) is stored beside the modules as cloudpickle, is never shown to an isolate, and is unpickled
+in the platform's processes alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Grants: TypeAlias = dict[str, Service]
 
 
 class WorkerCode(BaseModel):
-    """A tenant's code and what it is given.
+    """A tenant's code, with the values and services that it may use.
 
     `modules` maps a path to Python source, text, bytes or JSON; `main_module` is one of the paths.
     `env` holds values that the codec takes, services and wrapped workflow bindings.
@@ -83,7 +83,7 @@ class WorkerCode(BaseModel):
 
 
 class Granted(msgspec.Struct, array_like=True):
-    """One name in `env`, or a service beside it."""
+    """One name in `env`, or a service beside it, that the code may use."""
 
     name: str
     kind: str  # "value" | "service" | "workflows"
@@ -98,13 +98,13 @@ class Granted(msgspec.Struct, array_like=True):
     binding_name: str | None = None
 
     def revived(self) -> Service:
-        """A new object of the service: on the platform's side alone."""
+        """Return a new object of the service; to be called in the platform's processes alone."""
         service: Service = cloudpickle.loads(self.pickle or b"")
         return service
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
-    """Code by content; `content_hash` is its name."""
+    """A tenant's code, named by the hash of its content."""
 
     format: int = FORMAT
     main_module: str
@@ -119,11 +119,11 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """What keys the content hash, where the platform has a key (see `code_keys`)."""
 
     def __repr__(self) -> str:
-        """Nothing of what a tenant is given: it may be secret."""
+        """Return a text without what the tenant is given, which may be secret."""
         return f"Bundle({self.main_module!r}, {len(self.modules)} modules, {len(self.env)} in env)"
 
     def stored(self) -> bytes:
-        """The bytes that lie at `code/<content hash>`, and their own SHA-256 at the end.
+        """Return the bytes to store at `code/<content hash>`, with their own SHA-256 at the end.
 
         The content hash leaves out the pickles, since two pickles of one object may differ.
         """
@@ -132,7 +132,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of everything that shapes what the code can see and do; keyed, with a key."""
+        """The SHA-256 of everything that shapes what the code can see and do; keyed, with a key."""
         shape = _ENCODER.encode(
             [
                 self.format,
@@ -151,23 +151,23 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(shape).hexdigest()
 
     def load_message(self, *, packages: tuple[str, ...], options: dict[str, Any]) -> Load:
-        """What the isolate is told: modules and the shape of `env`, nothing of the grants."""
+        """Return the message for an isolate: modules and the shape of `env`, without the grants."""
         entries = [EnvEntry(entry.name, entry.kind, entry.value) for entry in self.env]
         return Load(self.main_module, self.modules, entries, list(packages), options)
 
     def granted(self, name: str) -> Granted | None:
-        """What `env` holds under the name."""
+        """Return what `env` holds under the name, or None."""
         return next((entry for entry in self.env if entry.name == name), None)
 
     def services(self) -> dict[str, Granted]:
-        """The services that are granted, by place, as they travel."""
+        """Return the granted services by place, still pickled."""
         places = {f"env:{entry.name}": entry for entry in self.env if entry.pickle is not None}
         if self.outbound is not None:
             places["outbound"] = self.outbound
         return places | {f"tail:{i}": tail for i, tail in enumerate(self.tails)}
 
     def unpickle(self) -> Grants:
-        """The services, revived: on the platform's side alone."""
+        """Return the granted services; to be called in the platform's processes alone."""
         return {place: granted.revived() for place, granted in self.services().items()}
 
 
@@ -188,7 +188,7 @@ def _shape(entry: Granted) -> list[Any]:
 
 
 def from_stored(data: bytes, content_hash: str) -> Bundle:
-    """The bundle that these bytes are; Corrupt when they are not what the name says."""
+    """Return the bundle of these bytes; raises Corrupt when they are not what the name says."""
     end = len(data) - _CHECK_BYTES
     if end < 0 or hashlib.sha256(data[:end]).digest() != data[end:]:
         raise Corrupt(f"the stored code {content_hash} is damaged: restore it from a copy")
@@ -202,17 +202,17 @@ def from_stored(data: bytes, content_hash: str) -> Bundle:
 
 
 def decode(data: bytes) -> Bundle:
-    """The bundle that `stored` wrote, from a trusted hand."""
+    """Return the bundle that `stored` wrote; the bytes must come from a trusted source."""
     return _DECODER.decode(data[:-_CHECK_BYTES])
 
 
 def code_key(content_hash: str) -> str:
-    """Where a bundle lies under the log's root."""
+    """Return the key of a bundle under the log's root."""
     return f"code/{content_hash}"
 
 
 def bundle_of(code: WorkerCode, *, own_binding: bool = False) -> tuple[Bundle, Grants]:
-    """The bundle of some code, and the services it grants, still alive.
+    """Return the bundle of some code, and the live services that it grants.
 
     `own_binding`: `env` gets WORKFLOWS, the tenant's own, unless the code says otherwise. Raises
     CodeError `code.invalid`.
@@ -312,7 +312,7 @@ def _service(name: str, service: Service, grants: Grants, *, place: str) -> Gran
 
 
 def checked_limits(limits: Mapping[str, int] | None) -> dict[str, int]:
-    """The limits, or CodeError for one that does not exist."""
+    """Return the limits; raises CodeError for one that does not exist."""
     if not limits:
         return {}
     unknown = limits.keys() - LIMITS

@@ -1,8 +1,8 @@
-"""Code keys: stored bundles as nobody without the platform's key reads them.
+"""Code keys: encrypts stored bundles, so that only the platform's key reads them.
 
 A bundle holds what a tenant is given: values of `env`, and services with their props. With a key
 the whole bundle is encrypted where it lies (Fernet: AES and an HMAC), and its content hash is keyed
-too, since a plain hash would let whoever lists the log try guesses of a short secret.
+too, since a plain hash would let a reader of the log's listing try guesses of a short secret.
 
 The first key encrypts, all of them decrypt. The last one keys the hash, so that a new key in front
 changes no hash. A bundle that was stored without a key is read as before.
@@ -30,10 +30,10 @@ _KEY_BYTES = 32
 
 
 class CodeKeys:
-    """The keys of one platform, newest first; none: bundles lie in the open."""
+    """The keys of one platform, newest first; without keys bundles are stored unencrypted."""
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
-        """Keys as `new_key` makes them; raises InvalidError for what is none."""
+        """Take keys that `new_key` made; raises InvalidError for any other text."""
         raw = [_raw(key) for key in keys]
         self._keys = [base64.urlsafe_b64encode(key) for key in raw]
         # Of its own, so that the hash says nothing about what encrypts.
@@ -45,13 +45,13 @@ class CodeKeys:
         return f"CodeKeys({len(self._keys)} keys)"
 
     def keyed(self, bundle: Bundle) -> Bundle:
-        """The bundle with its hash keyed, where there is a key and it has none yet."""
+        """Return the bundle with its hash keyed, where there is a key and it has none yet."""
         if self._hash_key is None or bundle.hash_key is not None:
             return bundle
         return msgspec.structs.replace(bundle, hash_key=self._hash_key)
 
     def seal(self, bundle: Bundle) -> bytes:
-        """The bytes that lie at `code/<content hash>`, and their own SHA-256 at the end."""
+        """Return the bytes to store at `code/<content hash>`, with their own SHA-256 at the end."""
         if not self._keys:
             return bundle.stored()
         from cryptography.fernet import Fernet
@@ -60,7 +60,7 @@ class CodeKeys:
         return data + hashlib.sha256(data).digest()
 
     def open(self, data: bytes, content_hash: str) -> Bundle:
-        """The bundle that was sealed.
+        """Return the bundle that was sealed.
 
         Raises Corrupt for bytes that are damaged or another bundle's, CodeError
         (`code.load_failed`) where the key is missing or another.
@@ -89,7 +89,7 @@ class CodeKeys:
 
 
 def check_stored(data: bytes, content_hash: str) -> None:
-    """Raise Corrupt unless these bytes are what was stored, as far as is seen without a key."""
+    """Raise Corrupt unless these bytes are what was stored, as far as that shows without a key."""
     if data.startswith(_MAGIC):
         _check(data, content_hash)
     else:
@@ -97,7 +97,7 @@ def check_stored(data: bytes, content_hash: str) -> None:
 
 
 def checked_keys(given: Any) -> list[str]:
-    """Keys as a setting holds them; raises InvalidError, which repeats none of them."""
+    """Return the keys of a setting; raises InvalidError, whose text repeats no key."""
     one_by_one = [given] if isinstance(given, str | bytes) else given
     if not isinstance(one_by_one, list | tuple):
         raise InvalidError("code_keys is a list of keys, the newest first")
@@ -108,7 +108,7 @@ def checked_keys(given: Any) -> list[str]:
 
 
 def new_key() -> str:
-    """A random key, as text."""
+    """Return a random key, as text."""
     from cryptography.fernet import Fernet
 
     return Fernet.generate_key().decode()

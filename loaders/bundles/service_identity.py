@@ -1,8 +1,9 @@
-"""Identity: what tells one granted service from another, in every process alike.
+"""Service identity: tells one granted service from another, alike in every process.
 
-Code is stored under its content hash, and who asks for that hash gets the services that were stored
-with it. So two services that could answer differently must never count as one: beside the class and
-the props, all that the object holds counts, and the code of a class that travels by value.
+Code is stored under its content hash, and a caller that asks for that hash gets the services that
+were stored with it. So two services that could answer differently must never count as one: beside
+the class and the props, all that the object holds counts, and the code of a class that travels by
+value.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _HEX = re.compile(rb"[0-9a-f]{32}")
 
 
 def identity_of(service: Service, data: bytes) -> str:
-    """A text that two services share only where their class and all that they hold is the same.
+    """Return a text that is the same for two services only if their class and content are.
 
     `data` is the pickle of the service. What holds no mere values, and what says itself how it is
     pickled, is told apart by its pickle: then one and the same may get several identities.
@@ -36,7 +37,7 @@ def identity_of(service: Service, data: bytes) -> str:
 
 
 def _state_of(service: Service) -> str | None:
-    """What the object holds, as codec text; None where that is not all that there is to know."""
+    """Return what the object holds, as codec text; None where that is not all of its state."""
     reduced: Any = service.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     match reduced:
         case (copyreg.__newobj__, (kind,), state, *more) if kind is type(service) and not any(more):  # type: ignore[attr-defined]
@@ -48,7 +49,7 @@ def _state_of(service: Service) -> str | None:
 
 
 def _digest(data: bytes) -> str:
-    """The hash of a pickle, without the random names that a process gives to its classes."""
+    """Return the hash of a pickle, without the random names that a process gives to its classes."""
     given = getattr(cloudpickle.cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
     stable = _HEX.sub(lambda found: b"" if found[0].decode() in given else found[0], data)
     return hashlib.sha256(stable).hexdigest()

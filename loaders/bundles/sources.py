@@ -1,7 +1,8 @@
 """Sources: tenant code from a folder, a revision of a git repository, or a mapping, as `load`.
 
-Each answers a callable for `connect(load=...)`: tenant id -> WorkerCode. Whatever else a WorkerCode
-takes (env, limits, tails, global_outbound, …) goes in as named arguments, for every tenant alike.
+Each function returns a callable for `connect(load=...)`: tenant id -> WorkerCode. All other fields
+of a WorkerCode (env, limits, tails, global_outbound, …) are named arguments, for every tenant
+alike.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def from_mapping(
     main_module: str = MAIN_MODULE,
     **more: Any,
 ) -> Load:
-    """Each tenant's code by its id: a WorkerCode, or its modules by path.
+    """Return a source of each tenant's code by its id: a WorkerCode, or its modules by path.
 
     The mapping is asked each time, so it may change. CodeError for a tenant that is not in it.
     """
@@ -73,7 +74,7 @@ def from_mapping(
 
 
 def from_folder(folder: str | Path, *, main_module: str = MAIN_MODULE, **more: Any) -> Load:
-    """The files below a folder, read again each time.
+    """Return a source of the files below a folder, read again for each call.
 
     `{tenant}` in the path stands for the tenant's id; without it all tenants run the same code.
     Files and folders that begin with a dot, caches, and links are left out; what comes after
@@ -96,7 +97,7 @@ def from_git(
     main_module: str = MAIN_MODULE,
     **more: Any,
 ) -> Load:
-    """The files of a git repository on this machine, as they are at a revision.
+    """Return a source of the files of a git repository on this machine at a revision.
 
     `revision` is a commit, a tag or a branch, which is looked up each time: a tenant whose branch
     has moved gets the new code. `repository` may be a folder inside one, and stands for that folder
@@ -119,7 +120,8 @@ def from_git(
 
 
 def read_folder(folder: Path, *, main_module: str = MAIN_MODULE, **more: Any) -> WorkerCode:
-    """The files below a folder as code; CodeError when they cannot be read or are too many."""
+    """Return the files below a folder as code; raises CodeError for unreadable or too many
+    files."""
     modules: dict[str, str | bytes] = {}
     size = 0
     try:
@@ -135,7 +137,7 @@ def read_folder(folder: Path, *, main_module: str = MAIN_MODULE, **more: Any) ->
 
 
 def _check_links(template: str, root: Path) -> None:
-    """Raises CodeError where a part below the tenant's own is a link."""
+    """Raise CodeError where a part of the path below the tenant's own is a link."""
     parts = Path(template).parts
     own = next((i for i, part in enumerate(parts) if "{tenant}" in part), len(parts))
     for i in range(own + 2, len(root.parts) + 1):
@@ -144,8 +146,11 @@ def _check_links(template: str, root: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """The path and content of each plain file; whoever puts a link in its place meanwhile, too,
-    leads nowhere: folders are held open, and no link is ever followed."""
+    """Yield the path and content of each plain file.
+
+    A link that replaces a file meanwhile leads nowhere, too: folders are held open, and no link is
+    ever followed.
+    """
     for where, folders, files, descriptor in os.fwalk(folder, onerror=_raise):
         folders[:] = [name for name in folders if _is_code(name)]
         for name in filter(_is_code, files):
@@ -155,7 +160,7 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _plain_file(name: str, folder: int) -> bytes | None:
-    """What is in a file, up to one byte more than there may be; None where it is none."""
+    """Return a file's content, up to one byte above the limit; None where it is no plain file."""
     if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
         return None
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -181,7 +186,7 @@ async def read_revision(
     main_module: str = MAIN_MODULE,
     **more: Any,
 ) -> WorkerCode:
-    """The files of a git repository at a revision as code; CodeError when they cannot be read."""
+    """Return the files of a repository at a revision as code; raises CodeError if unreadable."""
     _check_repository(repository)
     commit = await _commit(repository, revision)
     prefix = (await _git(repository, "rev-parse", "--show-prefix")).decode().rstrip("\n")
@@ -227,7 +232,7 @@ def _inside(folder: str) -> str:
 
 
 def _entries(listing: bytes) -> list[tuple[str, str, int]]:
-    """(path, object, size) of the plain files: no links, no other repositories, nothing hidden."""
+    """Yield (path, object, size) of the plain files: no links, no submodules, nothing hidden."""
     found = []
     for entry in listing.split(b"\0")[:-1]:
         parts = _ENTRY.fullmatch(entry)
@@ -245,7 +250,8 @@ def _entries(listing: bytes) -> list[tuple[str, str, int]]:
 
 
 async def _git(repository: str | Path, *arguments: str, given: bytes = b"") -> bytes:
-    """What git prints; CodeError when it fails. No shell, no prompts, no hooks, no network."""
+    """Return what git prints; raises CodeError when it fails. No shell, prompts, hooks or
+    network."""
     environment = {name: value for name, value in os.environ.items() if name not in _STRAYS}
     try:
         process = await asyncio.create_subprocess_exec(
@@ -293,7 +299,7 @@ def _check_size(size: int, what: str) -> None:
 
 
 def _filled(template: str, tenant_id: str) -> str:
-    """The path with the tenant's id in it; an id that could lead elsewhere is refused."""
+    """Return the path with the tenant's id in it; refuses an id that could lead elsewhere."""
     if "{tenant}" not in template:
         return template
     if tenant_id in ("", ".", "..") or "/" in tenant_id or "\\" in tenant_id or "\0" in tenant_id:
@@ -302,7 +308,7 @@ def _filled(template: str, tenant_id: str) -> str:
 
 
 def _filled_revision(template: str, tenant_id: str) -> str:
-    """As `_filled`; an id that would be more than a part of a name is refused."""
+    """Return what `_filled` does; refuses an id that would be more than a part of a name."""
     if "{tenant}" in template and (not _REVISION_SIGNS.isdisjoint(tenant_id) or ".." in tenant_id):
         raise _missing(f"the id of tenant {tenant_id!r} cannot be part of a revision")
     return _filled(template, tenant_id)

@@ -1,7 +1,7 @@
-"""Worker: code loaded by hand, and stubs to call what it exports.
+"""Worker: code that a service loads by hand, and stubs to call what it exports.
 
-A stub holds no isolate: each call says which code it wants, and the tenant that the code belongs to
-runs it in an isolate of its own.
+A stub holds no isolate: each call names the code, and the tenant that the code belongs to runs it
+in an isolate of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .bundle import WorkerCode
 
 
 class WorkerRef(msgspec.Struct, frozen=True):
-    """Where a worker runs: the tenant that supervises it, its code, and its own name."""
+    """A worker's address: the tenant that supervises it, its code, and its own name."""
 
     tenant_id: str
     code_hash: str
@@ -29,14 +29,14 @@ class WorkerRef(msgspec.Struct, frozen=True):
 
 
 class Workers(Protocol):
-    """Somebody who loads workers and knows the way to their tenants."""
+    """Loads workers, and returns the calls of their tenants."""
 
     async def worker(self, name: str | None, source: Any) -> WorkerRef:
-        """Load the worker; `source` is a WorkerCode or a callback that answers one."""
+        """Load the worker; `source` is a WorkerCode or a callback that returns one."""
         ...
 
     def calls(self, tenant_id: str) -> Calls:
-        """The calls of a tenant."""
+        """Return the calls of a tenant."""
         ...
 
 
@@ -62,7 +62,7 @@ class EntrypointStub:
         return f"EntrypointStub({self._name!r})"
 
     async def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Hand a dispatched instance over to this workflow class: `run(event, step)`.
+        """Run a dispatched instance by this workflow class: `run(event, step)`.
 
         With anything else than a dispatcher's `step`, the entrypoint's own method of that name.
         """
@@ -103,17 +103,17 @@ class EntrypointStub:
 
 
 def target_of(stub: EntrypointStub) -> tuple[WorkerStub | None, str | None]:
-    """The worker and the class behind a stub, whose own names are all the entrypoint's."""
+    """Return the worker and the class of a stub, whose attribute names are all the entrypoint's."""
     return stub._worker, stub._name
 
 
 class WorkerStub:
-    """A worker that is loaded when it is first called."""
+    """A worker that is loaded at its first call."""
 
     def __init__(
         self, workers: Workers, name: str | None, source: Any, *, own: str | None = None
     ) -> None:
-        """`own`: it shares its isolate with nobody, not even with equal code."""
+        """`own`: the worker has an isolate of its own, shared not even with equal code."""
         self._workers = workers
         self._name = name
         self._source = source
@@ -124,7 +124,7 @@ class WorkerStub:
         return f"WorkerStub({self._name!r})"
 
     async def ref(self) -> WorkerRef:
-        """Load it now, unless it is held already."""
+        """Load the worker now, unless it is loaded already."""
         if self._own is None:
             return await self._workers.worker(self._name, self._source)
         if self._ref is None:
@@ -138,7 +138,7 @@ class WorkerStub:
         props: Any = None,
         limits: Mapping[str, int] | None = None,
     ) -> EntrypointStub:
-        """A stub of an entrypoint class; None: the default export.
+        """Return a stub of an entrypoint class; None: the default export.
 
         The class sees `props` as `self.ctx.props`; of `limits` and the code's own, the lower hold.
         """
@@ -152,14 +152,14 @@ class WorkerStub:
 
 
 class WorkerLoader:
-    """Loads code that is no tenant's deployment: by id, kept for a while, or once."""
+    """Loads code that is no tenant's deployment: by id and cached, or once."""
 
     def __init__(self, workers: Workers, ids: Ids | None = None) -> None:
         self._workers = workers
         self._ids = ids or SystemIds()
 
     def get(self, id: str, callback: Callable[[], Any]) -> WorkerStub:
-        """The worker of that id; `callback` answers its WorkerCode when it is not held.
+        """Return the worker of that id; `callback` returns its WorkerCode when it is not cached.
 
         Returns at once. The id has to change when the code does, or the old code may answer.
         """
@@ -170,7 +170,7 @@ class WorkerLoader:
         return WorkerStub(self._workers, id, callback)
 
     def load(self, code: Any) -> WorkerStub:
-        """A worker of its own for this code, in an isolate that is shared with nobody.
+        """Return a new worker for this code, in an isolate of its own.
 
         `code` is a WorkerCode, or a callback that answers one. Each `load` is another worker; all
         stubs of one are the same, until the isolate has been idle for long.

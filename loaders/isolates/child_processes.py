@@ -1,7 +1,7 @@
-"""Children: what a zygote forked. It waits for their ends, and ends them; nobody else may reap.
+"""Child processes: the children of a zygote, which alone may wait for them and reap them.
 
-Where processes can be held by descriptors, the supervisor gets one of each and kills for itself.
-Elsewhere it asks the zygote: as long as a child is not reaped, its number is no other process's.
+Where the kernel has pidfds, the supervisor gets one of each child and kills through it. Elsewhere
+it asks the zygote: as long as a child is not reaped, its pid is no other process's.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def _ended(id: int, status: int, usage: resource.struct_rusage) -> ChildExit:
 
 
 class Children:
-    """Held by descriptors."""
+    """The zygote's children, held by pidfds."""
 
     def __init__(self, poll: select.poll) -> None:
         self._poll = poll
         self._pids: dict[int, tuple[int, int]] = {}  # pidfd -> id, pid
 
     def add(self, id: int, pid: int) -> list[int]:
-        """A child is there; the descriptors that its supervisor gets, which stay ours."""
+        """Add a child; return the descriptors to send to its supervisor, which stay ours."""
         pidfd = linux.open_pidfd(pid)
         self._pids[pidfd] = id, pid
         self._poll.register(pidfd, select.POLLIN)
         return [pidfd]
 
     def reap(self, fd: int) -> Iterable[ChildExit]:
-        """Those of whose ends this descriptor tells."""
+        """Return the children of whose ends this descriptor tells."""
         id, pid = self._pids.pop(fd)
         self._poll.unregister(fd)
         os.close(fd)
@@ -54,19 +54,19 @@ class Children:
         return [_ended(id, status, usage)]
 
     def kill(self, id: int) -> None:
-        """SIGKILL, if it is still there. Only supervisors that hold nothing ask for it."""
+        """Send SIGKILL if the child lives. Only supervisors without pidfds request it."""
 
     def kill_all(self) -> None:
-        """SIGKILL for all."""
+        """Send SIGKILL to all children."""
         for pidfd in self._pids:
             linux.kill(pidfd)
 
     def leave(self) -> None:
-        """In a child: the others are not its own."""
+        """Drop the siblings' descriptors; to be called in a child."""
 
 
 class PidChildren(Children):
-    """Known by their numbers; SIGCHLD tells that one has ended."""
+    """The zygote's children, known by their pids; SIGCHLD tells that one has ended."""
 
     def __init__(self, poll: select.poll) -> None:
         super().__init__(poll)
@@ -79,12 +79,12 @@ class PidChildren(Children):
         poll.register(self._news, select.POLLIN)
 
     def add(self, id: int, pid: int) -> list[int]:
-        """A child is there; nothing goes to its supervisor."""
+        """Add a child; no descriptor goes to its supervisor."""
         self._numbers[id] = pid
         return []
 
     def reap(self, fd: int) -> Iterable[ChildExit]:
-        """All that have ended."""
+        """Return all children that have ended."""
         os.read(self._news, 4096)
         for id, pid in list(self._numbers.items()):
             found, status, usage = os.wait4(pid, os.WNOHANG)
@@ -93,21 +93,21 @@ class PidChildren(Children):
                 yield _ended(id, status, usage)
 
     def kill(self, id: int) -> None:
-        """SIGKILL, if it is still there."""
+        """Send SIGKILL if the child lives."""
         with contextlib.suppress(KeyError, ProcessLookupError):
             os.kill(self._numbers[id], signal.SIGKILL)
 
     def kill_all(self) -> None:
-        """SIGKILL for all."""
+        """Send SIGKILL to all children."""
         for id in self._numbers:
             self.kill(id)
 
     def leave(self) -> None:
-        """In a child: it has no children, and its signals are its own."""
+        """Reset the signal handlers; to be called in a child."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def children(poll: select.poll) -> Children:
-    """Of the best kind that this kernel has."""
+    """Return the kind of Children that this kernel supports."""
     return Children(poll) if linux.has_pidfds() else PidChildren(poll)

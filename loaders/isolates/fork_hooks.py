@@ -1,4 +1,5 @@
-"""Forking: lets a process with one thread fork without the standard library's care for threads.
+"""Fork hooks: lets a process with one thread fork without the standard library's care for
+threads.
 
 `logging`, `threading` and `concurrent.futures` register hooks that repair, after a fork, what other
 threads may have held. Where there are no other threads there is nothing to repair, but the hooks
@@ -19,7 +20,7 @@ _held_back: list[dict[str, Any]] = []
 
 
 def hold_back() -> None:
-    """Hold back the hooks about threads from now on; to be called before anything is imported."""
+    """Keep hooks about threads unregistered from now on; to be called before all imports."""
 
     def register_at_fork(**hooks: Any) -> None:
         if sys._getframe(1).f_globals.get("__name__") in _OF_THREADS:
@@ -30,8 +31,8 @@ def hold_back() -> None:
     os.register_at_fork = register_at_fork
 
 
-def settle(*, has_threads: bool) -> None:
-    """Everything is imported: hooks are as they were, and those held back count if need be."""
+def restore(*, has_threads: bool) -> None:
+    """Register hooks as usual again, after all imports; with threads, the held back ones too."""
     os.register_at_fork = _register
     if has_threads:
         for hooks in _held_back:

@@ -21,7 +21,7 @@ _numbers = itertools.count(1)
 
 
 class InlineIsolate:
-    """A guest in the same loop."""
+    """A guest in the supervisor's event loop."""
 
     level = "inline"
     pid: int | None = None
@@ -77,7 +77,7 @@ class InlineIsolate:
             self._on_frames(frames)
 
     def kill(self, exit: Exit) -> None:
-        """End it; `on_exit` follows in the next turn of the loop."""
+        """End the isolate; `on_exit` follows in the next turn of the loop."""
         if self._is_alive:
             self._is_alive = False
             self.guest.close()
@@ -91,10 +91,10 @@ def _clean_context() -> Context:
 
 
 class InlineIsolates:
-    """Where inline isolates come from; limits are not enforced."""
+    """The source of inline isolates; enforces no limits."""
 
     def __init__(self, *, stand_ins: Mapping[str, ModuleType] | None = None) -> None:
-        """`stand_ins`: what bundles import in the place of modules of the standard library."""
+        """`stand_ins`: modules that bundles import instead of modules of the standard library."""
         self._stand_ins = stand_ins
         self._isolates: list[InlineIsolate] = []
         self._guests: set[Guest] = set()
@@ -107,7 +107,7 @@ class InlineIsolates:
         on_exit: OnExit,
         first: Sequence[Frame] = (),
     ) -> Isolate:
-        """A fresh isolate; Load is the first message it takes."""
+        """Return a fresh isolate; Load is the first message that it takes."""
         isolate = InlineIsolate(on_frames, on_exit, stand_ins=self._stand_ins)
         self._isolates.append(isolate)
         self._guests.add(isolate.guest)
@@ -116,7 +116,7 @@ class InlineIsolates:
         return isolate
 
     def runs(self, context: Context) -> bool:
-        """Whether code of one of these isolates is what this context is for."""
+        """Return whether this context belongs to the code of one of these isolates."""
         scope = context.get(CURRENT)
         return scope is not None and scope.guest in self._guests
 

@@ -1,8 +1,8 @@
-"""Isolate: the interface between a supervisor and wherever tenant code runs.
+"""Interface: what a supervisor requires of an isolate, wherever tenant code runs.
 
 One isolate runs one bundle of one tenant and is never reused for another. It is a separate process
-behind walls (`process.py`), or, for tests, a guest in the same event loop (`inline.py`); both speak
-the messages of `protocol/messages.py`. Nothing here blocks the event loop.
+behind walls (`isolate_process.py`), or, for tests, a guest in the same event loop (`inline.py`);
+both exchange the messages of `protocol/messages.py`. Nothing here blocks the event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..sandbox import isolate_uids
 
 @dataclass(frozen=True)
 class Limits:
-    """What one isolate may use; more ends it (or makes the call wait), with a reason."""
+    """The resources of one isolate; exceeding one ends it (or delays the call), with a reason."""
 
     memory_mb: int = 512
     """Memory beyond what an empty isolate has."""
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Isolation:
-    """How isolates are walled in: the deployment's choice, never the tenant's."""
+    """How isolates are sandboxed: the deployment's choice, never the tenant's."""
 
     level: Literal["sandbox", "unsafe-none"] = "sandbox"
     """"sandbox" refuses to start where walls are missing; "unsafe-none": just a process."""
@@ -88,7 +88,7 @@ class Exit:
 
 
 class Isolate(Protocol):
-    """A live guest."""
+    """A running guest, as its supervisor sees it."""
 
     level: str
     """The walls reached, for people: "landlock7+seccomp+jail", "unsafe-none", "inline"."""
@@ -96,7 +96,7 @@ class Isolate(Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether its event loop has work at this moment, by its own account."""
+        """Whether the guest's event loop has work now, as the guest reports it."""
         ...
 
     def send(self, frames: list[Frame]) -> None:
@@ -104,7 +104,7 @@ class Isolate(Protocol):
         ...
 
     def kill(self, exit: Exit) -> None:
-        """End it now; `on_exit` follows with this Exit."""
+        """End the isolate now; `on_exit` follows with this Exit."""
         ...
 
 
@@ -113,7 +113,7 @@ OnExit = Callable[[Exit], None]
 
 
 class Isolates(Protocol):
-    """Where isolates come from; one per supervisor."""
+    """The source of isolates; one per supervisor."""
 
     async def start(
         self,
@@ -123,7 +123,8 @@ class Isolates(Protocol):
         on_exit: OnExit,
         first: Sequence[Frame] = (),
     ) -> Isolate:
-        """A fresh isolate; Load is the first message it takes. Raises SandboxUnavailable.
+        """Return a fresh isolate; Load is the first message that it takes. Raises
+        SandboxUnavailable.
 
         `first`: messages to begin with. They are on their way while the isolate still starts, so
         that it does not wait for them; nothing is heard of it before `start` returns.
@@ -131,5 +132,5 @@ class Isolates(Protocol):
         ...
 
     async def close(self) -> None:
-        """End every isolate and what they came from."""
+        """End every isolate, and the processes that they were forked from."""
         ...

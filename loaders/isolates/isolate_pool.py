@@ -1,7 +1,8 @@
-"""Process: isolates that are processes behind walls, forked from their supervisor's own zygote.
+"""Isolate pool: isolates that are sandboxed processes, forked from their supervisor's own
+zygote.
 
-`ProcessIsolates` keeps the zygote and a few blank isolates; `ProcessIsolate` (in `ward.py`) is one
-of them. Starting, watching, killing and burying happen in the background of the event loop.
+`ProcessIsolates` keeps the zygote and a few blank isolates; `ProcessIsolate` (`isolate_process.py`)
+is one of them. Starting, watching, killing and reaping happen in the background of the event loop.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dynamic_workflows.eventlog.errors import PlatformClosed, SandboxUnavailable
 
 from ..protocol.messages import Frame
 from ..sandbox import linux
-from ..sandbox.sandbox import WallsPlan
+from ..sandbox.sandbox import SandboxPlan
 from .interface import Exit, Isolation, Limits, OnExit, OnFrames
 from .isolate_process import ProcessIsolate
 from .zygote import GUEST, Ready
@@ -36,7 +37,7 @@ _REFILL_AFTER_S = 0.01
 
 
 class ProcessIsolates:
-    """Isolates of one supervisor; implements `Isolates`. Make it in a running event loop."""
+    """The isolates of one supervisor; implements `Isolates`. To be made in a running event loop."""
 
     def __init__(
         self,
@@ -45,13 +46,13 @@ class ProcessIsolates:
         limits: Limits | None = None,
         guest: str = GUEST,
         path: tuple[str, ...] = (),
-        walls: WallsPlan | None = None,
+        sandbox: SandboxPlan | None = None,
     ) -> None:
         """`limits`: of the first blank isolates. `path`: where to import `guest` from, in tests."""
         self._isolation = isolation or Isolation()
         self._guest = guest
         self._path = path
-        self._walls = walls or WallsPlan(
+        self._sandbox = sandbox or SandboxPlan(
             level=self._isolation.level,
             jail=self._isolation.jail,
             threads=self._isolation.threads,
@@ -77,7 +78,7 @@ class ProcessIsolates:
         """The walls reached, for people, once the zygote is ready."""
         self.counts: Counter[str] = Counter()
         """Metrics: `started`, `started_warm`, `zygotes`, `ended_<kind>`."""
-        if self._walls.level == "sandbox" and not linux.IS_LINUX:
+        if self._sandbox.level == "sandbox" and not linux.IS_LINUX:
             raise SandboxUnavailable(
                 f"refusing to run tenant code: its walls need Linux, not {sys.platform}. Run this "
                 "in a Linux container, or set isolation='unsafe-none' for code that you trust."
@@ -89,11 +90,11 @@ class ProcessIsolates:
 
     @property
     def alive(self) -> int:
-        """How many isolates there are, blank ones included."""
+        """How many isolates exist, blank ones included."""
         return len(self._isolates)
 
     async def ready(self) -> str:
-        """The level of the walls, once they stand; raises SandboxUnavailable."""
+        """Wait until the zygote is sandboxed; return the level. Raises SandboxUnavailable."""
         _, ready = await self._zygote()
         return ready.level
 
@@ -105,24 +106,25 @@ class ProcessIsolates:
         on_exit: OnExit,
         first: Sequence[Frame] = (),
     ) -> ProcessIsolate:
-        """A fresh isolate; Load is the first message it takes, of `first` or sent later.
+        """Return a fresh isolate; Load is the first message that it takes, of `first` or sent
+        later.
 
         Raises SandboxUnavailable where the walls cannot be built, Unavailable where no process can
         be started for now, PlatformClosed after `close`.
         """
-        isolate = self._take_blank(limits)
+        isolate = self._pop_blank(limits)
         if isolate is None:
             isolate = await self._make(limits, is_blank=False, first=first)
         else:
             isolate.send(list(first))
-        isolate.adopt(on_frames, on_exit)
+        isolate.attach(on_frames, on_exit)
         self.counts["started"] += 1
         self._moved_s = time.monotonic()
         self._watch(soon=True)
         self._plan_refill(_REFILL_AFTER_S)
         return isolate
 
-    def _take_blank(self, limits: Limits) -> ProcessIsolate | None:
+    def _pop_blank(self, limits: Limits) -> ProcessIsolate | None:
         last, self._last_limits = self._last_limits, limits
         if limits != self._blank_limits:
             # Asked for twice: the blank ones had better be of this kind.
@@ -197,7 +199,7 @@ class ProcessIsolates:
         self.counts["zygotes"] += 1
         try:
             return Spawner(
-                walls=self._walls,
+                sandbox=self._sandbox,
                 packages=self._isolation.packages,
                 guest=self._guest,
                 path=self._path,
@@ -265,7 +267,7 @@ class ProcessIsolates:
         self._tick_count += 1
         now_s = time.monotonic()
         for isolate in list(self._isolates):
-            if isolate.look(now_s, looks_at_memory=self._tick_count % 8 == 0):
+            if isolate.check_limits(now_s, samples_memory=self._tick_count % 8 == 0):
                 self._moved_s = now_s
         if self._isolates and not self._is_closed:
             self._watch(soon=now_s - self._moved_s < _IDLE_AFTER_S)

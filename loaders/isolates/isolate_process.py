@@ -1,4 +1,6 @@
-"""Ward: one isolate as its supervisor sees it: process, channel, heartbeat page, log pipe."""
+"""Isolate process: the supervisor's side of one isolate: process, channel, heartbeat page, log
+pipe.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ _UNSENT_BYTES_PAUSE = 1 << 20
 _GRACE_S = 0.25
 _MESSAGE_S = 10.0
 """A message that has begun may take so long, or twice the longest turn, without a further byte."""
-_LOOK_S = 1.0
+_CHECK_S = 1.0
 """Of the time between two looks no more counts: the rest is our own delay."""
 _FAULTS = (
     signal.SIGSEGV,
@@ -54,7 +56,7 @@ _CREDIT_MAX = 100_000
 
 
 class ProcessIsolate:
-    """A live guest in a process of its own; implements `Isolate`."""
+    """A guest in a process of its own; implements `Isolate`."""
 
     def __init__(
         self,
@@ -79,13 +81,13 @@ class ProcessIsolate:
         """Resolves when the process is gone and everything of it is given back."""
         self._hello: asyncio.Future[None] = self._loop.create_future()
         self._child: Child | None = None
-        self._sentence: Exit | None = None
+        self._exit: Exit | None = None
         self._frames = 0
-        self._allowance = TokenBucket(limits.messages_per_second_max)
+        self._message_budget = TokenBucket(limits.messages_per_second_max)
         self._credit = 0
         self._last: UsageSample | None = None
-        self._weighed_cpu_s = -1.0
-        self._held_bytes, self._held_s, self._looked_s = 0, 0.0, 0.0
+        self._sampled_cpu_s = -1.0
+        self._held_bytes, self._held_s, self._checked_s = 0, 0.0, 0.0
         self._calls: dict[int, int] = {}
         self._calls_bytes = 0
         with contextlib.ExitStack() as undo:
@@ -111,24 +113,24 @@ class ProcessIsolate:
 
     @property
     def has_ended(self) -> bool:
-        """It is gone, or on its way."""
-        return self.ended.done() or self._sentence is not None
+        """Whether the process has ended, or was killed."""
+        return self.ended.done() or self._exit is not None
 
     @property
     def is_busy(self) -> bool:
-        """Whether its event loop has work at this moment, as far as the isolate tells."""
+        """Whether the guest's event loop has work now, as the guest reports it."""
         return not self.ended.done() and self._page.is_busy
 
     @property
     def life(self) -> int:
-        """The lifetime that was resumed last, as far as the isolate tells."""
+        """The lifetime that was resumed last, as the guest reports it."""
         return 0 if self.ended.done() else self._page.life
 
     async def spawn(self, spawner: Spawner, *, is_blank: bool, first: Sequence[Frame] = ()) -> None:
-        """Have the process forked, and wait until its walls stand.
+        """Fork the process, and wait until it is sandboxed.
 
-        `first`: messages that it finds then. It reads nothing before.
-        Raises Unavailable when the fork fails, SandboxUnavailable when the walls do not hold.
+        `first`: messages that it finds then. It reads nothing before. Raises Unavailable when the
+        fork fails, SandboxUnavailable when the walls do not hold.
         """
         spawn = Spawn(
             id=0,
@@ -143,7 +145,7 @@ class ProcessIsolate:
         self.send(list(first))
         fds = [self._theirs.fileno(), self._page.fd, self._logs.write_fd]
         try:
-            child = await spawner.spawn(spawn, fds=fds, ward=self)
+            child = await spawner.spawn(spawn, fds=fds, listener=self)
         except BaseException:
             if not self.ended.done():  # else its zygote was lost, and it has heard so already
                 self._end(_NEVER_STARTED)
@@ -154,7 +156,7 @@ class ProcessIsolate:
         else:
             self._child = child
             self.pid = child.pid
-            if self._sentence is not None:
+            if self._exit is not None:
                 child.kill()
         try:
             await asyncio.shield(self._hello)
@@ -167,8 +169,8 @@ class ProcessIsolate:
         self._page.close_fd()
         self._logs.close_write_fd()
 
-    def adopt(self, on_frames: OnFrames, on_exit: OnExit) -> None:
-        """From now on it belongs to somebody, who hears of its messages and its end."""
+    def attach(self, on_frames: OnFrames, on_exit: OnExit) -> None:
+        """Give a blank isolate its owner's callbacks for messages and for its end."""
         self._on_frames = on_frames
         self._on_exit = on_exit
         if self._early:
@@ -191,11 +193,11 @@ class ProcessIsolate:
             self._break(f"leaves more than {self._limits.bytes_in_flight_max} bytes unread")
 
     def _receive(self, frames: list[Frame]) -> None:
-        if self._sentence is not None:
+        if self._exit is not None:
             return
         self._frames += len(frames)
         if not self._hello.done():
-            frames = self._greet(frames)
+            frames = self._read_hello(frames)
         kinds = {kind for kind, _, _ in frames}
         if not kinds <= _KINDS:
             self._break(f"a message of kind {min(kinds - _KINDS)}")
@@ -211,10 +213,10 @@ class ProcessIsolate:
         # Whoever is told something may say once that it is idle again.
         earned = min(count, self._credit)
         self._credit -= earned
-        if not self._allowance.take(count - earned, time.monotonic()):
+        if not self._message_budget.take(count - earned, time.monotonic()):
             limit = f"message limit of {self._limits.messages_per_second_max:,} a second"
             self.kill(Exit(f"{limit} exceeded", is_tenants_own=True, kind="messages"))
-        return self._sentence is None
+        return self._exit is None
 
     def _deliver(self, frames: list[Frame]) -> None:
         if self._on_frames is None:
@@ -227,7 +229,7 @@ class ProcessIsolate:
             _log.exception("the supervisor failed on messages of isolate %s", self.pid)
             self.kill(Exit("its supervisor failed on a message", is_tenants_own=False))
 
-    def _greet(self, frames: list[Frame]) -> list[Frame]:
+    def _read_hello(self, frames: list[Frame]) -> list[Frame]:
         kind, _, body = frames[0]
         if kind == HELLO:
             self._hello.set_result(None)
@@ -258,7 +260,7 @@ class ProcessIsolate:
             self._break(f"more than {self._limits.calls_in_flight_max} calls in flight")
         elif len(self._calls) > 1 and self._calls_bytes > self._limits.bytes_in_flight_max:
             self._break(f"calls of more than {self._limits.bytes_in_flight_max} bytes in flight")
-        return self._sentence is None
+        return self._exit is None
 
     def _channel_ended(self, violation: ProtocolViolation | None) -> None:
         if violation is not None:
@@ -283,8 +285,8 @@ class ProcessIsolate:
 
     # --- watching and ending --------------------------------------------------------------------
 
-    def look(self, now_s: float, *, looks_at_memory: bool) -> bool:
-        """Take a sample, and kill if a limit is exceeded; True when something has moved."""
+    def check_limits(self, now_s: float, *, samples_memory: bool) -> bool:
+        """Sample the usage, and kill above a limit; return True when anything has changed."""
         if self.has_ended or self.pid is None:
             return False
         cpu_s = linux.cpu_s(self.pid) if linux.has_cpu_clocks() else self._page.cpu_s
@@ -299,26 +301,26 @@ class ProcessIsolate:
             is_busy=self._page.is_busy,
             life=self._page.life,
             frames=self._frames,
-            resident_bytes=self._weigh(cpu_s) if looks_at_memory else None,
+            resident_bytes=self._sample_memory(cpu_s) if samples_memory else None,
         )
-        verdict = self._watchdog.judge(sample)
-        if verdict is not None:
-            self.kill(verdict)
+        exceeded = self._watchdog.check(sample)
+        if exceeded is not None:
+            self.kill(exceeded)
         elif self._is_stuck(now_s):
             self._break("a message that does not end")
         return has_moved or sample.is_busy
 
-    def _weigh(self, cpu_s: float) -> int | None:
-        """Its memory, if it has done anything since this was asked last."""
-        if cpu_s == self._weighed_cpu_s:
+    def _sample_memory(self, cpu_s: float) -> int | None:
+        """Return the resident bytes, if the process used CPU since the last sample."""
+        if cpu_s == self._sampled_cpu_s:
             return None
-        self._weighed_cpu_s = cpu_s
+        self._sampled_cpu_s = cpu_s
         return linux.memory_bytes(self.pid or 0)[1] or self._page.resident_bytes
 
     def _is_stuck(self, now_s: float) -> bool:
-        """Whether it began a message and says no more, so that nothing it says gets through."""
-        held, since_s = self._channel.held_bytes, min(now_s - self._looked_s, _LOOK_S)
-        self._looked_s = now_s
+        """Return whether an incomplete message blocks all later ones."""
+        held, since_s = self._channel.held_bytes, min(now_s - self._checked_s, _CHECK_S)
+        self._checked_s = now_s
         if not held or not self._channel.is_reading or held != self._held_bytes:
             self._held_bytes, self._held_s = held, 0.0
         else:
@@ -326,22 +328,22 @@ class ProcessIsolate:
         return self._held_s > max(_MESSAGE_S, 2 * self._limits.turn_wall_ms / 1000)
 
     def kill(self, exit: Exit) -> None:
-        """End it now; `on_exit` follows with this Exit, and no message any more."""
+        """End the process now; `on_exit` follows with this Exit, and no more messages."""
         if self.has_ended:
             return
-        self._sentence = exit if exit.life else replace(exit, life=self.life)
+        self._exit = exit if exit.life else replace(exit, life=self.life)
         if self._child is not None:
             self._child.kill()
 
     def exited(self, report: Exited | None) -> None:
-        """The zygote reaped the process, or ended itself."""
+        """Handle the report that the zygote reaped the process, or ended itself."""
         if self.ended.done():
             return
-        if self._sentence is None and report is not None:
+        if self._exit is None and report is not None:
             self._channel.drain()
         if report is None and self._child is not None:
             self._child.kill()
-        self._end(self._sentence or self._verdict(report))
+        self._end(self._exit or self._verdict(report))
 
     def _verdict(self, report: Exited | None) -> Exit:
         life = self._page.life

@@ -1,4 +1,4 @@
-"""Packing: brings together in memory what every isolate writes to when it starts.
+"""Page packing: places in adjacent pages the memory that every isolate writes to when it starts.
 
 A page that an isolate shares with its zygote is copied when either writes to it, and to run a
 function is to write: to the counts of references of its code, and to what it makes. So the code
@@ -30,7 +30,8 @@ _fillers: list[list[Any]] = []
 
 
 def pack(rehearse: Callable[[], None], modules: Collection[str]) -> None:
-    """Pack what `rehearse` runs, and every function of these modules; before the first fork."""
+    """Pack the code that `rehearse` runs, and all functions of these modules; before the first
+    fork."""
     _copy_code(_functions(_executed(rehearse), modules))
     # The copies are new to the interpreter: let it adapt them again.
     for _ in range(_REHEARSALS):
@@ -46,7 +47,7 @@ def _copy_code(functions: list[FunctionType]) -> None:
 
 
 def _executed(rehearse: Callable[[], None]) -> set[int]:
-    """The identities of the code that it runs, as far as that lasts."""
+    """Return the identities of the code objects that it runs, as far as they last."""
     found: set[int] = set()
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
@@ -70,13 +71,13 @@ def _functions(executed: set[int], modules: Collection[str]) -> list[FunctionTyp
 
 
 class _Copies:
-    """Copies of code, one of each, also where one lies in another."""
+    """Copies of code objects, one of each, also where one contains another."""
 
     def __init__(self) -> None:
         self._copies: dict[int, tuple[CodeType, CodeType]] = {}
 
     def of(self, code: CodeType) -> CodeType:
-        """The copy."""
+        """Return the copy."""
         if id(code) not in self._copies:
             constants = tuple(
                 self.of(one) if isinstance(one, CodeType) else one for one in code.co_consts
@@ -92,7 +93,7 @@ def _fill_gaps() -> None:
 
 
 def _fillers_of(size: int) -> list[Any]:
-    """Objects of a size, until one pool holds nothing else: then the others have no gap left."""
+    """Return objects of a size that fill the gaps of all pools but one."""
     made: list[Any] = []
     in_pools: Counter[int] = Counter()
     room = (_POOL_BYTES - _POOL_HEAD_BYTES) // size

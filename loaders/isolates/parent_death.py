@@ -1,7 +1,8 @@
-"""Lifeline: for isolates without walls, on systems where the kernel does not end them by itself.
+"""Parent death: ends isolates without a sandbox where the kernel does not end them with the
+zygote.
 
 A thread of the isolate waits for the end of a pipe that only the zygote holds, and then ends the
-process. It also says on the heartbeat page what the process has used, where its supervisor cannot
+process. It also writes to the heartbeat page what the process has used, where its supervisor cannot
 look that up. Tenant code could stop it, and native code that does not let other threads run holds
 it up: it is for hosts that trust their tenants' code.
 """
@@ -22,13 +23,14 @@ _BUSY_S, _IDLE_S = 0.02, 0.25
 
 
 class Lifeline:
-    """Made in the zygote; each isolate holds on to it."""
+    """A pipe that the zygote makes, and whose other end each isolate holds."""
 
     def __init__(self) -> None:
         self.fd, self._zygotes_end = os.pipe()
 
     def hold(self, page_fd: int) -> HeartbeatWriter:
-        """In an isolate, which has closed the zygote's end: die with it, and keep accounts."""
+        """End with the zygote, and report usage; to be called in an isolate without the zygote's
+        end."""
         writer = _AccountingWriter(page_fd)
         thread = threading.Thread(target=self._watch, args=(writer,), name="lifeline", daemon=True)
         thread.start()
@@ -42,7 +44,7 @@ class Lifeline:
 
 
 class _AccountingWriter(HeartbeatWriter):
-    """Begins every turn with a settled account: no turn pays for the one before.
+    """Reports usage at the begin of every turn, so that no turn counts for the one before.
 
     Memory counts from here on, since what was there already is the zygote's as well.
     """
@@ -60,6 +62,6 @@ class _AccountingWriter(HeartbeatWriter):
         super().resume(life)
 
     def account(self) -> None:
-        """Say what this process has used so far."""
+        """Write what this process has used so far."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        self.say_used(time.process_time(), linux.peak_bytes(usage) - self._bytes_before)
+        self.write_usage(time.process_time(), linux.peak_bytes(usage) - self._bytes_before)

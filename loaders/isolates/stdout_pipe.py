@@ -1,8 +1,8 @@
-"""Log pipe: what an isolate writes to its standard output past Python, as `Log` messages.
+"""Stdout pipe: reads what an isolate writes to file descriptors 1 and 2, as `Log` messages.
 
-Python's own print and logging go over the channel (`guest.py`). This is for what native code, crash
-reports and raw writes say: kept at a bounded rate, the rest counted. Whoever writes never waits for
-long, and reading costs the supervisor little: a flood is looked at now and then, not as it comes.
+Python's own print and logging go over the channel (`guest.py`). This is for native code, crash
+reports and raw writes: kept at a bounded rate, the rest counted. A writer never waits for long, and
+reading costs the supervisor little: a flood is polled now and then, not as it comes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _KEEP_FROM = 16 * 1024
 
 # While there is a flood: so often, so much and so long is it read. So it costs a fifth of a
 # processor at most, and in practice a twentieth.
-_LOOK_S = 0.005
-_LOOK_BYTES = 1 << 20
-_LOOK_COST_S = 0.001
+_POLL_S = 0.005
+_POLL_BYTES = 1 << 20
+_POLL_CPU_S = 0.001
 _FLOOD_PIPE_BYTES = 1 << 20
-_QUIET_LOOKS = 20
+_EMPTY_POLLS_MAX = 20
 """After so many looks at an empty pipe the flood is over."""
 
 _FORGIVEN_A_SECOND = 8 << 20
@@ -62,7 +62,7 @@ class LogPipe:
         self._dropped_lines, self._dropped_bytes = 0, 0
         self._sink: bytearray | None = None
         """While there is a flood: where it goes."""
-        self._quiet_looks = 0
+        self._empty_polls = 0
         self._timer: asyncio.TimerHandle | None = None
         loop.add_reader(self._read_fd, self._readable)
 
@@ -93,15 +93,15 @@ class LogPipe:
         self._excess = max(0.0, self._excess - passed_s * _FORGIVEN_A_SECOND)
 
     def _keep(self, data: bytes) -> None:
-        """Tell as much of it as there is room for, and count the rest."""
+        """Pass on as much as the rate allows, and count the rest."""
         kept = data[: int(self._room)]
         self._room -= len(kept)
         self._drop(data.count(b"\n", len(kept)), len(data) - len(kept))
-        self._tell(kept)
+        self._pass_on(kept)
         if len(kept) < len(data):
             self._decoder.reset()
 
-    def _tell(self, data: bytes) -> None:
+    def _pass_on(self, data: bytes) -> None:
         for start in range(0, len(data), _PIECE_BYTES):
             text = self._decoder.decode(data[start : start + _PIECE_BYTES]).rstrip("\n")
             self._on_log(pack(Log("info", text)))
@@ -115,14 +115,14 @@ class LogPipe:
 
     def _begin_flood(self) -> None:
         self._sink = bytearray(_READ_BYTES)
-        self._quiet_looks = 0
+        self._empty_polls = 0
         self._loop.remove_reader(self._read_fd)
         self._resize(_FLOOD_PIPE_BYTES)
-        self._timer = self._loop.call_later(_LOOK_S, self._look)
+        self._timer = self._loop.call_later(_POLL_S, self._poll)
 
     def _end_flood(self) -> None:
         self._sink = None
-        self._tell_dropped()
+        self._report_dropped()
         self._resize(_READ_BYTES)
         self._loop.add_reader(self._read_fd, self._readable)
 
@@ -131,23 +131,23 @@ class LogPipe:
         with contextlib.suppress(AttributeError, OSError):
             fcntl.fcntl(self._read_fd, fcntl.F_SETPIPE_SZ, size)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         self._timer = None
         self._fill()
-        self._quiet_looks = 0 if self._swallow() else self._quiet_looks + 1
+        self._empty_polls = 0 if self._swallow() else self._empty_polls + 1
         if self._excess > self._flood_bytes_max:
             self._on_flood()
-        if self._quiet_looks >= _QUIET_LOOKS:
+        if self._empty_polls >= _EMPTY_POLLS_MAX:
             self._end_flood()
         elif self._is_open:
-            self._timer = self._loop.call_later(_LOOK_S, self._look)
+            self._timer = self._loop.call_later(_POLL_S, self._poll)
 
     def _swallow(self) -> int:
-        """One look's share of the flood: how many bytes."""
+        """Read one poll's share of the flood; return the number of bytes."""
         assert self._sink is not None
-        until_s = time.perf_counter() + _LOOK_COST_S
+        until_s = time.perf_counter() + _POLL_CPU_S
         swallowed = 0
-        while swallowed < _LOOK_BYTES and time.perf_counter() < until_s:
+        while swallowed < _POLL_BYTES and time.perf_counter() < until_s:
             try:
                 size = os.readv(self._read_fd, [self._sink])
             except BlockingIOError:
@@ -156,13 +156,13 @@ class LogPipe:
                 break
             swallowed += size
             if self._room >= _KEEP_FROM:
-                self._tell_dropped()
+                self._report_dropped()
                 self._keep(bytes(memoryview(self._sink)[:size]))
             else:
                 self._drop(self._sink.count(b"\n", 0, size), size)
         return swallowed
 
-    def _tell_dropped(self) -> None:
+    def _report_dropped(self) -> None:
         if self._dropped_bytes:
             lines, size = self._dropped_lines, self._dropped_bytes
             self._dropped_lines, self._dropped_bytes = 0, 0
@@ -170,7 +170,7 @@ class LogPipe:
             self._on_log(pack(Log("warning", text, dropped=max(1, lines))))
 
     def close(self) -> None:
-        """Deliver what was written last, tell what was dropped, and close."""
+        """Deliver the last output, report what was dropped, and close."""
         if not self._is_open:
             return
         self._is_open = False
@@ -182,16 +182,16 @@ class LogPipe:
         # The last words are the best ones: of a crash they are the report.
         room = max(int(self._room), _KEEP_FROM)
         self._drop(data.count(b"\n", 0, max(0, len(data) - room)), max(0, len(data) - room))
-        self._tell_dropped()
-        self._tell(data[-room:])
+        self._report_dropped()
+        self._pass_on(data[-room:])
         self._loop.remove_reader(self._read_fd)
         os.close(self._read_fd)
 
     def _rest(self) -> bytes:
-        """What is still in the pipe."""
+        """Return what is still in the pipe."""
         chunks: list[bytes] = []
         with contextlib.suppress(OSError):
-            while sum(map(len, chunks)) < _LOOK_BYTES:
+            while sum(map(len, chunks)) < _POLL_BYTES:
                 chunks.append(os.read(self._read_fd, _READ_BYTES))
                 if not chunks[-1]:
                     break

@@ -1,8 +1,9 @@
-"""Rehearsal: what every isolate does at its start, done once in the zygote with code of our own.
+"""Warm-up: runs once in the zygote, with the platform's own code, what every isolate does at its
+start.
 
 What Python makes ready on first use (specialised code, caches, modules imported late) then lies in
 pages that all isolates share, instead of being made again in each. No byte of a tenant is involved,
-and nothing of the rehearsal stays: its guest, its bundle, its sockets and its loop are closed.
+and nothing of it stays: its guest, its bundle, its sockets and its loop are closed.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def _ignore(violation: ProtocolViolation | None) -> None:
 
 
 async def _answer(supervisor: socket.socket, heard: list[Frame]) -> None:
-    """Let every step go on, until the workflow ends."""
+    """Answer every step, until the workflow ends."""
     for _ in range(_TURNS_MAX):
         await asyncio.sleep(0.0005)
         while heard:

@@ -1,7 +1,7 @@
 """Watchdog: decides from samples of an isolate whether it has exceeded a limit.
 
 It trusts CPU clocks and resident memory, which the kernel keeps, before the heartbeat page, which
-the guest could forge. It has no clock of its own: samples come in, a verdict goes out.
+the guest could forge. It has no clock of its own: each sample carries its time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .interface import Exit, Limits
 
 @dataclass(frozen=True)
 class UsageSample:
-    """One look at an isolate."""
+    """What one isolate has used, at one moment."""
 
     now_s: float
     """Of a clock that only goes forward."""
@@ -29,7 +29,7 @@ class UsageSample:
 
 
 class Watchdog:
-    """The judge of one isolate."""
+    """Checks the samples of one isolate against its limits."""
 
     def __init__(self, limits: Limits, *, shared_bytes: int) -> None:
         self._limits = limits
@@ -37,11 +37,11 @@ class Watchdog:
         self._turn: UsageSample | None = None
         self._spoke: UsageSample | None = None
 
-    def judge(self, sample: UsageSample) -> Exit | None:
-        """The verdict, or None if all is well."""
-        return self._judge_turn(sample) or self._judge_silence(sample) or self._judge_memory(sample)
+    def check(self, sample: UsageSample) -> Exit | None:
+        """Return how the isolate has to end, or None if no limit is exceeded."""
+        return self._check_turn(sample) or self._check_silence(sample) or self._check_memory(sample)
 
-    def _judge_turn(self, sample: UsageSample) -> Exit | None:
+    def _check_turn(self, sample: UsageSample) -> Exit | None:
         if not sample.is_busy:
             self._turn = None
             return None
@@ -58,7 +58,7 @@ class Watchdog:
             return _exceeded("wall", limit, sample)
         return None
 
-    def _judge_silence(self, sample: UsageSample) -> Exit | None:
+    def _check_silence(self, sample: UsageSample) -> Exit | None:
         if self._spoke is None or self._spoke.frames != sample.frames:
             self._spoke = sample
             return None
@@ -67,7 +67,7 @@ class Watchdog:
             return _exceeded("silent", limit, sample)
         return None
 
-    def _judge_memory(self, sample: UsageSample) -> Exit | None:
+    def _check_memory(self, sample: UsageSample) -> Exit | None:
         if sample.resident_bytes is None:
             return None
         if sample.resident_bytes - self._shared_bytes > self._limits.memory_mb << 20:
@@ -77,7 +77,7 @@ class Watchdog:
 
 
 class TokenBucket:
-    """So many a second on average, and ten seconds' worth at once."""
+    """So many tokens a second on average, and ten seconds' worth at once."""
 
     _SECONDS_AT_ONCE = 10
 
@@ -87,7 +87,7 @@ class TokenBucket:
         self._filled_s: float | None = None
 
     def take(self, count: int, now_s: float) -> bool:
-        """Use up some; False when there were not so many left."""
+        """Use up tokens; return False when there were not so many."""
         passed_s = 0.0 if self._filled_s is None else now_s - self._filled_s
         self._filled_s = now_s
         self._room = min(self._most, self._room + passed_s * self._per_second) - count
@@ -95,7 +95,7 @@ class TokenBucket:
 
 
 def seconds(ms: int) -> str:
-    """As people write it: `0.5 s`, `5 s`."""
+    """Return seconds as an error shows them: `0.5 s`, `5 s`."""
     return f"{ms / 1000:g} s"
 
 

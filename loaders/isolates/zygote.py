@@ -31,7 +31,7 @@ from ..protocol import control_socket
 from ..protocol.heartbeat import HeartbeatWriter
 from ..sandbox import linux
 from ..sandbox.readable_paths import find_readable
-from ..sandbox.sandbox import UNSAFE, Walls, WallsPlan
+from ..sandbox.sandbox import UNSAFE, Sandbox, SandboxPlan
 from . import fork_hooks, page_packing
 from .child_processes import children
 
@@ -45,7 +45,7 @@ GUEST = "dynamic_workflows.loaders.guest.guest:Guest"
 class ZygotePlan(msgspec.Struct, array_like=True):
     """The first message to a zygote: what all its isolates have in common."""
 
-    walls: WallsPlan
+    sandbox: SandboxPlan
     packages: list[str]
     guest: str
     """Where the class is that serves the channel: "module:name"."""
@@ -72,7 +72,7 @@ class Kill(msgspec.Struct, array_like=True, tag=2):
 
 
 class Ready(msgspec.Struct, array_like=True, tag=1):
-    """The walls stand."""
+    """The zygote is sandboxed and forks isolates from now on."""
 
     level: str
     notes: list[str]
@@ -82,7 +82,7 @@ class Ready(msgspec.Struct, array_like=True, tag=1):
 
 
 class Refused(msgspec.Struct, array_like=True, tag=2):
-    """The walls cannot be built here; the zygote ends."""
+    """The sandbox cannot be built on this host; the zygote ends."""
 
     message: str
 
@@ -148,7 +148,7 @@ _RUN_AT_STARTS = frozenset(
 
 
 def main(fd: int, stdlib: list[str]) -> NoReturn:
-    """The life of a zygote, on this end of the control socket; `stdlib`: where imports may look."""
+    """Run a zygote on this end of the control socket; `stdlib`: where imports are allowed."""
     channel = control_socket.over(socket.socket(fileno=linux.move_up(fd)))
     linux.limit_files(FILES_MAX)
     plan = _receive_plan(channel)
@@ -158,19 +158,19 @@ def main(fd: int, stdlib: list[str]) -> NoReturn:
         os._exit(0)
     try:
         guest, notes = _import_ahead(plan, stdlib)
-        walls = Walls.prepare(plan.walls, readable=find_readable(stdlib))
+        sandbox = Sandbox.prepare(plan.sandbox, readable=find_readable(stdlib))
     except SandboxUnavailable as error:
         channel.send(_encode(Refused(error.message)))
         os._exit(1)
-    fork_hooks.settle(has_threads=threading.active_count() > 1)
+    fork_hooks.restore(has_threads=threading.active_count() > 1)
     os.environ.clear()
     rehearse = _rehearsal(plan)
     page_packing.pack(rehearse, _RUN_AT_STARTS)
     # From here on the pages of these objects are shared by all isolates; the collector keeps off.
     gc.freeze()
     shared_bytes = linux.memory_bytes(os.getpid())[1]
-    channel.send(_encode(Ready(walls.level, notes + walls.notes, shared_bytes)))
-    ZygoteServer(channel, walls, guest, rehearse).serve()
+    channel.send(_encode(Ready(sandbox.level, notes + sandbox.notes, shared_bytes)))
+    ZygoteServer(channel, sandbox, guest, rehearse).serve()
 
 
 def _receive_plan(channel: control_socket.Control) -> ZygotePlan:
@@ -210,24 +210,24 @@ def _import_ahead(plan: ZygotePlan, stdlib: list[str]) -> tuple[Any, list[str]]:
 
 
 class ZygoteServer:
-    """Forks on request, reaps, reports."""
+    """Forks isolates on request, reaps them, and reports to the supervisor."""
 
     def __init__(
         self,
         channel: control_socket.Control,
-        walls: Walls,
+        sandbox: Sandbox,
         guest: Any,
         rehearse: Callable[[], None],
     ) -> None:
         self._channel = channel
-        self._walls = walls
+        self._sandbox = sandbox
         self._guest = guest
         self._rehearse = rehearse
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._children = children(self._poll)
         self._lifeline = None
-        if walls.level == UNSAFE and not (linux.has_parent_signal() and linux.has_cpu_clocks()):
+        if sandbox.level == UNSAFE and not (linux.has_parent_signal() and linux.has_cpu_clocks()):
             lifeline = importlib.import_module(".parent_death", __package__)
             self._lifeline = lifeline.Lifeline()
 
@@ -271,15 +271,15 @@ class ZygoteServer:
             os.close(fd)
 
     def _be_isolate(self, spawn: Spawn, fds: list[int]) -> NoReturn:
-        """The child's life; never comes back into the zygote's code."""
+        """Run the child as an isolate; never returns into the zygote's code."""
         status = isolate_main.FAILED
         try:
             os.setsid()
             self._children.leave()
             line = self._lifeline
-            _arrange(fds, keep=[*self._walls.kept_fds, *([line.fd] if line else [])])
+            _arrange(fds, keep=[*self._sandbox.kept_fds, *([line.fd] if line else [])])
             linux.name_process("dw-isolate")
-            self._walls.apply(
+            self._sandbox.apply(
                 memory_bytes=spawn.memory_bytes,
                 files_max=spawn.files_max,
                 tmp_bytes=spawn.tmp_bytes,
@@ -300,7 +300,8 @@ class ZygoteServer:
 
 
 def _arrange(fds: list[int], keep: list[int]) -> None:
-    """0: nothing; 1, 2: the log pipe; 3: the channel; 4: the heartbeat page; the rest closed."""
+    """Move descriptors to 0: nothing; 1, 2: the log pipe; 3: the channel; 4: the heartbeat page;
+    close the rest."""
     channel, page, log = (fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for fd in fds)
     # 0 is the zygote's own already: nothing.
     for fd, number in ((log, 1), (log, 2), (channel, 3), (page, 4)):

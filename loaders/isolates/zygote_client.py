@@ -1,7 +1,7 @@
-"""Spawner: a supervisor's end of one zygote.
+"""Zygote client: a supervisor's end of one zygote.
 
 It starts the zygote as a new program (never a fork of this process, which has threads), waits for
-it in the background, and hands descriptors over. One that has ended is replaced, not revived.
+it in the background, and passes descriptors on. A zygote that has ended is replaced, not restarted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dynamic_workflows.eventlog.errors import SandboxUnavailable, Unavailable
 
 from ..protocol import control_socket
 from ..sandbox import linux
-from ..sandbox.sandbox import WallsPlan
+from ..sandbox.sandbox import SandboxPlan
 from . import zygote
 from .zygote import Exited, Kill, Ready, Refused, Spawn, Spawned, SpawnFailed, ZygotePlan
 
@@ -40,10 +40,10 @@ _BOOT = (
 
 
 class ExitListener(Protocol):
-    """What a spawner tells about one of its processes."""
+    """Receives the end of one forked process."""
 
     def exited(self, report: Exited | None) -> None:
-        """It ended; None: its zygote ended first, and nobody knows how."""
+        """Handle the end; None: the zygote ended first, so the process's status is unknown."""
         ...
 
 
@@ -58,14 +58,14 @@ class Child:
     spawner: Spawner
 
     def kill(self) -> None:
-        """SIGKILL; harmless when it has ended."""
+        """Send SIGKILL; harmless when the process has ended."""
         if self.pidfd is not None:
             linux.kill(self.pidfd)
         else:
             self.spawner.kill(self.id, self.pid)
 
     def has_exited(self) -> bool:
-        """Whether it is known that it has ended, though not yet how."""
+        """Return whether the process is known to have ended, though not yet how."""
         if self.pidfd is None:
             return False
         poll = select.poll()
@@ -73,31 +73,31 @@ class Child:
         return bool(poll.poll(0))
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the process's pidfd."""
         if self.pidfd is not None:
             os.close(self.pidfd)
 
 
 class Spawner:
-    """One zygote process."""
+    """The client of one zygote process."""
 
     def __init__(
         self,
         *,
-        walls: WallsPlan,
+        sandbox: SandboxPlan,
         packages: tuple[str, ...],
         guest: str,
         path: tuple[str, ...] = (),
         on_lost: Callable[[Spawner], None],
     ) -> None:
-        self._plan = ZygotePlan(walls, list(packages), guest, os.getpid())
+        self._plan = ZygotePlan(sandbox, list(packages), guest, os.getpid())
         self._path = path
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
-        self._slots = asyncio.Semaphore(_SPAWNS_AT_ONCE)
+        self._spawn_permits = asyncio.Semaphore(_SPAWNS_AT_ONCE)
         self._requests: dict[int, asyncio.Future[Child]] = {}
-        self._wards: dict[int, ExitListener] = {}
+        self._listeners: dict[int, ExitListener] = {}
         self._next_id = 0
         self._is_lost = False
         self._start()
@@ -139,31 +139,32 @@ class Spawner:
 
     @property
     def pid(self) -> int:
-        """Of the zygote."""
+        """The zygote's process id."""
         return self._process.pid
 
     @property
     def is_lost(self) -> bool:
-        """It ended; what it forked is gone or going."""
+        """Whether the zygote has ended, and with it all that it forked."""
         return self._is_lost
 
     async def ready(self) -> Ready:
-        """Wait until the walls stand, or raise SandboxUnavailable or Unavailable."""
+        """Wait until the zygote is sandboxed; raises SandboxUnavailable or Unavailable."""
         return await asyncio.shield(self._ready)
 
-    async def spawn(self, spawn: Spawn, *, fds: list[int], ward: ExitListener) -> Child:
-        """Fork an isolate around these descriptors, or raise Unavailable; `ward` hears its end."""
-        async with self._slots:
+    async def spawn(self, spawn: Spawn, *, fds: list[int], listener: ExitListener) -> Child:
+        """Fork an isolate around these descriptors; `listener` receives its end. Raises
+        Unavailable."""
+        async with self._spawn_permits:
             if self._is_lost:
                 raise Unavailable("the zygote ended before it could fork")
             self._next_id += 1
             spawn.id = self._next_id
             reply = self._requests[spawn.id] = self._loop.create_future()
-            self._wards[spawn.id] = ward
+            self._listeners[spawn.id] = listener
             try:
                 self._control.send(_encode(spawn), fds)
             except OSError as error:
-                del self._requests[spawn.id], self._wards[spawn.id]
+                del self._requests[spawn.id], self._listeners[spawn.id]
                 if isinstance(error, ConnectionError):
                     self._lose()  # it has ended, though nobody has told us yet
                 raise Unavailable(f"the zygote does not take requests: {error}") from error
@@ -174,7 +175,7 @@ class Spawner:
                 raise
 
     def _abandon(self, reply: asyncio.Future[Child]) -> None:
-        """Nobody waits for this process any more, be it there already or still to come."""
+        """End a process that no caller waits for any more, started already or not."""
         if reply.done() and not reply.cancelled() and reply.exception() is None:
             child = reply.result()
             child.kill()
@@ -182,10 +183,10 @@ class Spawner:
         reply.cancel()
 
     def kill(self, id: int, pid: int) -> None:
-        """SIGKILL for a process of which nobody but the zygote can be sure."""
+        """Have the zygote send SIGKILL to a process without a pidfd."""
         if self._is_lost:
             linux.kill_orphan(pid)
-        elif id in self._wards:
+        elif id in self._listeners:
             with contextlib.suppress(OSError):  # then it is ending, and takes its own with it
                 self._control.send(_encode(Kill(id)))
 
@@ -207,10 +208,10 @@ class Spawner:
             case Spawned(id, pid):
                 self._spawned(id, pid, fds)
             case SpawnFailed(id, message):
-                del self._wards[id]
+                del self._listeners[id]
                 self._requests.pop(id).set_exception(Unavailable(f"fork failed: {message}"))
             case Exited() as report:
-                self._wards.pop(report.id).exited(report)
+                self._listeners.pop(report.id).exited(report)
 
     def _spawned(self, id: int, pid: int, fds: list[int]) -> None:
         reply = self._requests.pop(id)
@@ -234,34 +235,34 @@ class Spawner:
         self._loop.remove_reader(self._control)
         self._control.close()
         self._process.kill()
-        last_words = self._last_words()
-        lost = Unavailable(f"the zygote ended unexpectedly: {last_words or 'killed'}")
+        stderr_tail = self._stderr_tail()
+        lost = Unavailable(f"the zygote ended unexpectedly: {stderr_tail or 'killed'}")
         futures: list[asyncio.Future[Any]] = [self._ready, *self._requests.values()]
         for future in futures:
             if not future.done():
                 future.set_exception(lost)
                 future.exception()
         self._requests.clear()
-        wards, self._wards = list(self._wards.values()), {}
-        for ward in wards:
-            ward.exited(None)
+        listeners, self._listeners = list(self._listeners.values()), {}
+        for listener in listeners:
+            listener.exited(None)
         if self._pidfd is None:
-            self._loop.run_in_executor(None, self._process.wait).add_done_callback(self._buried)
+            self._loop.run_in_executor(None, self._process.wait).add_done_callback(self._waited)
         self._on_lost(self)
 
-    def _buried(self, outcome: asyncio.Future[int]) -> None:
+    def _waited(self, outcome: asyncio.Future[int]) -> None:
         if not self._loop.is_closed():
             os.close(self._errors)
             self._reaped.set_result(None)
 
-    def _last_words(self) -> str:
+    def _stderr_tail(self) -> str:
         os.set_blocking(self._errors, False)
         with contextlib.suppress(BlockingIOError):
             return os.read(self._errors, 65536).decode(errors="replace").strip()[-2000:]
         return ""
 
     def _reap(self) -> None:
-        """The process has ended."""
+        """Clean up after the zygote, which has ended."""
         assert self._pidfd is not None
         self._process.wait()
         self._loop.remove_reader(self._pidfd)
@@ -288,7 +289,7 @@ def _environment() -> dict[str, str]:
 
 
 def _search_path() -> list[str]:
-    """Where the zygote finds the SDK and the installed packages, however they are installed."""
+    """Return where the zygote finds the SDK and the installed packages, however installed."""
     sdk = Path(__file__).parents[2]
     if sdk.name != "dynamic_workflows":  # loaded through the checkout's link, resolved
         sdk = sdk / "dynamic_workflows"

@@ -1,11 +1,13 @@
-"""Channel: batches of messages over a stream socket; the same code on both sides of a wall.
+"""Channel: batches of messages over a stream socket, with the same code on both sides of the
+sandbox.
 
 On the socket a batch is a little-endian u32 length and the msgpack of `[[kind, life, body], ...]`.
 The reader trusts nothing: lengths are bounded before a byte is kept, the decoder is typed (what
 does not fit ends in an error in C, before Python sees an object), and bodies stay opaque bytes. A
 message too large for a batch goes ahead in parts, each alone in its batch, all of one size.
 
-Kinds below zero belong to the channel's two ends, before any tenant code runs (see `inside.py`).
+Kinds below zero belong to the channel's two ends, before any tenant code runs (see
+`isolate_main.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ _DECODER = msgspec.msgpack.Decoder(list[tuple[int, int, bytes]])
 
 
 def encode(frames: list[Frame]) -> list[bytearray]:
-    """The batches that carry these messages, in their order."""
+    """Return the batches that carry these messages, in their order."""
     if len(frames) <= BATCH_MESSAGES_MAX and sum([len(f[2]) for f in frames]) <= PART_BYTES:
         return [_batch(frames)]
     batches: list[bytearray] = []
@@ -68,7 +70,7 @@ def _batch(frames: list[Frame]) -> bytearray:
 
 
 class FrameReader:
-    """Turns bytes into messages, or raises ProtocolViolation; keeps a bounded amount of both."""
+    """Parses bytes into messages, in bounded memory; raises ProtocolViolation."""
 
     def __init__(self, *, message_bytes_max: int) -> None:
         self._message_bytes_max = message_bytes_max
@@ -77,15 +79,15 @@ class FrameReader:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of messages that are not complete yet."""
+        """Bytes of incomplete messages."""
         return len(self._bytes) + len(self._parts) * PART_BYTES
 
     def feed(self, data: ReadableBuffer) -> None:
-        """Add what the socket gave."""
+        """Add bytes that the socket received."""
         self._bytes += data
 
     def take(self, messages_max: int) -> tuple[list[Frame], bool]:
-        """Whole messages, at least `messages_max` if there are so many; True: there may be more."""
+        """Return whole messages, at least `messages_max` if complete; True: there may be more."""
         frames: list[Frame] = []
         start, end = 0, len(self._bytes)
         size = 0
@@ -190,12 +192,12 @@ class Channel:
 
     @property
     def is_reading(self) -> bool:
-        """Whether the other side can get rid of what it has to say."""
+        """Whether the channel reads what the other side sends."""
         return self._is_reading
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of incoming messages that are not complete yet."""
+        """Bytes of incoming messages that are incomplete."""
         return self._reader.held_bytes
 
     def send(self, frames: list[Frame]) -> None:
@@ -208,7 +210,7 @@ class Channel:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write what is queued, as far as the socket takes it."""
+        """Write what is queued, as far as the socket accepts it."""
         self._is_flush_due = False
         if self._is_closed or not self._queue:
             return
@@ -283,7 +285,7 @@ class Channel:
         self._work()
 
     def _work(self) -> None:
-        """One turn's share of messages; while there are more, the socket is not read."""
+        """Deliver one turn's share of messages; while there are more, the socket is not read."""
         if self._is_closed:
             return
         try:
@@ -305,7 +307,7 @@ class Channel:
             self._on_frames(frames)
 
     def drain(self) -> None:
-        """Deliver what the other side wrote before it died; call it once the process is gone."""
+        """Deliver what the other side wrote before its process ended."""
         bytes_left = 4 * 1024 * 1024
         while not self._is_closed and bytes_left > 0:
             try:
@@ -324,7 +326,7 @@ class Channel:
                 return
 
     def _end(self, violation: ProtocolViolation | None) -> None:
-        """Stop reading and say so; the owner closes the channel."""
+        """Stop reading, and report the end; the owner closes the channel."""
         if self._is_reading:
             self._is_reading = False
             self._loop.remove_reader(self._sock)

@@ -1,4 +1,4 @@
-"""Control: the socket between a supervisor and its zygote: whole messages, descriptors beside them.
+"""Control socket: whole messages with descriptors, between a supervisor and its zygote.
 
 Where the system keeps messages apart (SOCK_SEQPACKET), a message is a packet. Elsewhere, on macOS
 for one, each goes over a stream behind a head: its length and the number of its descriptors.
@@ -22,28 +22,28 @@ Message = tuple[bytes, list[int]]
 
 
 class Control:
-    """One end of the socket; this one sends packets."""
+    """One end of the socket, where it sends packets."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
     def fileno(self) -> int:
-        """For a selector."""
+        """Return the descriptor, for a selector."""
         return self._sock.fileno()
 
     def close(self) -> None:
-        """The other end learns of it."""
+        """Close the socket; the other end reads its end."""
         self._sock.close()
 
     def send(self, data: bytes, fds: list[int] | tuple[int, ...] = ()) -> None:
-        """Raises OSError where the other side is gone, or does not keep up."""
+        """Send a message; raises OSError where the other side has closed, or does not keep up."""
         if fds:
             socket.send_fds(self._sock, [data], fds)
         else:
             self._sock.send(data)
 
     def receive(self) -> list[Message] | None:
-        """What has come, nothing if that is less than a message; None: the other side is gone."""
+        """Return the messages received, maybe none; None where the other side has closed."""
         try:
             data, fds, _, _ = socket.recv_fds(self._sock, BYTES_MAX, _FDS_MAX)
         except BlockingIOError:
@@ -54,7 +54,7 @@ class Control:
 
 
 class StreamControl(Control):
-    """The same over a stream."""
+    """One end of the socket, where it is a stream."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -63,7 +63,7 @@ class StreamControl(Control):
         self._fds: deque[list[int]] = deque()
 
     def send(self, data: bytes, fds: list[int] | tuple[int, ...] = ()) -> None:
-        """Raises OSError where the other side is gone."""
+        """Send a message; raises OSError where the other side has closed."""
         view = memoryview(_HEAD.pack(len(data), len(fds)) + data)
         # The descriptors arrive with the first byte.
         sent = socket.send_fds(self._sock, [view], fds) if fds else self._sock.send(view)
@@ -74,7 +74,7 @@ class StreamControl(Control):
                 sent += self._sock.send(view[sent:])
 
     def receive(self) -> list[Message] | None:
-        """What has come, nothing if that is less than a message; None: the other side is gone."""
+        """Return the messages received, maybe none; None where the other side has closed."""
         try:
             data, fds, flags, _ = socket.recv_fds(self._sock, BYTES_MAX, _FDS_MAX)
         except BlockingIOError:
@@ -102,7 +102,8 @@ class StreamControl(Control):
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected ends, of the best kind that this system has; `over` makes Controls of them."""
+    """Return two connected sockets, of the best kind of this system; `over` makes Controls of
+    them."""
     try:
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except (AttributeError, OSError):
@@ -110,6 +111,6 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def over(sock: socket.socket) -> Control:
-    """The Control for a socket of either kind."""
+    """Return the Control for a socket of either kind."""
     is_stream = sock.type == socket.SOCK_STREAM
     return StreamControl(sock) if is_stream else Control(sock)

@@ -1,9 +1,9 @@
-"""Heartbeat: a page of memory in which an isolate shows its pulse, without a message.
+"""Heartbeat: a page of shared memory in which an isolate shows its state, without a message.
 
 Machine words: the number of the loop's turn, whether that turn is still busy, and the lifetime that
 was resumed last; then what the isolate has used, for a supervisor that cannot look it up (see
-`lifeline.py`). The isolate writes, the supervisor only reads. Tenant code may forge the page; so
-CPU clocks, which it cannot forge, have the last word.
+`parent_death.py`). The isolate writes, the supervisor only reads. Tenant code may forge the page;
+so CPU clocks, which it cannot forge, have precedence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TURN, _BUSY, _LIFE, _CPU_US, _RESIDENT = range(5)
 
 
 class HeartbeatReader:
-    """The supervisor's side: makes the page, reads it, and cannot be hurt by what is in it."""
+    """The supervisor's side: makes the page and reads it; safe against any content."""
 
     def __init__(self, *, may_be_unsealed: bool = False) -> None:
         """`may_be_unsealed`: the guest is trusted not to shrink the page. Raises OSError."""
@@ -37,32 +37,32 @@ class HeartbeatReader:
         except BaseException:
             self.close_fd()
             raise
-        self._words = memoryview(self._map).cast("Q")
+        self._fields = memoryview(self._map).cast("Q")
 
     @property
     def turn(self) -> int:
         """How many turns the loop has begun."""
-        return self._words[_TURN]
+        return self._fields[_TURN]
 
     @property
     def is_busy(self) -> bool:
         """Whether the loop is in the middle of a turn."""
-        return self._words[_BUSY] != 0
+        return self._fields[_BUSY] != 0
 
     @property
     def life(self) -> int:
         """The lifetime that was resumed last, 0 for none."""
-        return self._words[_LIFE]
+        return self._fields[_LIFE]
 
     @property
     def cpu_s(self) -> float:
-        """CPU seconds that the isolate says it has used."""
-        return self._words[_CPU_US] / 1e6
+        """CPU seconds that the isolate has used, as it reports them."""
+        return self._fields[_CPU_US] / 1e6
 
     @property
     def resident_bytes(self) -> int:
-        """The most memory that the isolate says it had, beyond what it shares."""
-        return self._words[_RESIDENT]
+        """The isolate's peak memory beyond what it shares, as it reports it."""
+        return self._fields[_RESIDENT]
 
     def close_fd(self) -> None:
         """Close the descriptor; the page stays mapped."""
@@ -71,9 +71,9 @@ class HeartbeatReader:
             self.fd = -1
 
     def close(self) -> None:
-        """Give the page back."""
+        """Unmap the page."""
         self.close_fd()
-        self._words.release()
+        self._fields.release()
         self._map.close()
 
 
@@ -102,39 +102,39 @@ def _make_plain_file() -> int:
 
 
 class HeartbeatWriter:
-    """The isolate's side."""
+    """The isolate's side: writes the page."""
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, PAGE_BYTES)
-        self._words = memoryview(self._map).cast("Q")
+        self._fields = memoryview(self._map).cast("Q")
 
     def begin_turn(self) -> None:
-        """The loop has work."""
-        self._words[_TURN] += 1
-        self._words[_BUSY] = 1
+        """Record that the loop has work."""
+        self._fields[_TURN] += 1
+        self._fields[_BUSY] = 1
 
     def rest(self) -> None:
-        """The loop waits."""
-        self._words[_BUSY] = 0
+        """Record that the loop waits."""
+        self._fields[_BUSY] = 0
 
     def resume(self, life: int) -> None:
-        """This lifetime is about to run: what others used before it is not its fault."""
-        self._words[_LIFE] = life
-        self._words[_TURN] += 1
+        """Record that this lifetime is about to run, so that earlier use is not counted for it."""
+        self._fields[_LIFE] = life
+        self._fields[_TURN] += 1
 
     @property
     def is_busy(self) -> bool:
         """Whether the loop is in the middle of a turn."""
-        return self._words[_BUSY] != 0
+        return self._fields[_BUSY] != 0
 
-    def say_used(self, cpu_s: float, resident_bytes: int) -> None:
-        """For a supervisor that cannot look it up."""
-        self._words[_CPU_US] = int(cpu_s * 1e6)
-        self._words[_RESIDENT] = resident_bytes
+    def write_usage(self, cpu_s: float, resident_bytes: int) -> None:
+        """Record CPU seconds and resident bytes, for a supervisor that cannot look them up."""
+        self._fields[_CPU_US] = int(cpu_s * 1e6)
+        self._fields[_RESIDENT] = resident_bytes
 
 
 class HeartbeatSelector(selectors.DefaultSelector):
-    """The selector of an isolate's event loop: it writes the heartbeat around every wait."""
+    """The selector of an isolate's event loop; it writes the heartbeat around every wait."""
 
     def __init__(self, writer: HeartbeatWriter) -> None:
         super().__init__()

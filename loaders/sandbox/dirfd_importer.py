@@ -1,4 +1,4 @@
-"""Descriptors: imports through directories that were opened while one still could.
+"""Dirfd importer: imports through directories that were opened before the process lost access.
 
 Where an isolate changes its user, and the interpreter lies below a directory that only the old user
 may enter, paths lead nowhere any more. Open directories still do, and Landlock still guards them.
@@ -27,24 +27,24 @@ class DescriptorFinder(MetaPathFinder):
 
     @property
     def fds(self) -> list[int]:
-        """The open directories."""
+        """Return the open directories."""
         return list(self._places.values())
 
     def install(self) -> None:
-        """Have imports go this way, instead of by path."""
+        """Use this finder for imports, instead of paths."""
         sys.meta_path[:] = [
             finder for finder in sys.meta_path if finder is not importlib.machinery.PathFinder
         ]
         sys.meta_path.append(self)
 
     def read(self, path: str) -> bytes:
-        """The contents of a file, or OSError."""
+        """Return the contents of a file; raises OSError."""
         directory, name = self._split(path)
         with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
             return file.read()
 
     def stat(self, path: str) -> os.stat_result:
-        """As os.stat."""
+        """Return what os.stat does."""
         directory, name = self._split(path)
         return os.stat(name, dir_fd=directory)
 
@@ -58,7 +58,7 @@ class DescriptorFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The module's specification, or None."""
+        """Return the module's specification, or None."""
         name = fullname.rpartition(".")[2]
         for directory in path if path is not None else sys.path:
             for file, is_package in ((f"{name}/__init__.py", True), (f"{name}.py", False)):

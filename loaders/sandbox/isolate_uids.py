@@ -1,8 +1,8 @@
-"""Users: where the supervisor is root, a user and a group for each isolate that nobody else is.
+"""Isolate uids: where the supervisor is root, a user and group id of its own for each isolate.
 
-The number is the first of a range plus the number of the process, which no two processes of a host
-share while they live; so nobody has to hand them out. The walls do not rest on this: it is what
-still keeps tenants apart if one of them should fail.
+The id is the first of a range plus the process id, which no two live processes of a host share; so
+no allocation is needed. The sandbox does not depend on it: it still keeps tenants apart if another
+wall should fail.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIRST_MAX = (1 << 31) - COUNT
 
 
 def why_not(first: int) -> str | None:
-    """Why isolates cannot be given the users from this one on; None: they can."""
+    """Return why isolates cannot have the user ids from this one on; None: they can."""
     last = first + COUNT - 1
     if not _LOWEST <= first <= FIRST_MAX:
         return f"they have to begin between {_LOWEST} and {FIRST_MAX}"
@@ -34,7 +34,7 @@ def why_not(first: int) -> str | None:
 
 
 def exists(number: int) -> bool:
-    """Whether this user namespace has a user and a group of this number."""
+    """Return whether this user namespace has a user and a group of this number."""
     return all(_has(kind, number, number) for kind in ("uid", "gid"))
 
 

@@ -1,7 +1,7 @@
-"""Landlock: the kernel's wall around files, TCP, abstract sockets and signals, without privilege.
+"""Landlock: restricts files, TCP, abstract sockets and signals by the kernel, without privilege.
 
 A ruleset denies everything it handles but what its rules allow. What an older kernel cannot handle,
-and what Landlock never handles (chmod, utime, UDP, stat), is left to seccomp and to the jail.
+and what Landlock never handles (chmod, utime, UDP, stat), is left to seccomp and to namespaces.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _READ = _READ_FILE | _READ_DIR
 
 
 def abi() -> int:
-    """The version of Landlock that this kernel enforces; 0: none."""
+    """Return the version of Landlock that this kernel enforces; 0: none."""
     try:
         return linux.syscall("landlock_create_ruleset", 0, 0, _VERSION_FLAG)
     except OSError:
@@ -37,7 +37,7 @@ def abi() -> int:
 
 
 class Ruleset:
-    """What is allowed; built once, and then enforced on any number of forked processes."""
+    """A set of allowed accesses, built once and enforced on any number of forked processes."""
 
     def __init__(self, *, abi: int) -> None:
         rights = max(count for version, count in _FILE_RIGHTS if version <= abi)
@@ -60,12 +60,12 @@ class Ruleset:
         raise AssertionError("the last attempt returns or raises")
 
     def allow_reading(self, paths: Iterable[str]) -> None:
-        """Let these files be read, and what lies below these directories."""
+        """Allow reading of these files, and of all below these directories."""
         for path in paths:
             self._allow(path, _READ)
 
     def allow_writing(self, path: str) -> None:
-        """Let everything be done below this directory but devices and execution."""
+        """Allow all operations below this directory except devices and execution."""
         make_devices = 1 << 6 | 1 << 11
         self._allow(path, self._handled & ~(_EXECUTE | make_devices | _IOCTL_DEV))
 
@@ -82,6 +82,6 @@ class Ruleset:
             os.close(fd)
 
     def restrict_self(self) -> None:
-        """Enforce it on this process for good; needs no_new_privs. Closes the ruleset."""
+        """Enforce the rules on this process for good; needs no_new_privs. Closes the ruleset."""
         linux.syscall("landlock_restrict_self", self.fd, 0)
         os.close(self.fd)

@@ -1,4 +1,4 @@
-"""Kernel: the few calls of Linux that Python's own library does not offer, by ctypes.
+"""Linux: the few system calls that Python's own library does not offer, by ctypes.
 
 Or that it does not offer everywhere: a Python that was built against an old C library lacks some
 that the kernel has. On other systems, and on kernels without it, each raises OSError (ENOSYS).
@@ -64,7 +64,7 @@ def syscall(name: str, *arguments: object) -> int:
 
 
 def prctl(option: int, *arguments: object) -> None:
-    """prctl(2), or raise OSError."""
+    """Call prctl(2); raises OSError."""
     if not IS_LINUX:
         raise _unknown("prctl")
     four = (*arguments, 0, 0, 0, 0)[:4]
@@ -73,21 +73,21 @@ def prctl(option: int, *arguments: object) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2), or raise OSError."""
+    """Call unshare(2); raises OSError."""
     _checked("unshare", _libc.unshare(ctypes.c_int(flags)))
 
 
 def mount(
     source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
 ) -> None:
-    """mount(2), or raise OSError."""
+    """Call mount(2); raises OSError."""
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     result = _libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3])
     _checked(f"mount {target}", result)
 
 
 def umount(target: str, flags: int) -> None:
-    """umount2(2), or raise OSError."""
+    """Call umount2(2); raises OSError."""
     _checked(f"umount {target}", _libc.umount2(os.fsencode(target), ctypes.c_int(flags)))
 
 
@@ -103,7 +103,7 @@ def _checked(what: str, result: int) -> int:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends, if it can."""
+    """Have the kernel kill this process when its parent thread ends, if the kernel can."""
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     except OSError as error:
@@ -113,7 +113,7 @@ def die_with_parent() -> None:
 
 @functools.cache
 def has_parent_signal() -> bool:
-    """Whether the kernel tells a process of the end of the one that started it."""
+    """Return whether the kernel signals a process when its parent ends."""
     get_pdeathsig, answer = 2, ctypes.c_int()
     try:
         prctl(get_pdeathsig, ctypes.byref(answer))
@@ -123,18 +123,18 @@ def has_parent_signal() -> bool:
 
 
 def set_dumpable(is_dumpable: bool) -> None:
-    """Whether others of the same user may trace this process or read its memory."""
+    """Set whether others of the same user may trace this process or read its memory."""
     prctl(PR_SET_DUMPABLE, int(is_dumpable))
 
 
 def name_process(name: str) -> None:
-    """The name that `ps -o comm` shows, where it can be set; at most 15 bytes."""
+    """Set the name that `ps -o comm` shows, where possible; at most 15 bytes."""
     with contextlib.suppress(OSError):
         prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()))
 
 
 def bound_capabilities() -> None:
-    """Let no program that is started from here have a capability; those of this process stay."""
+    """Remove every capability from programs started from here; this process keeps its own."""
     with contextlib.suppress(OSError):  # past the last one; or there were none to begin with
         for capability in range(64):
             prctl(PR_CAPBSET_DROP, capability)
@@ -146,7 +146,7 @@ def drop_capabilities() -> None:
 
 
 def memory_file(name: str) -> int:
-    """A file in memory whose size can be sealed; OSError where there is no such thing."""
+    """Return a file in memory whose size can be sealed; raises OSError where not supported."""
     cloexec, allow_sealing = 1, 2
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name, cloexec | allow_sealing)
@@ -154,27 +154,27 @@ def memory_file(name: str) -> int:
 
 
 def seal_size(fd: int) -> None:
-    """The file in memory can be neither shrunk nor grown, nor its seals be broken."""
+    """Seal the file in memory against shrinking, growing, and changes of the seals."""
     add_seals, seal, shrink, grow = 1033, 1, 2, 4
     fcntl.fcntl(fd, add_seals, seal | shrink | grow)
 
 
 def move_up(fd: int) -> int:
-    """The same file at a descriptor above those that an isolate uses; the old one is closed."""
+    """Return a descriptor of the same file above those that an isolate uses; closes the old one."""
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
     os.close(fd)
     return moved
 
 
 def limit_files(most: int) -> None:
-    """Let this process, and what it forks, open no descriptor from this number on."""
+    """Limit the descriptors of this process, and of its children, to numbers below this one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft > most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def open_pidfd(pid: int) -> int:
-    """A descriptor of the process, which is readable when it has ended; or raise OSError."""
+    """Return a descriptor of the process, readable when it has ended; raises OSError."""
     if hasattr(os, "pidfd_open"):
         return os.pidfd_open(pid)
     return syscall("pidfd_open", pid, 0)  # closed on exec, as all of its kind
@@ -182,7 +182,7 @@ def open_pidfd(pid: int) -> int:
 
 @functools.cache
 def has_pidfds() -> bool:
-    """Whether processes can be held and waited for by descriptors: Linux from 5.3 on."""
+    """Return whether processes can be held and waited for by descriptors: Linux from 5.3 on."""
     try:
         os.close(open_pidfd(os.getpid()))
     except OSError:
@@ -191,7 +191,7 @@ def has_pidfds() -> bool:
 
 
 def kill(pidfd: int) -> None:
-    """SIGKILL; harmless when the process has ended."""
+    """Send SIGKILL; harmless when the process has ended."""
     with contextlib.suppress(ProcessLookupError):
         if hasattr(signal, "pidfd_send_signal"):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -200,7 +200,7 @@ def kill(pidfd: int) -> None:
 
 
 def kill_orphan(pid: int) -> None:
-    """SIGKILL to an isolate whose zygote has ended and that cannot be held by a descriptor.
+    """Send SIGKILL to an isolate whose zygote has ended and that has no pidfd.
 
     Its number might be another process's by now. Isolates lead sessions, which few others do.
     """
@@ -211,12 +211,12 @@ def kill_orphan(pid: int) -> None:
 
 @functools.cache
 def has_cpu_clocks() -> bool:
-    """Whether one process can read the clock of another's CPU time."""
+    """Return whether one process can read the clock of another's CPU time."""
     return cpu_s(os.getpid()) is not None
 
 
 def cpu_s(pid: int) -> float | None:
-    """CPU seconds that a process has used; None when it has ended, or nobody can tell."""
+    """Return the CPU seconds that a process has used; None when it has ended, or where unknown."""
     try:
         # See clock_getcpuclockid(3).
         return time.clock_gettime((~pid << 3) | 2)
@@ -225,7 +225,7 @@ def cpu_s(pid: int) -> float | None:
 
 
 def memory_bytes(pid: int) -> tuple[int, int]:
-    """(virtual, resident) size in bytes, or (0, 0) when the process has ended."""
+    """Return (virtual, resident) size in bytes, or (0, 0) when the process has ended."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             virtual, resident = file.read().split()[:2]
@@ -235,5 +235,5 @@ def memory_bytes(pid: int) -> tuple[int, int]:
 
 
 def peak_bytes(usage: resource.struct_rusage) -> int:
-    """The most memory that was resident, in bytes: the unit of `ru_maxrss` is the system's."""
+    """Return the peak resident bytes; the unit of `ru_maxrss` differs between systems."""
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

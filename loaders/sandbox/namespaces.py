@@ -1,8 +1,9 @@
-"""Jail: namespaces of a zygote's own, with a root directory that holds what isolates may read.
+"""Namespaces: a zygote's own namespaces, with a root directory of what isolates may read.
 
 Entered once by the zygote and inherited by all that it forks. Needs CAP_SYS_ADMIN or, without it, a
 kernel that lets ordinary users make user namespaces. Network, System V IPC and the host's name are
-cut off as well. Nothing in the jail can be written but the private `/tmp` that an isolate may get.
+cut off as well. Nothing in the new root can be written but the private `/tmp` that an isolate may
+get.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _TMP_INODES_A_MB = 256
 
 
 def enter(readable: Readable) -> None:
-    """Go into the jail for good, or raise OSError half-way: try it in a child first."""
+    """Enter the namespaces for good; may raise OSError half-way, so try it in a child first."""
     _unshare()
     socket.sethostname("isolate")
     linux.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
@@ -73,7 +74,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _make_root() -> None:
-    """A new, empty root, with the old one below `_OLD`."""
+    """Make a new, empty root, with the old one below `_OLD`."""
     base = next(path for path in ("/tmp", "/run", "/var/tmp", "/dev/shm") if os.path.isdir(path))
     linux.mount("jail", base, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     os.mkdir(base + _OLD)

@@ -1,4 +1,5 @@
-"""Readable: the files that an isolate may read: what its imports and tracebacks need, nothing else.
+"""Readable paths: the files that an isolate may read: what imports and tracebacks need, nothing
+else.
 
 They are the standard library, the installed packages that the zygote has imported, and time zones.
 Where packages are installed inside the standard library, those not imported stay hidden.
@@ -26,12 +27,12 @@ class Readable:
 
     @property
     def hidden(self) -> list[str]:
-        """Directories in `stdlib` that must not show."""
+        """Return the directories in `stdlib` that must not show."""
         places = (os.path.join(path, name) for path in self.stdlib for name in _INSTALLED)
         return [place for place in places if os.path.isdir(place)]
 
     def entries(self) -> list[str]:
-        """The same as `stdlib` and `others`, with the standard library's entries one by one."""
+        """Return `stdlib` and `others`, with the standard library's entries one by one."""
         inside = (
             os.path.join(path, name)
             for path in self.stdlib
@@ -43,7 +44,7 @@ class Readable:
 
 
 def find_readable(stdlib: list[str]) -> Readable:
-    """What the modules that this process has imported were made of, and may import lazily."""
+    """Return the files of the modules that this process has imported, and of their lazy imports."""
     directories = _topmost({os.path.realpath(path) for path in stdlib if os.path.isdir(path)})
     others = _imported()
     with contextlib.suppress(ImportError):
@@ -67,7 +68,7 @@ def _imported() -> set[str]:
 
 
 def is_below(path: str, directory: str) -> bool:
-    """Whether it is the directory or lies in it."""
+    """Return whether the path is the directory or lies in it."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 

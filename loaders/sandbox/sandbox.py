@@ -1,9 +1,10 @@
-"""Walls: what stands between tenant code and the host; which walls, in which order, proved how.
+"""Sandbox: the walls between tenant code and the host, their order, and the proof that they
+hold.
 
-The zygote prepares what isolates share (the jail, Landlock's rules, the filter) and proves in a
-child that it holds; each isolate then closes the walls around itself before it sees a byte of a
-tenant. Required are seccomp and one wall around files: Landlock, the jail, or both. What is missing
-is an error, never a lesser wall.
+The zygote prepares what isolates share (namespaces, Landlock's rules, the seccomp filter) and
+proves in a child that it holds; each isolate then applies the sandbox to itself before it reads a
+byte of a tenant. Required are seccomp and one wall around files: Landlock, namespaces, or both.
+What is missing is an error, never a weaker sandbox.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _HINT = "Set isolation='unsafe-none' only for code that you trust."
 _HOLDS, _HOLDS_BLIND, _LEAKS, _BROKEN = range(10, 14)
 
 
-class WallsPlan(msgspec.Struct, array_like=True, frozen=True):
-    """Which walls; the switches for single ones are for tests that show what each wall stops."""
+class SandboxPlan(msgspec.Struct, array_like=True, frozen=True):
+    """Which walls to build; the switches for single walls are for tests of what each wall stops."""
 
     level: str = "sandbox"
     jail: str = "auto"
@@ -45,14 +46,14 @@ class WallsPlan(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def is_partial(self) -> bool:
-        """A wall is left out on purpose."""
+        """Whether a wall is left out on purpose."""
         return not (self.landlock and self.seccomp and self.rlimits)
 
 
-class Walls:
-    """The walls of one zygote's isolates."""
+class Sandbox:
+    """The sandbox of one zygote's isolates."""
 
-    def __init__(self, plan: WallsPlan) -> None:
+    def __init__(self, plan: SandboxPlan) -> None:
         self._plan = plan
         self._zygote_pid = os.getpid()
         self._zygote_bytes = linux.memory_bytes(self._zygote_pid)[0]
@@ -66,21 +67,22 @@ class Walls:
         """What was asked for, and is missing without making a wall a lesser one."""
 
     @classmethod
-    def prepare(cls, plan: WallsPlan, *, readable: Readable) -> Walls:
+    def prepare(cls, plan: SandboxPlan, *, readable: Readable) -> Sandbox:
         """Build what isolates share, and prove it; raises SandboxUnavailable."""
-        walls = cls(plan)
+        sandbox = cls(plan)
         if plan.level == "sandbox":
-            walls._build(readable)
-        return walls
+            sandbox._build(readable)
+        return sandbox
 
     @property
     def level(self) -> str:
-        """What stands, for people: "landlock7+seccomp+jail"."""
+        """The walls in place, for people: "landlock7+seccomp+jail"."""
         return "+".join(self._names) or UNSAFE
 
     @property
     def kept_fds(self) -> list[int]:
-        """Descriptors that an isolate needs until its walls stand, or to read its files."""
+        """Return the descriptors that an isolate needs until it is sandboxed, or to read its
+        files."""
         ruleset = [self._ruleset.fd] if self._ruleset else []
         return [*ruleset, *(self._finder.fds if self._finder else [])]
 
@@ -144,7 +146,8 @@ class Walls:
             )
 
     def _enter_jail(self, readable: Readable) -> str | None:
-        """Enter it, or say why not. A child tries first: half a jail cannot be left again."""
+        """Enter the namespaces, or return why not. A child tries first: a failed entry cannot be
+        undone."""
         why = _in_child(lambda: jail.enter(readable))
         if why is None:
             jail.enter(readable)
@@ -177,7 +180,7 @@ class Walls:
     # --- in the isolate -------------------------------------------------------------------------
 
     def apply(self, *, memory_bytes: int, files_max: int, tmp_bytes: int) -> None:
-        """Close the walls around this process; each step relies on the ones before it."""
+        """Apply the sandbox to this process; each step relies on the ones before it."""
         linux.die_with_parent()
         if os.getppid() != self._zygote_pid:
             os._exit(0)
@@ -248,7 +251,7 @@ def _require(has_landlock: bool, why_no_jail: str | None) -> None:
 
 
 def _in_child(work: Callable[[], None]) -> str | None:
-    """None if the work succeeds in a forked child, else why not."""
+    """Return None if the work succeeds in a forked child, else why not."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -266,7 +269,7 @@ def _in_child(work: Callable[[], None]) -> str | None:
 
 
 def _test_from_inside(finder: DescriptorFinder | None) -> int:
-    """Try what must fail, and what must not."""
+    """Check that forbidden operations fail, and that allowed ones work."""
     for attempt in (
         lambda: os.close(os.open("/etc/passwd", os.O_RDONLY)),
         lambda: os.listdir("/proc/self"),

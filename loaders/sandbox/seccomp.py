@@ -1,4 +1,4 @@
-"""Seccomp: the wall around system calls, a filter that the kernel runs before each of them.
+"""Seccomp: a filter that the kernel runs before each system call of an isolate.
 
 What Python and asyncio need is allowed, some of it only with harmless arguments. What serves
 attacks alone ends the process; everything else fails with EPERM. What C libraries try first and do
@@ -66,7 +66,7 @@ Code = list[Instruction]
 
 
 def is_supported() -> bool:
-    """Whether there is a table for this machine, and a kernel that takes filters."""
+    """Return whether there is a table for this machine, and a kernel that takes filters."""
     if linux.MACHINE not in SYSCALLS or sys.byteorder != "little":
         return False
     try:
@@ -77,7 +77,7 @@ def is_supported() -> bool:
 
 
 def program(*, machine: str = linux.MACHINE, threads: bool, tmp: bool) -> bytes:
-    """The filter for a machine, as the kernel takes it."""
+    """Return the filter for a machine, in the kernel's form."""
     numbers = SYSCALLS[machine]
     bodies: dict[int, Code] = {}
     for names, body in (
@@ -109,7 +109,7 @@ def install(filter: bytes) -> None:
 
 
 def _checked_bodies(*, threads: bool, tmp: bool) -> dict[str, Code]:
-    """Calls that are allowed with some arguments only."""
+    """Return the checks of calls that are allowed with some arguments only."""
     no_code = _refuse_bits(2, _PROT_EXEC)
     static_clock = [_load(0), *_when(_AT_LEAST, _STATIC_CLOCKS, _refuse()), *_allow()]
     return {
@@ -156,12 +156,12 @@ def _load(argument: int, *, high: bool = False) -> Instruction:
 
 
 def _when(test: int, value: int, then: Code) -> Code:
-    """`then` if the test holds of what is loaded; else what follows."""
+    """Return code that runs `then` if the test holds of the loaded value; else what follows."""
     return [(test, 0, len(then), value), *then]
 
 
 def _only(argument: int, values: tuple[int, ...], then: Code) -> Code:
-    """`then` if the argument, an int of C, is one of these; else EPERM."""
+    """Return code that runs `then` if the argument, a C int, is one of these; else EPERM."""
     tests = [
         (_EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)
     ]  # each jumps over the rest and the refusal
@@ -169,7 +169,7 @@ def _only(argument: int, values: tuple[int, ...], then: Code) -> Code:
 
 
 def _only_exactly(argument: int, values: tuple[int, ...], then: Code) -> Code:
-    """The same for an argument of 64 bits."""
+    """Return code like that of `_only` for an argument of 64 bits."""
     high_is_zero = [_load(argument, high=True), (_EQUAL, 1, 0, 0), *_refuse()]
     return [*high_is_zero, *_only(argument, values, then)]
 
@@ -183,7 +183,7 @@ def _refuse_bits(argument: int, bits: int) -> Code:
 
 
 def _intervals(bodies: dict[int, Code]) -> list[tuple[int, Code]]:
-    """Where the answer changes, from number 0 on; EPERM for what is not listed."""
+    """Return where the action changes, from number 0 on; EPERM for what is not listed."""
     changes: list[tuple[int, Code]] = []
     for number in range(max(bodies) + 2):
         body = bodies.get(number, _refuse())
@@ -193,7 +193,7 @@ def _intervals(bodies: dict[int, Code]) -> list[tuple[int, Code]]:
 
 
 def _tree(intervals: list[tuple[int, Code]]) -> Code:
-    """A binary search for the interval of the loaded number."""
+    """Return a binary search for the interval of the loaded number."""
     if len(intervals) == 1:
         return intervals[0][1]
     middle = len(intervals) // 2

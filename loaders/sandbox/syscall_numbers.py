@@ -1,4 +1,4 @@
-"""Numbers of the system calls that the filter names, by machine; a kernel never changes them."""
+"""Syscall numbers: those that the filter names, by machine; a kernel never changes them."""
 
 from __future__ import annotations
 

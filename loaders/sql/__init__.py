@@ -1,1 +1,1 @@
-"""SQL: the walled process in which one tenant's statements run, and the platform's end of it."""
+"""SQL: the sandboxed process that runs one tenant's statements, and the platform's end of it."""

@@ -1,7 +1,8 @@
-"""SQL child: the life of the process in which one tenant's statements run.
+"""SQL child: the main function of the process in which one tenant's statements run.
 
-It is forked from a process that has imported all it needs, closes its walls before it sees a byte
-of the tenant, opens its DuckDB, and answers statement after statement until its platform is gone.
+It is forked from a process that has imported all it needs, applies its sandbox before it reads a
+byte of the tenant, opens its DuckDB, and answers statement after statement until its platform
+closes the socket.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from .messages import (
     SqlOpening,
     SqlQuestion,
 )
-from .walls import SPARE_BYTES, close_walls
+from .sandbox import SPARE_BYTES, enter_sandbox
 
 _MESSAGE_MAX = 8_000
 _ABOUT_MEMORY = re.compile(r"out of memory|bad_alloc|bad allocation|allocat", re.IGNORECASE)
@@ -53,9 +54,9 @@ _question = msgspec.msgpack.Decoder(SqlQuestion).decode
 def serve(
     frames: SqlFrames, opening: SqlOpening, *, isolation: str, libraries: list[str]
 ) -> NoReturn:
-    """Close the walls, say that they stand, and answer until the other end is gone."""
+    """Apply the sandbox, report it, and answer until the other end has closed."""
     try:
-        close_walls(
+        enter_sandbox(
             isolation=isolation,
             libraries=libraries,
             folder=opening.folder,
@@ -95,7 +96,7 @@ def _peak_bytes() -> int:
 
 
 def _answer(views: LogViews, frames: SqlFrames, question: SqlQuestion, worn_from: int) -> None:
-    """Answer; what has once needed more memory than `worn_from` says so.
+    """Answer a statement; a process that once needed more memory than `worn_from` reports that.
 
     Allocators keep what they have: the next statement would find too little below the limit.
     """

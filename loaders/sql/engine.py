@@ -1,7 +1,7 @@
-"""SQL engine: answers one tenant's statements by a SQL process, which it replaces as it must.
+"""SQL engine: answers one tenant's statements by a SQL process, which it replaces when needed.
 
-A statement that takes too long, too much memory or too much room ends its process at the worst; the
-next one gets a fresh process. What comes from there is bounded, proved, and never run.
+A statement that exceeds time, memory or disk space ends its process at the worst; the next one gets
+a fresh process. What the process sends is bounded, checked, and never run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dynamic_workflows.eventlog.query.limits import (
 from dynamic_workflows.eventlog.query.sql_guard import check_size
 from dynamic_workflows.eventlog.store.base import Store
 
-from . import walls
+from . import sandbox
 from .forwarding import StoreWindow
 from .messages import (
     BEGUN,
@@ -89,11 +89,11 @@ class SqlEngine:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that waits for the next statement."""
+        """The id of the process that waits for the next statement."""
         return self._process.pid if self._process is not None else None
 
     def query(self, sql: str, params: Any, *, skip_damaged: bool) -> pa.Table:
-        """As Reader.query."""
+        """Return what Reader.query does."""
         check_size(sql, self._limits.sql_bytes_max)
         question = _encode(SqlQuestion(sql, _encoded(params), skip_damaged))
         with self._lock:
@@ -120,14 +120,14 @@ class SqlEngine:
                 raise Unavailable("a process for this query ended at once") from None
 
     def interrupt(self) -> None:
-        """Stop the statement that is under way, if there is one."""
+        """Stop the running statement, if there is one."""
         process = self._process
         if self._is_busy and process is not None:
             self._is_interrupted = True
             process.kill()
 
     def close(self) -> None:
-        """End the process. Waits for a statement that is under way."""
+        """End the process. Waits for a running statement."""
         with self._lock:
             self._is_closed = True
             self._drop()
@@ -138,7 +138,7 @@ class SqlEngine:
     # --- processes ------------------------------------------------------------------------------
 
     def _make_ready(self) -> bool:
-        """Have a process; whether it was there already."""
+        """Start a process unless there is one; return whether there was."""
         folder = _identity(self._folder)
         process = self._process
         if process is not None and process.is_ours and folder == self._seen:
@@ -178,7 +178,7 @@ class SqlEngine:
         assert process is not None
         timeout_s = self._limits.timeout_s
         until_s = time.monotonic() + timeout_s + _GRACE_S
-        walls.limit_cpu(process.pid, int((timeout_s + _GRACE_S) * (self._threads + 1)))
+        sandbox.limit_cpu(process.pid, int((timeout_s + _GRACE_S) * (self._threads + 1)))
         try:
             process.frames.send(QUESTION, question, until_s=until_s)
         except TimeoutError:
@@ -218,7 +218,7 @@ class SqlEngine:
         raise self._lost(process, answer)
 
     def _told(self, failure: SqlFailure, window: StoreWindow) -> WorkflowsError:
-        """What the process says of the statement."""
+        """Return the error that the process reports of the statement."""
         if failure.error == "Unavailable" and window.trouble is not None:
             return window.trouble
         kind = _ERRORS.get(failure.error, QueryError)
@@ -228,7 +228,8 @@ class SqlEngine:
         return kind(failure.message, code=failure.code if is_known else None)
 
     def _lost(self, process: SqlProcess, answer: _AnswerFile) -> WorkflowsError:
-        """Why there is neither an answer nor a word; the process is given up."""
+        """Return the error for a process that sent neither an answer nor an error, and drop the
+        process."""
         problem, is_interrupted = answer.problem, self._is_interrupted
         process.kill()
         ended_by = process.how_ended() if isinstance(problem, EOFError) else None
@@ -248,15 +249,15 @@ class SqlEngine:
 
 
 class _NotBegun(Exception):
-    """The process took no statement."""
+    """The process has not begun the statement."""
 
 
 class _Failed(Exception):
-    """The process says why there is no answer, or cannot any more."""
+    """The process reports why there is no answer, or has ended."""
 
 
 class _AnswerFile(io.RawIOBase):
-    """Reads an answer from its process, and answers what the process asks meanwhile."""
+    """Reads an answer from its process, and answers the process's own requests meanwhile."""
 
     def __init__(
         self, process: SqlProcess, window: StoreWindow, *, until_s: float, bytes_max: int
@@ -283,13 +284,13 @@ class _AnswerFile(io.RawIOBase):
             self._receive()
 
     def finish(self) -> None:
-        """Return when the process has said that this was all."""
+        """Return when the process has sent the end of the answer."""
         while not self._is_done:
             self._data = memoryview(b"")
             self._receive()
 
     def read(self, size: int = -1) -> bytes:
-        """So many bytes, fewer only at the end."""
+        """Return so many bytes, fewer only at the end."""
         if size < 0 or size > self._left + len(self._data):
             self._give_up(too_large(self._bytes_max))
         parts = bytearray()
@@ -302,7 +303,7 @@ class _AnswerFile(io.RawIOBase):
         return bytes(parts)
 
     def _receive(self) -> None:
-        """Take the next piece of the answer."""
+        """Receive the next piece of the answer."""
         frames = self._process.frames
         try:
             while True:
@@ -343,7 +344,7 @@ class _AnswerFile(io.RawIOBase):
 
 
 def interrupted() -> QueryError:
-    """The error for a statement that somebody has stopped, in DuckDB's words."""
+    """Return the error for an interrupted statement, in DuckDB's words."""
     return QueryError("INTERRUPT Error: Interrupted!")
 
 
@@ -364,7 +365,7 @@ def _encoded(params: Any) -> bytes:
 
 
 def _identity(folder: Path | None) -> object:
-    """What tells a directory from another one of its name; None where there is none."""
+    """Return what tells a directory from another of its name; None where it does not exist."""
     if folder is None:
         return None
     try:

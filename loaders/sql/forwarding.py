@@ -1,7 +1,7 @@
-"""Forwarding: the store of a SQL process that reaches none: the platform reads for it.
+"""Forwarding: the store of a SQL process without network: the platform reads for it.
 
 So a process that runs a tenant's SQL over a bucket has neither network nor credentials. The
-platform reads what lies in that tenant's stream and nothing else, whatever it is asked.
+platform reads objects of that tenant's stream only, whatever the process requests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _read = msgspec.msgpack.Decoder(SqlRead).decode
 
 
 class ForwardingStore:
-    """In the SQL process: the reading half of a Store, by way of the platform."""
+    """The reading half of a Store in the SQL process, which forwards to the platform."""
 
     def __init__(self, root: str, frames: SqlFrames) -> None:
         self.root = root
@@ -40,24 +40,24 @@ class ForwardingStore:
         self._asking = threading.Lock()
 
     def get_blocking(self, key: str) -> bytes:
-        """All of it."""
+        """Return all of the object's bytes."""
         return self._ask(SqlRead("get", key))
 
     def get_range_blocking(self, key: str, start: int, length: int) -> bytes:
-        """A part of it."""
+        """Return a range of the object's bytes."""
         return self._ask(SqlRead("range", key, start, length))
 
     def list_blocking(self, prefix: str, *, after: str | None = None) -> Entries:
-        """What has this prefix."""
+        """Return the entries with this prefix."""
         found = _entries(self._ask(SqlRead("list", prefix, after=after)))
         return [Entry(key, size) for key, size in found]
 
     def local_path(self, key: str) -> Path | None:
-        """It has no file."""
+        """Return None: the object has no file here."""
         return None
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing."""
 
     async def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError("a SQL process reads, and waits for what it reads")
@@ -76,7 +76,7 @@ class ForwardingStore:
 
 
 class StoreWindow:
-    """On the platform's side: what one tenant's SQL process may read of a store."""
+    """The platform's side: reads the objects of one tenant's stream for its SQL process."""
 
     def __init__(self, store: Store, tenant_id: str) -> None:
         self._store = store
@@ -85,7 +85,8 @@ class StoreWindow:
         """The last failure of the store itself, in its own words."""
 
     def answer(self, data: bytes, *, until_s: float) -> tuple[int, bytes]:
-        """The frame that answers a wish; TimeoutError where the store takes longer.
+        """Return the frame that answers a request; raises TimeoutError where the store takes
+        longer.
 
         Raises EOFError for a wish that no SQL process of ours has.
         """
@@ -116,7 +117,8 @@ class StoreWindow:
 
 
 def within(work: Callable[[], T], seconds: float) -> T:
-    """What the work returns or raises; TimeoutError when it takes longer, and goes on unheard."""
+    """Return what the work returns; raises TimeoutError when it takes longer, and drops its result
+    then."""
     outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Messages: what the platform and a SQL process tell each other, and the frames that carry it.
+"""Messages: what the platform and a SQL process send each other, and the frames that carry it.
 
 A frame is four bytes of length, one of kind, and so many bytes. Nothing in it can name a class or
 run code: structs of msgspec, the text of the codec, and Arrow's own stream.
@@ -27,7 +27,7 @@ may be what ends the process."""
 
 
 class SqlOpening(msgspec.Struct, frozen=True):
-    """Whom a SQL process serves, and what it may use."""
+    """The tenant that a SQL process serves, and the resources that it may use."""
 
     root: str
     folder: str | None
@@ -49,7 +49,7 @@ class SqlQuestion(msgspec.Struct, frozen=True):
 
 
 class SqlRead(msgspec.Struct, frozen=True):
-    """What a SQL process wants to know of a store that it cannot reach."""
+    """A read of the store that a SQL process requests of the platform."""
 
     what: Literal["get", "range", "list"]
     key: str
@@ -59,7 +59,7 @@ class SqlRead(msgspec.Struct, frozen=True):
 
 
 class SqlFailure(msgspec.Struct, frozen=True):
-    """Why there is no answer; `error` names a class of `eventlog.errors`."""
+    """An error in place of an answer; `error` names a class of `eventlog.errors`."""
 
     error: str
     code: str
@@ -82,17 +82,17 @@ class SqlFrames:
         self._writing = threading.Lock()
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Return the descriptor."""
         return self._sock.fileno()
 
     def close(self) -> None:
-        """The other end learns of it."""
+        """Close the socket; the other end reads its end."""
         self._sock.close()
 
     def send(
         self, kind: int, data: bytes | memoryview = b"", *, until_s: float | None = None
     ) -> None:
-        """Send a frame before that moment of the monotonic clock; TimeoutError, OSError."""
+        """Send a frame before that moment of the monotonic clock; raises TimeoutError, OSError."""
         with self._writing:
             self._limit(until_s)
             self._sock.sendall(_HEAD.pack(len(data), kind))
@@ -100,7 +100,8 @@ class SqlFrames:
             self._sock.sendall(data)
 
     def receive(self, *, until_s: float | None = None, small: bool = False) -> tuple[int, bytes]:
-        """The next frame; EOFError where the other end is gone, or sends what it must not.
+        """Return the next frame; raises EOFError where the other end has closed or sends an
+        invalid one.
 
         `small`: what comes is bounded, since nobody answers for the other end.
         """

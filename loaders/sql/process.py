@@ -47,7 +47,7 @@ class SqlZygote:
         self._lock = threading.Lock()
         self._next_id = 0
         self._ended: dict[int, int] = {}
-        self._words = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()
         ours, theirs = control_socket.pair()
         with theirs:
             self._process = subprocess.Popen(
@@ -60,14 +60,14 @@ class SqlZygote:
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=self._words,
+                stderr=self._stderr,
                 start_new_session=True,
             )
         ours.setblocking(False)
         self._control = control_socket.over(ours)
 
     def spawn(self, opening: SqlOpening) -> SqlProcess:
-        """Fork a process and wait until its walls stand; SandboxUnavailable, Unavailable."""
+        """Fork a process and wait until it is sandboxed; raises SandboxUnavailable, Unavailable."""
         ours, theirs = _socket_pair()
         with self._lock, theirs:
             self._next_id += 1
@@ -76,14 +76,14 @@ class SqlZygote:
                 self._control.send(_encode(_tagged(1, id, opening)), [theirs.fileno()])
             except OSError as error:
                 ours.close()
-                raise Unavailable(f"the SQL zygote has ended: {self._last_words()}") from error
+                raise Unavailable(f"the SQL zygote has ended: {self._stderr_tail()}") from error
             spawned, fds = self._wait_for(id)
         pid, message = spawned
         if not pid:
             ours.close()
             raise Unavailable(f"no process could be started for this query: {message}")
         made = SqlProcess(self, id, pid, fds[0] if fds else None, SqlFrames(ours))
-        made.wait_until_walled()
+        made.wait_until_ready()
         return made
 
     def _wait_for(self, id: int) -> tuple[tuple[int, str], list[int]]:
@@ -100,7 +100,7 @@ class SqlZygote:
             raise Unavailable("the SQL zygote did not answer in time: the machine is overloaded")
         messages = self._control.receive()
         if messages is None:
-            raise Unavailable(f"the SQL zygote has ended: {self._last_words()}")
+            raise Unavailable(f"the SQL zygote has ended: {self._stderr_tail()}")
         reports = [(msgspec.msgpack.decode(data), fds) for data, fds in messages]
         self._ended.update({one[1]: one[2] for one, _ in reports if one[0] == 2})
         while len(self._ended) > _ENDS_KEPT:
@@ -108,7 +108,7 @@ class SqlZygote:
         return reports
 
     def status_of(self, id: int) -> int | None:
-        """How a process ended, as wait(2) says it; None where that is not known in time."""
+        """Return a process's wait(2) status; None where it is not known in time."""
         until_s = time.monotonic() + _ENDED_S
         with self._lock, contextlib.suppress(Unavailable):
             while id not in self._ended:
@@ -117,29 +117,29 @@ class SqlZygote:
         return None
 
     def kill(self, id: int) -> None:
-        """SIGKILL for a process of which there is no descriptor."""
+        """Have the zygote send SIGKILL to a process without a pidfd."""
         with self._lock, contextlib.suppress(OSError):
             self._control.send(_encode(_tagged(2, id)))
 
-    def _last_words(self) -> str:
-        self._words.seek(0)
-        return self._words.read().decode(errors="replace").strip()[-2000:] or "killed"
+    def _stderr_tail(self) -> str:
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace").strip()[-2000:] or "killed"
 
     @property
     def has_ended(self) -> bool:
-        """Whether it can fork no more."""
+        """Return whether the zygote has ended, so that it cannot fork."""
         return self.owner_pid != os.getpid() or self._process.poll() is not None
 
     def close(self) -> None:
-        """End it, with all that it forked."""
+        """End the zygote, with all that it forked."""
         self._process.kill()
         self._process.wait()
         self.forget()
 
     def forget(self) -> None:
-        """Give its descriptors back: it has ended, or is another program's since a fork."""
+        """Close the descriptors of a zygote that has ended, or that a parent program owns."""
         self._control.close()
-        self._words.close()
+        self._stderr.close()
 
 
 class SqlProcess:
@@ -156,8 +156,8 @@ class SqlProcess:
         self._closing = threading.Lock()
         self._is_closed = False
 
-    def wait_until_walled(self) -> None:
-        """Return when it takes statements; SandboxUnavailable, Unavailable."""
+    def wait_until_ready(self) -> None:
+        """Return when the process takes statements; raises SandboxUnavailable, Unavailable."""
         try:
             kind, data = self.frames.receive(until_s=time.monotonic() + START_S, small=True)
         except (EOFError, OSError):
@@ -176,11 +176,11 @@ class SqlProcess:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this program started it; after a fork it is the parent's."""
+        """Return whether this program started the process; after a fork it is the parent's."""
         return self._zygote.owner_pid == os.getpid()
 
     def kill(self) -> None:
-        """SIGKILL; harmless when it has ended, or is another program's."""
+        """Send SIGKILL; harmless when the process has ended, or is another program's."""
         with self._closing:
             if self._is_closed or not self.is_ours:
                 return
@@ -190,12 +190,12 @@ class SqlProcess:
                 self._zygote.kill(self._id)
 
     def how_ended(self) -> int | None:
-        """The signal that ended it, or None."""
+        """Return the signal that ended the process, or None."""
         status = self._zygote.status_of(self._id)
         return os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None
 
     def close(self) -> None:
-        """End it where it is ours, and give its descriptors back."""
+        """End the process if this program started it, and close its descriptors."""
         self.kill()
         with self._closing:
             if not self._is_closed:
@@ -210,7 +210,7 @@ _shared: dict[str, tuple[SqlZygote, int]] = {}
 
 
 def hold_zygote(isolation: str) -> SqlZygote:
-    """The zygote of this program, started where there is none; to be released once."""
+    """Return the zygote of this program, started on first use; to be released once per call."""
     with _sharing:
         zygote, holders = _shared.get(isolation, (None, 0))
         if zygote is not None and (zygote.has_ended or zygote.owner_pid != os.getpid()):
@@ -223,7 +223,7 @@ def hold_zygote(isolation: str) -> SqlZygote:
 
 
 def release_zygote(zygote: SqlZygote) -> None:
-    """It is needed once less; ends it where nobody needs it."""
+    """Release the zygote once; the last release ends it."""
     with _sharing:
         held, holders = _shared.get(zygote.isolation, (None, 0))
         if held is not zygote:
@@ -237,7 +237,7 @@ def release_zygote(zygote: SqlZygote) -> None:
 
 
 def _tagged(tag: int, *fields: Any) -> list[Any]:
-    """A message to the zygote, whose own structs are defined beside DuckDB."""
+    """Return a message to the zygote, whose own structs are defined beside DuckDB."""
     return [tag, *fields]
 
 

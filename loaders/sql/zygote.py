@@ -32,20 +32,20 @@ _FDS_MAX = 4096
 
 
 class SqlSpawn(msgspec.Struct, array_like=True, tag=1):
-    """Fork a process around the socket that comes with this."""
+    """Fork a process around the socket that is sent with this message."""
 
     id: int
     opening: SqlOpening
 
 
 class SqlKill(msgspec.Struct, array_like=True, tag=2):
-    """End a process, for a platform that has no descriptor of it."""
+    """End a process, for a platform that has no pidfd of it."""
 
     id: int
 
 
 class SqlSpawned(msgspec.Struct, array_like=True, tag=1):
-    """It exists, unless `pid` is 0. Beside this: its pidfd, where the kernel has such a thing."""
+    """The process exists, unless `pid` is 0. With it comes its pidfd, where the kernel has them."""
 
     id: int
     pid: int
@@ -53,7 +53,7 @@ class SqlSpawned(msgspec.Struct, array_like=True, tag=1):
 
 
 class SqlExited(msgspec.Struct, array_like=True, tag=2):
-    """It has ended; `status` as from wait(2)."""
+    """The process has ended; `status` as from wait(2)."""
 
     id: int
     status: int
@@ -67,7 +67,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def libraries() -> list[str]:
-    """Where imports and time zones may still be read from."""
+    """Return the paths that imports and time zones may still be read from."""
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     places = {
         *zoneinfo.TZPATH,
@@ -79,7 +79,7 @@ def libraries() -> list[str]:
 
 
 def main(fd: int, isolation: str) -> NoReturn:
-    """The zygote's life, on this end of the control socket."""
+    """Run the zygote on this end of the control socket."""
     channel = control_socket.over(socket.socket(fileno=linux.move_up(fd)))
     linux.limit_files(_FDS_MAX)
     linux.name_process("dw-sql-zygote")
@@ -124,7 +124,7 @@ def main(fd: int, isolation: str) -> NoReturn:
 def _be_child(
     opening: SqlOpening, fd: int, isolation: str, readable: list[str], zygote_pid: int
 ) -> NoReturn:
-    """The child's life; never comes back into the zygote's code."""
+    """Run the child; never returns into the zygote's code."""
     try:
         os.setsid()
         linux.die_with_parent()

@@ -23,13 +23,13 @@ from dynamic_workflows.eventlog.codec.encode import (
     EncodedRecord,
     at,
     check_apart,
+    count_nodes,
     refused,
     short,
     tagged,
     text,
     too_deep,
     too_large,
-    weigh,
 )
 from dynamic_workflows.eventlog.errors import UnserialisableValueError
 
@@ -135,7 +135,7 @@ class ExactWriter:
             raise too_deep(path)
         if hint is None and (kind is dict or kind is list) and self._mixed < _MIXED_MAX:
             # All of it is plain, mostly, and can be written as it is.
-            if weigh(value, depth) >= 0:
+            if count_nodes(value, depth) >= 0:
                 return value
             self._mixed += 1
         self._count(len(value))

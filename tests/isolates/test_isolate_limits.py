@@ -290,10 +290,10 @@ async def test_the_walls_that_stand_are_in_the_status_and_the_answer_to_why() ->
     async with real_tenant(guilty()) as tenant:
         instance = await tenant.workflows.create(params={"how": "good", "steps": 50})
         await until(lambda: tenant.shell.core.life_of(("TenantWorkflow", instance.id)), "its life")
-        walls = (await instance.status()).isolation
-        assert walls is not None
-        assert "seccomp" in walls
-        assert walls in (await instance.why()).text
+        sandbox = (await instance.status()).isolation
+        assert sandbox is not None
+        assert "seccomp" in sandbox
+        assert sandbox in (await instance.why()).text
         await instance.result(timeout=60)
         assert (await instance.status()).isolation is None
 

@@ -38,8 +38,8 @@ async def test_a_tenants_samples_follow_what_it_does() -> None:
         with pytest.raises(dw.WorkflowFailedError):
             await bad.result(timeout=60)
         samples = seen(tenant)
-        [walls] = [name for name in samples if name.startswith("isolates/")]
-        assert "seccomp" in walls
+        [sandbox] = [name for name in samples if name.startswith("isolates/")]
+        assert "seccomp" in sandbox
         assert samples["isolates_started_total/no"] == 2
         assert samples["isolates_ended_total/exit"] == 1
         assert samples["instances/complete"] == 1

@@ -34,7 +34,7 @@ from dynamic_workflows.loaders.protocol.messages import (
     pack,
     unpack_from_guest,
 )
-from dynamic_workflows.loaders.sandbox.sandbox import WallsPlan
+from dynamic_workflows.loaders.sandbox.sandbox import SandboxPlan
 
 LOADED, STEP, END = 16, 17, 22
 needs_walls = pytest.mark.skipif(other_host.IS_HERE, reason="there are no walls on other hosts")
@@ -196,8 +196,8 @@ async def main():
         hoard.append(b"x" * (1 << 20))
         await asyncio.sleep(0.001)
 """
-    walls = WallsPlan(level=DEFAULT.level, rlimits=False)
-    async with isolates(walls=walls) as made:
+    sandbox = SandboxPlan(level=DEFAULT.level, rlimits=False)
+    async with isolates(sandbox=sandbox) as made:
         talk = await start(made, Limits(memory_mb=64))
         talk.tell(grow)
         exit = await talk.end()
@@ -207,8 +207,8 @@ async def main():
 
 
 async def test_memory_taken_in_one_go_is_noticed_though_nothing_moves_after_it() -> None:
-    walls = WallsPlan(level=DEFAULT.level, rlimits=False)
-    async with isolates(walls=walls) as made:
+    sandbox = SandboxPlan(level=DEFAULT.level, rlimits=False)
+    async with isolates(sandbox=sandbox) as made:
         talk = await start(made, Limits(memory_mb=64, turn_wall_ms=600_000))
         talk.tell("x = b'x' * (128 << 20); import time; time.sleep(600)")
         exit = await talk.end()

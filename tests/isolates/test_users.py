@@ -18,7 +18,7 @@ from real_tenants import real_tenant
 
 import dynamic_workflows as dw
 from dynamic_workflows.loaders.sandbox import isolate_uids
-from dynamic_workflows.loaders.sandbox.sandbox import WallsPlan
+from dynamic_workflows.loaders.sandbox.sandbox import SandboxPlan
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or isolate_uids.why_not(isolate_uids.FIRST) is not None,
@@ -61,7 +61,7 @@ for attempt in (
 result = sorted(set(found))
 """
     plan: Any = {**NO_WALLS, "uids_first": uids_first, "uid": 64_992}
-    async with isolates(walls=WallsPlan(**plan)) as made:
+    async with isolates(sandbox=SandboxPlan(**plan)) as made:
         victim, thief = await start(made), await start(made)
         # As any process is that has executed a program as its user, unlike one that changed it.
         await victim.run("import ctypes; ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)")

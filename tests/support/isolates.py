@@ -14,7 +14,7 @@ from dynamic_workflows.loaders.isolates.interface import Exit, Isolation, Limits
 from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
 from dynamic_workflows.loaders.isolates.isolate_process import ProcessIsolate
 from dynamic_workflows.loaders.protocol.messages import Frame
-from dynamic_workflows.loaders.sandbox.sandbox import WallsPlan
+from dynamic_workflows.loaders.sandbox.sandbox import SandboxPlan
 
 RUN, ECHO, RESULT, ECHOED, LOG = 2, 3, 20, 21, 26
 DEFAULT = Isolation(warm=0)
@@ -84,13 +84,13 @@ async def start(isolates: ProcessIsolates, limits: Limits | None = None) -> Talk
 
 @asynccontextmanager
 async def isolates(
-    isolation: Isolation | None = None, *, walls: WallsPlan | None = None
+    isolation: Isolation | None = None, *, sandbox: SandboxPlan | None = None
 ) -> AsyncIterator[ProcessIsolates]:
     made = ProcessIsolates(
         isolation or DEFAULT,
         guest="attacks.probe_guest:Guest",
         path=IMPORTS,
-        walls=walls,
+        sandbox=sandbox,
     )
     try:
         yield made

@@ -33,7 +33,7 @@ from dynamic_workflows.actors.placement.metrics import of_isolates
 from dynamic_workflows.eventlog.errors import SandboxUnavailable
 from dynamic_workflows.loaders.isolates.interface import Isolation
 from dynamic_workflows.loaders.sandbox import linux, seccomp
-from dynamic_workflows.loaders.sandbox.sandbox import WallsPlan
+from dynamic_workflows.loaders.sandbox.sandbox import SandboxPlan
 from dynamic_workflows.loaders.sandbox.syscall_numbers import SYSCALLS
 
 NO_LANDLOCK = {"landlock_create_ruleset": errno.ENOSYS}
@@ -95,7 +95,7 @@ async def _try(jail: Any, is_attacked: bool) -> dict[str, Any]:
         spinning = await start(made, LIMITS)
         spinning.tell("while True: pass")
         found = {"level": made.level, "spin": (await spinning.end()).reason}
-    plan = WallsPlan(jail=jail, uid=UID)
+    plan = SandboxPlan(jail=jail, uid=UID)
     outcomes = await try_all(plan, SAMPLE if is_attacked else [])
     return found | {"open": [name for name, o in outcomes.items() if o.verdict == "open"]}
 
@@ -111,10 +111,10 @@ async def be_a_tenant() -> dict[str, Any]:
             return {"error": f"{type(error).__name__}: {error}", "log": said.getvalue()}
         await until(lambda: "begun" in said.getvalue(), "the workflow begins")
         status = await instance.status()
-        walls = {sample.tags.get("walls") for sample in of_isolates(tenant.isolates, "acme")}
+        sandbox = {sample.tags.get("walls") for sample in of_isolates(tenant.isolates, "acme")}
         return {
             "status": status.isolation,
-            "metrics": [wall for wall in walls if wall],
+            "metrics": [wall for wall in sandbox if wall],
             "log": said.getvalue(),
         }
 

@@ -19,8 +19,8 @@ from typing import Any
 from explorer import StepLoop
 
 from dynamic_workflows.actors.placement.loader import Loader
-from dynamic_workflows.actors.placement.worker_process import Slot
-from dynamic_workflows.actors.placement.worker_state import SlotState
+from dynamic_workflows.actors.placement.worker_process import WorkerProcess
+from dynamic_workflows.actors.placement.worker_state import WorkerState
 from dynamic_workflows.actors.rpc.actor_ref import ActorRef, ActorUnreachable
 from dynamic_workflows.actors.rpc.serving import NotServedHere
 from dynamic_workflows.actors.timers.timer_index import TimerIndex
@@ -323,7 +323,7 @@ class LifeWorld:
                     log.epoch = epoch
                     return NappingTenant(self, process, epoch)
 
-        process.target = Slot(
+        process.target = WorkerProcess(
             name,
             open_tenant=open_tenant,
             loader=self._finder(process, "loader"),
@@ -354,7 +354,7 @@ class LifeWorld:
             line = Line(self, self.processes[name], "loader")
             for _ in range(20):
                 try:
-                    await line.call("slot_restarted", name, timeout_s=5.0)
+                    await line.call("worker_restarted", name, timeout_s=5.0)
                     return
                 except ActorUnreachable:
                     await asyncio.sleep(0.2)
@@ -415,8 +415,8 @@ class LifeWorld:
         target = process.target
         if process.is_dead:
             return (process.name[:5], "dead")
-        if isinstance(target, Slot):
-            resident = target._resident
+        if isinstance(target, WorkerProcess):
+            resident = target._tenant
             is_owner = resident is not None and resident.epoch == self.log.epoch
             return ("slot", target._state, is_owner)
         if isinstance(target, WakeService):
@@ -429,13 +429,13 @@ class LifeWorld:
                 len(target._in_flight),
             )
         if isinstance(target, Loader):
-            place = target._places.get(TENANT)
+            place = target._placements.get(TENANT)
             return (
                 place is not None,
-                place and (place.home is not None, place.peer is not None, place.is_wanted),
-                place and (place.adopted is not None and place.adopted.done()),
+                place and (place.home is not None, place.worker is not None, place.is_wanted),
+                place and (place.assigned is not None and place.assigned.done()),
                 len(target._waking),
-                len(target._pool.peers),
+                len(target._pool.workers),
             )
         return None
 
@@ -445,9 +445,13 @@ class LifeWorld:
         entry = self._durable_entry()
         for process in self.processes.values():
             slot = process.target
-            if process.is_dead or not isinstance(slot, Slot) or slot._state is not SlotState.OPEN:
+            if (
+                process.is_dead
+                or not isinstance(slot, WorkerProcess)
+                or slot._state is not WorkerState.OPEN
+            ):
                 continue
-            resident = slot._resident
+            resident = slot._tenant
             if resident is not None and resident.epoch == self.log.epoch and entry != -1:
                 self.wrong.append(f"{process.name} serves, and the timer holds {entry}")
 

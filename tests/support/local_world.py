@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dynamic_workflows.actors.placement.loader import Loader
-from dynamic_workflows.actors.placement.worker_process import Slot
+from dynamic_workflows.actors.placement.worker_process import WorkerProcess
 from dynamic_workflows.actors.rpc.actor_ref import (
     ActorRef,
     ActorUnreachable,
@@ -165,7 +165,7 @@ class World:
     async def start(self) -> World:
         await self.start_timer()
         await self.start_loader()
-        await until(lambda: len(self.loader._pool.peers) == self.pool_size, what="the pool")
+        await until(lambda: len(self.loader._pool.workers) == self.pool_size, what="the pool")
         return self
 
     async def log(self, stream: str) -> EventLog:
@@ -211,15 +211,15 @@ class World:
     async def home(self, tenant_id: str, gone: str | None = None) -> ActorRef:
         """Where a tenant lives, once it is open there."""
         peer = await self.loader.resolve(tenant_id, gone)
-        adopted = self.loader._places[tenant_id].adopted
+        adopted = self.loader._placements[tenant_id].assigned
         assert adopted is not None
         await asyncio.shield(adopted)
         return peer
 
     def slot_of(self, tenant_id: str) -> LocalPeer:
-        place = self.loader._places[tenant_id]
-        assert place.peer is not None
-        return self.slots[place.peer.name]
+        place = self.loader._placements[tenant_id]
+        assert place.worker is not None
+        return self.slots[place.worker.name]
 
     def crash(self, peer: LocalPeer) -> None:
         """Kill the process of a slot."""
@@ -231,12 +231,12 @@ class World:
     async def restart(self, peer: LocalPeer) -> None:
         """What Ray does with an actor whose process died."""
         peer.revive(self._slot(peer.name))
-        await self.loader.slot_restarted(peer.name)
+        await self.loader.worker_restarted(peer.name)
 
     # --- the launcher
 
-    def _slot(self, name: str) -> Slot:
-        return Slot(
+    def _slot(self, name: str) -> WorkerProcess:
+        return WorkerProcess(
             name,
             open_tenant=self.open_tenant,
             loader=self.find_loader,

@@ -19,7 +19,7 @@ from isolates import RESULT, Talk, isolates, start
 
 from dynamic_workflows.loaders.isolates.interface import Exit, Limits
 from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
-from dynamic_workflows.loaders.sandbox.sandbox import WallsPlan
+from dynamic_workflows.loaders.sandbox.sandbox import SandboxPlan
 
 from .catalogue import PRELUDE, Attack
 
@@ -30,11 +30,11 @@ _PATIENCE_S = 60.0
 _QUIET_S = 0.4
 
 COLUMNS = {
-    "Landlock": WallsPlan(jail="off", uid=UID, seccomp=False, rlimits=False),
-    "seccomp": WallsPlan(jail="off", uid=UID, landlock=False, rlimits=False),
-    "limits": WallsPlan(jail="off", uid=UID, landlock=False, seccomp=False),
-    "all three": WallsPlan(jail="off", uid=UID),
-    "all + jail": WallsPlan(jail="require", uid=UID),
+    "Landlock": SandboxPlan(jail="off", uid=UID, seccomp=False, rlimits=False),
+    "seccomp": SandboxPlan(jail="off", uid=UID, landlock=False, rlimits=False),
+    "limits": SandboxPlan(jail="off", uid=UID, landlock=False, seccomp=False),
+    "all three": SandboxPlan(jail="off", uid=UID),
+    "all + jail": SandboxPlan(jail="require", uid=UID),
 }
 """The walls to try, by the table's column."""
 
@@ -88,13 +88,13 @@ class Arena:
 
 
 @asynccontextmanager
-async def arena(plan: WallsPlan) -> AsyncIterator[Arena]:
+async def arena(plan: SandboxPlan) -> AsyncIterator[Arena]:
     """The place and what is in it, for one set of walls."""
     home = make_home()
     with socket.create_server(("127.0.0.1", 0)) as tcp, unix_sockets(home) as (path, name):
         try:
             foreign = make_foreign(home)
-            async with isolates(walls=plan) as made:
+            async with isolates(sandbox=plan) as made:
                 yield Arena(made, foreign, names(foreign, tcp.getsockname()[1], path, name))
         finally:
             clean_up(home)
@@ -170,7 +170,7 @@ def native_library() -> str:
 
 
 async def try_all(
-    plan: WallsPlan, attacks: list[Attack], *, at_once: int = 6
+    plan: SandboxPlan, attacks: list[Attack], *, at_once: int = 6
 ) -> dict[str, Outcome]:
     """Every attack in an isolate of its own; outcomes by name."""
     async with arena(plan) as here:

@@ -23,7 +23,7 @@ WHOLE = {"all three": KNOWN, "all + jail": set[str]()}
 
 
 async def skip_unless_it_stands(column: str) -> None:
-    async with isolates(walls=COLUMNS[column]) as made:
+    async with isolates(sandbox=COLUMNS[column]) as made:
         try:
             await made.ready()
         except SandboxUnavailable as error:

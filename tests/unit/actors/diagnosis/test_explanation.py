@@ -11,7 +11,7 @@ import pytest
 import dynamic_workflows as dw
 from dynamic_workflows.actors.claims import new_claim
 from dynamic_workflows.actors.core.explanation import explain, remedy
-from dynamic_workflows.actors.diagnosis.stored_explanation import standing
+from dynamic_workflows.actors.diagnosis.stored_explanation import explain_stored
 from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
 from dynamic_workflows.actors.instances.index_entry import IndexEntry
 from dynamic_workflows.actors.instances.state_machine import STATUSES
@@ -139,7 +139,7 @@ async def test_why_says_what_happened_and_what_to_do_live_and_from_files(
     await bring_about(flows, name, platform)
     live = await (await flows.get(name)).why()
     claim = new_claim("ns", is_embedded=True, address=None, now_us=0)
-    read = await standing(
+    read = await explain_stored(
         store, "acme", name, "TenantWorkflow", clock=platform.virtual, at_work=claim
     )
     await platform.close()

@@ -10,7 +10,7 @@ import pytest
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.claims import new_claim
-from dynamic_workflows.actors.diagnosis.stored_explanation import standing
+from dynamic_workflows.actors.diagnosis.stored_explanation import explain_stored
 from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
 from dynamic_workflows.actors.timers.tenant_entry import TenantEntry
 from dynamic_workflows.actors.timers.timer_index import TIMER_STREAM, TimerIndex
@@ -63,7 +63,7 @@ async def asked(platform: LocalPlatform, store: Store, name: str) -> tuple[Any, 
     """What the platform says, and what the files say."""
     live = await (await WorkflowBinding(platform.calls("acme")).get(name)).why()
     claim = new_claim("ns", is_embedded=True, address=None, now_us=0)
-    read = await standing(
+    read = await explain_stored(
         store, "acme", name, "TenantWorkflow", clock=platform.virtual, at_work=claim
     )
     return live, read
@@ -98,7 +98,7 @@ async def test_what_nobody_works_on_and_what_is_overdue_is_said(tmp_path: Path) 
     await platform.clock.settle()
     await platform.close()
     platform.virtual.move_to(platform.virtual.now_us() + 3 * 86_400_000_000)
-    found = await standing(
+    found = await explain_stored(
         store, "acme", "one", "TenantWorkflow", clock=platform.virtual, at_work=None
     )
     assert found.code == "waiting"
@@ -116,7 +116,7 @@ async def test_what_the_timer_tried_for_a_tenant_that_is_overdue_is_said(tmp_pat
     clock.move_to(platform.virtual.now_us() + 3 * 86_400_000_000)
     claim = new_claim("ns", is_embedded=True, address=None, now_us=0)
     where = (store, "acme", "one", "TenantWorkflow")
-    said = (await standing(*where, clock=clock, at_work=claim)).text
+    said = (await explain_stored(*where, clock=clock, at_work=claim)).text
     assert "86400 s ago; the platform tries again every 5 s" in said
     log = await EventLog.open(
         store, TIMER_STREAM, tenant_id="", clock=clock, ids=SeededIds(1), config=None
@@ -125,12 +125,12 @@ async def test_what_the_timer_tried_for_a_tenant_that_is_overdue_is_said(tmp_pat
     slept = TenantEntry(1, clock.now_us() - 86_400_000_000)
     await index.record([("acme", slept)], now_us=clock.now_us())
     for _ in range(2):
-        schedule.look(clock.now_us())
-        assert schedule.take(clock.now_us(), 10) == ["acme"]
+        schedule.advance(clock.now_us())
+        assert schedule.next_batch(clock.now_us(), 10) == ["acme"]
         schedule.refused("acme", clock.now_us(), "page 7 is damaged")
         clock.move_to(clock.now_us() + 60 * US)
     await log.append([])
-    said = (await standing(*where, clock=clock, at_work=claim)).text
+    said = (await explain_stored(*where, clock=clock, at_work=claim)).text
     assert "try 2: page 7 is damaged" in said
     await log.close()
 
@@ -159,6 +159,6 @@ async def test_an_instance_that_is_not_there_is_not_found(tmp_path: Path) -> Non
     store = open_store(tmp_path)
     clock = LocalPlatform(store=store).virtual
     with pytest.raises(dw.InstanceError) as missing:
-        await standing(store, "acme", "one", "TenantWorkflow", clock=clock, at_work=None)
+        await explain_stored(store, "acme", "one", "TenantWorkflow", clock=clock, at_work=None)
     assert missing.value.code == "instance.not_found"
     assert not files(tmp_path)

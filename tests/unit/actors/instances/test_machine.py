@@ -165,35 +165,37 @@ ACTS: dict[str, Callable[[World], Any]] = {
 OUT_OF_REACH = {("T18", "queued"), ("T15b", "queued"), ("T12", "waiting"), ("T13", "waiting")}
 
 WALKS = [
-    (line, source)
-    for line in TABLE
-    for source in sorted(line.sources)
-    if (line.name, source) not in OUT_OF_REACH and line.name != "T5"
+    (transition, source)
+    for transition in TABLE
+    for source in sorted(transition.sources)
+    if (transition.name, source) not in OUT_OF_REACH and transition.name != "T5"
 ]
 
 
 @pytest.mark.behaviour(55, 57, 188, 192, 204, 206, 199, 20)
 @pytest.mark.parametrize(
-    ("line", "source"), WALKS, ids=[f"{line.name}-{source}" for line, source in WALKS]
+    ("transition", "source"),
+    WALKS,
+    ids=[f"{transition.name}-{source}" for transition, source in WALKS],
 )
-def test_every_line_of_the_table_leads_where_it_says(line: Transition, source: str) -> None:
+def test_every_line_of_the_table_leads_where_it_says(transition: Transition, source: str) -> None:
     world = arrange(source)
     world.rows_before = len(world.rows)  # type: ignore[attr-defined]
-    ACTS[line.name](world)
+    ACTS[transition.name](world)
     written = [row.type for row in world.rows[world.rows_before :]]  # type: ignore[attr-defined]
-    expected = source if line.target == SAME else line.target
+    expected = source if transition.target == SAME else transition.target
     if expected == NONE:
         assert not world.core.exists(KEY)
     else:
         assert world.status(KEY) == expected
-    for kind in line.rows:
+    for kind in transition.rows:
         assert kind in written, f"{kind} is missing from {written}"
-    if not line.rows:
+    if not transition.rows:
         assert not any(kind in MOVES for kind in written)
 
 
 def test_every_line_has_a_walk() -> None:
-    assert set(ACTS) == {line.name for line in TABLE}
+    assert set(ACTS) == {transition.name for transition in TABLE}
 
 
 @pytest.mark.behaviour(52, 53)
@@ -214,9 +216,9 @@ def test_a_woken_instance_without_a_slot_is_shown_as_queued_and_starts_before_ne
 
 
 def test_the_table_knows_every_status_and_forgets_no_way_out_of_an_open_one() -> None:
-    assert {line.target for line in TABLE} - {SAME, NONE} == STATUSES
+    assert {transition.target for transition in TABLE} - {SAME, NONE} == STATUSES
     for status in STATUSES:
-        assert any(status in line.sources and line.rows for line in TABLE)
+        assert any(status in transition.sources and transition.rows for transition in TABLE)
 
 
 def test_a_move_that_is_not_in_the_table_is_a_bug() -> None:

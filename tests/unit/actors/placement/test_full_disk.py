@@ -82,7 +82,7 @@ async def test_each_call_is_told_at_once_and_the_tenant_keeps_its_one_slot(code:
 async def test_a_tenant_is_opened_by_itself_when_there_is_space_though_nobody_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamic_workflows.actors.placement.loader.LOOK_S", 0.01)
+    monkeypatch.setattr("dynamic_workflows.actors.placement.loader.CHECK_S", 0.01)
     world = await World().start()
     world.unopenable["acme"] = full()
     answer = await world.loader.wake(["acme"])
@@ -115,7 +115,7 @@ async def test_a_timer_whose_log_takes_nothing_tells_who_opens_a_tenant() -> Non
 async def test_a_slot_that_is_not_ready_does_not_stop_the_loader_from_looking_at_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamic_workflows.actors.placement.loader.LOOK_S", 0.01)
+    monkeypatch.setattr("dynamic_workflows.actors.placement.loader.CHECK_S", 0.01)
     world = await World().start()
     peer = await world.home("acme")
 
@@ -123,7 +123,7 @@ async def test_a_slot_that_is_not_ready_does_not_stop_the_loader_from_looking_at
         async def who(self, *args: Any) -> Any:
             raise Unavailable("it is only being opened")
 
-        adopt = who
+        assign = who
 
     world.slots[peer.name].target = NotReady()
     await until(lambda: world.opened == ["acme", "acme"], what="another slot")

@@ -10,9 +10,9 @@ from local_world import World, until
 
 from dynamic_workflows.actors.placement import loader as loader_module
 from dynamic_workflows.actors.placement import process_pool, tenant_assignment
-from dynamic_workflows.actors.placement.connection_warmup import Spares
+from dynamic_workflows.actors.placement.connection_warmup import ConnectionWarmup
 from dynamic_workflows.actors.placement.loader import STARTS_AT_ONCE_MAX
-from dynamic_workflows.actors.placement.worker_process import Slot
+from dynamic_workflows.actors.placement.worker_process import WorkerProcess
 from dynamic_workflows.actors.rpc.reconnecting import ReconnectingRef
 from dynamic_workflows.actors.rpc.serving import NotServedHere
 from dynamic_workflows.eventlog.clock import US
@@ -32,12 +32,12 @@ async def advance(world: World, seconds: float) -> None:
 
 async def test_a_tenant_gets_a_slot_from_the_pool_which_fills_up_again() -> None:
     world = await World(pool_size=2).start()
-    blank = {peer.name for peer in world.loader._pool.peers}
+    blank = {peer.name for peer in world.loader._pool.workers}
     peer = await world.loader.resolve("acme")
     assert peer.name in blank
     await until(lambda: world.opened == ["acme"])
     assert await peer.call("who") == ("acme", "open")
-    await until(lambda: len(world.loader._pool.peers) == 2)
+    await until(lambda: len(world.loader._pool.workers) == 2)
     assert (await world.loader.stats()).from_pool == 1
     await world.stop()
 
@@ -53,8 +53,8 @@ async def test_without_a_pool_slots_are_started_when_they_are_needed() -> None:
 
 async def test_everybody_who_asks_for_a_tenant_gets_the_same_place() -> None:
     world = await World().start()
-    peers = await asyncio.gather(*(world.loader.resolve("acme") for _ in range(50)))
-    assert len({peer.name for peer in peers}) == 1
+    workers = await asyncio.gather(*(world.loader.resolve("acme") for _ in range(50)))
+    assert len({peer.name for peer in workers}) == 1
     assert world.opened == ["acme"]
     await world.stop()
 
@@ -77,34 +77,34 @@ async def test_a_tenant_is_listed_as_open_before_it_serves_anybody() -> None:
 
 async def test_a_driver_hears_of_every_slot_that_joins_the_pool() -> None:
     world = await World(pool_size=2).start()
-    spares = Spares(ReconnectingRef("the loader", world.find_loader, timeout_s=1.0))
-    spares.watch()
-    known = sorted(peer.name for peer in world.loader._pool.peers)
-    await until(lambda: spares.names == known, what="the acquaintance")
+    warmup = ConnectionWarmup(ReconnectingRef("the loader", world.find_loader, timeout_s=1.0))
+    warmup.watch()
+    known = sorted(peer.name for peer in world.loader._pool.workers)
+    await until(lambda: warmup.names == known, what="the acquaintance")
     taken = await world.home("acme")
-    await until(lambda: len(world.loader._pool.peers) == 2, what="the refilled pool")
-    later = sorted(peer.name for peer in world.loader._pool.peers)
-    await until(lambda: spares.names == later, what="the new acquaintance")
-    assert taken.name not in spares.names
+    await until(lambda: len(world.loader._pool.workers) == 2, what="the refilled pool")
+    later = sorted(peer.name for peer in world.loader._pool.workers)
+    await until(lambda: warmup.names == later, what="the new acquaintance")
+    assert taken.name not in warmup.names
     assert set(later) - set(known)
-    await spares.close()
+    await warmup.close()
     await world.stop()
 
 
 async def test_too_many_drivers_are_told_nothing_of_the_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(process_pool, "ACQUAINTANCES_MAX", 1)
+    monkeypatch.setattr(process_pool, "WATCHERS_MAX", 1)
     world = await World(pool_size=1).start()
-    known = [peer.name for peer in world.loader._pool.peers]
-    first = asyncio.ensure_future(world.loader.spares(known, 60.0))
+    known = [peer.name for peer in world.loader._pool.workers]
+    first = asyncio.ensure_future(world.loader.pool_members(known, 60.0))
     await asyncio.sleep(0)
-    assert await world.loader.spares(known, 60.0) is None
+    assert await world.loader.pool_members(known, 60.0) is None
     await world.loader.resolve("acme")
     joined = await first
     assert joined is not None
     assert [peer.name for peer in joined] != known
-    assert await world.loader.spares([], 0.0) is not None, "there is room again"
+    assert await world.loader.pool_members([], 0.0) is not None, "there is room again"
     await world.stop()
 
 
@@ -112,7 +112,7 @@ async def test_a_slot_never_serves_a_second_tenant() -> None:
     world = await World().start()
     peer = await world.loader.resolve("acme")
     with pytest.raises(NotServedHere):
-        await peer.call("adopt", "other")
+        await peer.call("assign", "other")
     with pytest.raises(NotServedHere):
         await peer.call("exchange", "other", "s", [(1, "ring", {})], [], 0.0)
     assert (await world.loader.resolve("other")).name != peer.name
@@ -140,7 +140,7 @@ async def test_a_sleeping_tenant_is_woken_when_it_is_due() -> None:
     world.wakes["acme"] = world.clock.now_us() + 3_600 * US
     await world.loader.resolve("acme")
     await advance(world, 65)
-    await until(lambda: "acme" not in world.loader._places)
+    await until(lambda: "acme" not in world.loader._placements)
     world.busy.add("acme")
     await advance(world, 3_536)
     await until(lambda: world.opened == ["acme", "acme"])
@@ -167,7 +167,7 @@ async def test_a_tenant_does_not_sleep_for_less_than_a_process_takes_to_start() 
         world.slot_of(name).target._start_us = round(start_s * US)
         world.wakes[name] = world.clock.now_us() + 15 * US
     await advance(world, 5)
-    await until(lambda: "quick" not in world.loader._places)
+    await until(lambda: "quick" not in world.loader._placements)
     assert await world.loader.residents() == ["slow"]
     await world.stop()
 
@@ -253,14 +253,14 @@ async def test_a_restarted_loader_finds_its_slots_and_opens_nothing_twice() -> N
     world = await World().start()
     names = ["one", "two", "three"]
     before = {name: (await world.loader.resolve(name)).name for name in names}
-    await until(lambda: len(world.loader._pool.peers) == 1)
-    blank = world.loader._pool.peers[0].name
-    assert world.loader._looking is not None
-    world.loader._looking.cancel()
+    await until(lambda: len(world.loader._pool.workers) == 1)
+    blank = world.loader._pool.workers[0].name
+    assert world.loader._checking is not None
+    world.loader._checking.cancel()
     await world.start_loader()
     assert {name: (await world.loader.resolve(name)).name for name in names} == before
     assert sorted(world.opened) == sorted(names)
-    assert [peer.name for peer in world.loader._pool.peers] == [blank]
+    assert [peer.name for peer in world.loader._pool.workers] == [blank]
     await world.stop()
 
 
@@ -269,8 +269,8 @@ async def test_a_tenant_that_died_together_with_the_loader_is_opened_again() -> 
     await world.home("acme")
     slot = world.slot_of("acme")
     world.crash(slot)
-    assert world.loader._looking is not None
-    world.loader._looking.cancel()
+    assert world.loader._checking is not None
+    world.loader._checking.cancel()
     slot.revive(world._slot(slot.name))
     await world.start_loader()
     await advance(world, 3)
@@ -281,7 +281,7 @@ async def test_a_tenant_that_died_together_with_the_loader_is_opened_again() -> 
 async def test_a_slot_that_nobody_knows_is_ended() -> None:
     world = await World().start()
     stray = await world.start_slot("stray")
-    await world.loader.slot_restarted(stray.name)
+    await world.loader.worker_restarted(stray.name)
     assert "stray" in world.killed
     await world.stop()
 
@@ -289,7 +289,7 @@ async def test_a_slot_that_nobody_knows_is_ended() -> None:
 async def test_a_tenant_that_cannot_be_opened_says_why_and_is_tried_afresh(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loader_module, "LAST_WORDS_S", 0.01)
+    monkeypatch.setattr(loader_module, "DRAIN_S", 0.01)
     world = await World().start()
     world.corrupt.add("acme")
     for _ in range(2):
@@ -309,12 +309,12 @@ async def test_a_tenant_that_cannot_be_opened_says_why_and_is_tried_afresh(
 
 async def test_a_client_may_come_before_the_word_of_the_loader() -> None:
     world = await World().start()
-    peer = world.loader._pool.peers[0]
+    peer = world.loader._pool.workers[0]
     early = asyncio.ensure_future(
         peer.call("exchange", "acme", "s", [(1, "add", {"token": "t", "amount": 3})], [], 0.0)
     )
     await asyncio.sleep(0.01)
-    await peer.call("adopt", "acme")
+    await peer.call("assign", "acme")
     assert await early == [(1, True, 3)]
     await world.stop()
 
@@ -350,19 +350,19 @@ async def test_a_crowd_of_tenants_is_opened_a_few_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = await World(pool_size=0).start()
-    adopt, at_once, most = Slot.adopt, 0, 0
+    assign, at_once, most = WorkerProcess.assign, 0, 0
 
-    async def counted(slot: Slot, *args: Any) -> Any:
+    async def counted(slot: WorkerProcess, *args: Any) -> Any:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
         try:
             await asyncio.sleep(0.001)
-            return await adopt(slot, *args)
+            return await assign(slot, *args)
         finally:
             at_once -= 1
 
-    monkeypatch.setattr(Slot, "adopt", counted)
+    monkeypatch.setattr(WorkerProcess, "assign", counted)
     names = [f"tenant-{i}" for i in range(80)]
     await asyncio.gather(*(world.loader.resolve(name) for name in names))
     await until(lambda: len(world.opened) == len(names), what="the opening of all")
@@ -376,14 +376,14 @@ async def test_a_slot_that_cannot_be_placed_holds_up_the_others_only_for_a_while
     monkeypatch.setattr("dynamic_workflows.actors.placement.loader.STARTS_AT_ONCE_MAX", 1)
     monkeypatch.setattr("dynamic_workflows.actors.placement.loader.TURN_S", 0.05)
     world = await World(pool_size=0).start()
-    adopt = Slot.adopt
+    assign = WorkerProcess.assign
 
-    async def hangs(slot: Slot, tenant_id: str, *args: Any) -> Any:
+    async def hangs(slot: WorkerProcess, tenant_id: str, *args: Any) -> Any:
         if tenant_id == "nowhere":
             await asyncio.sleep(3600)
-        return await adopt(slot, tenant_id, *args)
+        return await assign(slot, tenant_id, *args)
 
-    monkeypatch.setattr(Slot, "adopt", hangs)
+    monkeypatch.setattr(WorkerProcess, "assign", hangs)
     nowhere = asyncio.ensure_future(world.loader.resolve("nowhere"))
     await asyncio.wait_for(world.loader.resolve("other"), 30)
     await until(lambda: "other" in world.opened, what="the other's opening")

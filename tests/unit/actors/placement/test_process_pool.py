@@ -50,8 +50,8 @@ async def test_a_process_that_is_taken_while_its_pool_closes_is_its_takers() -> 
     pool.refill()
     for _ in range(10):  # The launcher needs no longer.
         await asyncio.sleep(0)
-    assert len(pool.peers) == 3
-    names = [process.name for process in pool.peers]
+    assert len(pool.workers) == 3
+    names = [process.name for process in pool.workers]
     await pool.stop()
     _, taken = await asyncio.gather(pool.close(), pool.take())
     assert sorted([*launcher.ended, taken.name]) == sorted(names)

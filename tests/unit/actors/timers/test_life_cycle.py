@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wake_accidents import wrong_of
 
 from dynamic_workflows.actors.placement import loader, worker_process, worker_state
-from dynamic_workflows.actors.placement.worker_state import SlotState
+from dynamic_workflows.actors.placement.worker_state import WorkerState
 from dynamic_workflows.actors.timers import wake_schedule, wake_service
 from dynamic_workflows.actors.timers.tenant_entry import OPEN, TenantEntry
 from dynamic_workflows.eventlog.clock import US
@@ -83,13 +83,13 @@ def test_a_call_that_is_answered_before_an_older_one_is_answered_all_the_same() 
 def test_a_call_that_is_never_answered_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: slots serve the first call, and forget every other."""
     asked: list[str] = []
-    exchange = worker_process.Slot.exchange
+    exchange = worker_process.WorkerProcess.exchange
 
-    async def forgetful(self: worker_process.Slot, *args: Any) -> Any:
+    async def forgetful(self: worker_process.WorkerProcess, *args: Any) -> Any:
         asked.append("a call")
         return await exchange(self, *args) if len(asked) == 1 else []
 
-    monkeypatch.setattr(worker_process.Slot, "exchange", forgetful)
+    monkeypatch.setattr(worker_process.WorkerProcess, "exchange", forgetful)
     assert not life_explorer.run((), naps=1).wrong
     asked.clear()
     assert "1 calls without an answer" in life_explorer.run([(16, "client")], naps=1).wrong[0]
@@ -105,10 +105,10 @@ def test_a_wake_up_that_is_over_when_somebody_was_told_is_found(
         schedule._heap = [item for item in schedule._heap if item[1] != name]
 
     async def trusting(self: loader.Loader, tenant_id: str) -> None:
-        if tenant_id not in self._places:
-            self._new_place(tenant_id, is_wanted=False)
+        if tenant_id not in self._placements:
+            self._new_placement(tenant_id, is_wanted=False)
 
-    monkeypatch.setattr(wake_schedule.WakeSchedule, "said_open", forget)
+    monkeypatch.setattr(wake_schedule.WakeSchedule, "reported_open", forget)
     monkeypatch.setattr(wake_schedule, "HORIZON_US", 600 * US)
     monkeypatch.setattr(loader.Loader, "_wake", trusting)
     assert "naps are left" in life_explorer.run(()).wrong[0]
@@ -123,13 +123,13 @@ def test_an_owner_that_is_not_listed_when_it_serves_is_found(
 
 
 def test_every_state_of_a_slot_has_a_way_to_its_end() -> None:
-    for state in SlotState:
+    for state in WorkerState:
         ahead = {state}
-        for _ in SlotState:
+        for _ in WorkerState:
             ahead |= {to for (before, _), to in worker_state.MOVES.items() if before in ahead}
-        assert SlotState.ENDED in ahead
+        assert WorkerState.ENDED in ahead
     with pytest.raises(KeyError):
-        worker_state.after(SlotState.ENDED, "adopt")
+        worker_state.after(WorkerState.ENDED, "assign")
 
 
 def test_the_loader_answers_well_before_the_timer_gives_it_up() -> None:

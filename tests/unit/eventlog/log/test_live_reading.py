@@ -76,13 +76,13 @@ def following(store: ShiftingStore) -> LogFiles:
     """A reader to which the files always look changed."""
     files = LogFiles(cast(Store, store), tenant="t")
     marks = itertools.count()
-    files._marks = lambda: {STREAM: (next(marks),)}  # type: ignore[method-assign]
+    files._fingerprints = lambda: {STREAM: (next(marks),)}  # type: ignore[method-assign]
     return files
 
 
 def take(files: LogFiles, shown: dict[int, Row]) -> None:
     """Look, and do with what changed what the views do."""
-    updates, gone = files.look()
+    updates, gone = files.poll()
     if gone:
         shown.clear()
     for update in updates:
@@ -135,8 +135,8 @@ def test_damage_below_a_synced_block_is_told_by_a_live_reader_too(
     files = following(store)
     while store.now < len(damaged):
         store.go_on(rng.choice([0, 1, 3, 30]))
-        files.look()
-    files.look(again=True)
+        files.poll()
+    files.poll(again=True)
     sealed = 0 if files.damaged else files.states[STREAM].manifest.sealed_seq
     # Sealing wrote what the owner remembered; a WAL that is needed no more is not looked at.
     assert STREAM in files.damaged or sealed

@@ -93,7 +93,7 @@ async def test_missing_and_changed_blobs_are_corrupt(
 async def test_only_blobs_that_nothing_names_are_collected(store: Store, blobs: Blobs) -> None:
     kept, gone = await blobs.put(b"kept"), await blobs.put(b"gone!")
     young = await blobs.put(b"young")
-    blobs.settle([kept, gone])
+    blobs.mark_sealed([kept, gone])
     totals = await blobs.collect({kept}, is_owner=yes)
     assert (totals.kept, totals.kept_bytes) == (2, 9)
     assert (totals.removed, totals.removed_bytes) == (1, 5)
@@ -101,7 +101,7 @@ async def test_only_blobs_that_nothing_names_are_collected(store: Store, blobs: 
 
 
 async def test_superseded_owner_collects_nothing(store: Store, blobs: Blobs) -> None:
-    blobs.settle([await blobs.put(b"x")])
+    blobs.mark_sealed([await blobs.put(b"x")])
     assert (await blobs.collect(set(), is_owner=no)).removed == 0
     assert len(await names(store)) == 1
 
@@ -109,7 +109,7 @@ async def test_superseded_owner_collects_nothing(store: Store, blobs: Blobs) -> 
 async def test_blob_of_an_earlier_owner_is_not_relied_on(store: Store, blobs: Blobs) -> None:
     """That owner may be about to collect it: a row of the new owner must not name it."""
     old = await blobs.put(b"same")
-    blobs.settle([old])
+    blobs.mark_sealed([old])
     successor = Blobs(store, STREAM, ids=SeededIds(2))
     new: list[str] = []
 
@@ -124,7 +124,7 @@ async def test_blob_of_an_earlier_owner_is_not_relied_on(store: Store, blobs: Bl
 
 
 async def test_collected_value_can_be_stored_again(blobs: Blobs) -> None:
-    blobs.settle([await blobs.put(b"x")])
+    blobs.mark_sealed([await blobs.put(b"x")])
     await blobs.collect(set(), is_owner=yes)
     assert await blobs.get(await blobs.put(b"x")) == b"x"
 

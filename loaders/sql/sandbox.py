@@ -1,4 +1,4 @@
-"""SQL walls: what stands between a process that runs a tenant's SQL and the host.
+"""SQL sandbox: the restrictions of a process that runs a tenant's SQL.
 
 Landlock lets it read that tenant's directory and the libraries; seccomp leaves it neither network
 nor other processes; limits bound memory, CPU and files, and let it write none. Unlike an isolate it
@@ -29,10 +29,10 @@ _READ_BY_DUCKDB = ("/proc/self/cgroup", "/sys/fs/cgroup")
 _HINT = "Set isolation='unsafe-none' only where you trust the tenants' SQL."
 
 
-def close_walls(
+def enter_sandbox(
     *, isolation: str, libraries: list[str], folder: str | None, memory_bytes: int, ours: int
 ) -> None:
-    """Close them around this process, which has one thread; raises SandboxUnavailable.
+    """Restrict this process, which has one thread; raises SandboxUnavailable.
 
     `memory_bytes`: beyond what the process has now. `ours`: a descriptor that has to work after.
     """
@@ -77,7 +77,7 @@ def _enclose(libraries: list[str], folder: str | None) -> landlock.Ruleset | Non
 
 
 def _become_owner(folder: str | None) -> None:
-    """Whoever is root reads as the owner of the files would: nobody else may be able to."""
+    """Change from root to the owner of the files, so that root's access is not needed to read."""
     if os.geteuid() == 0:
         owner = os.stat(folder) if folder is not None else None
         if owner is not None and owner.st_uid:
@@ -111,7 +111,7 @@ def _data_bytes() -> int:
 
 
 def limit_cpu(pid: int, seconds: int) -> None:
-    """Let a process use so many seconds more; harmless where one may not say so."""
+    """Allow a process so many more CPU seconds; harmless where the limit may not be set."""
     used_s = linux.cpu_s(pid)
     if used_s is not None and hasattr(resource, "prlimit"):
         with contextlib.suppress(OSError):
@@ -120,7 +120,7 @@ def limit_cpu(pid: int, seconds: int) -> None:
 
 
 def _prove(ours: int) -> None:
-    """Try what must fail."""
+    """Check that forbidden operations fail."""
     attempts = (
         lambda: os.close(os.open("/etc/passwd", os.O_RDONLY)),
         lambda: os.listdir("/"),
