@@ -11,7 +11,7 @@ __all__ = ["connect_duckdb"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: duckdb and pyarrow cost too much for whoever only appends.
+    # Loaded when asked for: duckdb and pyarrow cost too much for programs that only append.
     if name == "connect_duckdb":
         from .query.reader import connect_duckdb
 

@@ -29,7 +29,7 @@ class Clock(Protocol):
     """Time, and timers on it."""
 
     def now_us(self) -> int:
-        """Microseconds since 1970, UTC."""
+        """Return the time in microseconds since 1970, UTC."""
         ...
 
     def call_at(self, due_us: int, callback: Callable[[], None]) -> TimerHandle:
@@ -38,7 +38,7 @@ class Clock(Protocol):
 
 
 def to_datetime(us: int) -> datetime:
-    """An aware UTC datetime."""
+    """Return the instant as an aware UTC datetime."""
     return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=us)
 
 
@@ -87,10 +87,10 @@ class _SystemTimer:
 
 
 class SystemClock:
-    """The machine's clock."""
+    """The clock of the operating system."""
 
     def now_us(self) -> int:
-        """Microseconds since 1970, UTC."""
+        """Return the time in microseconds since 1970, UTC."""
         return time.time_ns() // 1000  # noqa: TID251
 
     def call_at(self, due_us: int, callback: Callable[[], None]) -> TimerHandle:
@@ -117,7 +117,7 @@ class VirtualClock:
         self._timers: list[tuple[int, int, _VirtualTimer]] = []
 
     def now_us(self) -> int:
-        """Microseconds since 1970, UTC."""
+        """Return the time in microseconds since 1970, UTC."""
         return self._now_us
 
     def call_at(self, due_us: int, callback: Callable[[], None]) -> TimerHandle:

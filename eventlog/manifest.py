@@ -19,7 +19,7 @@ from .errors import Corrupt
 
 FORMAT = 1
 KEPT = 8
-"""So many stay, for readers and for whoever repairs a damaged one."""
+"""How many manifests are kept, for readers and for repairs."""
 SCHEMA_VERSION = 1
 
 

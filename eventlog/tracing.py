@@ -37,6 +37,6 @@ def mark(what: str) -> None:
     if _folder is not None:
         line = f"{time.perf_counter_ns()} {what}\n"
         path = os.path.join(_folder, str(os.getpid()))
-        # Whoever asked may have lost interest, and removed the folder.
+        # The folder may have been removed since tracing began.
         with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
             file.write(line)

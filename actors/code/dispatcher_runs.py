@@ -25,7 +25,7 @@ from .callbacks import answer_of
 _log = logging.getLogger("dynamic_workflows.dispatch")
 
 CONCLUDED_WITHIN_S = 300.0
-"""How long a class is held at its hand-over when nobody says what became of the create."""
+"""Seconds that a run is held at its hand-over when the tenant does not report on the create."""
 
 
 class PendingDispatch(msgspec.Struct, frozen=True):

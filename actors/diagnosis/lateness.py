@@ -21,7 +21,7 @@ from ..timers.wake_service import WakeState
 LATE_US = 30 * US
 """What is due for so long is overdue: a platform at work wakes within a second or two."""
 TIMER_S = 2.0
-"""How long the timer may take to answer somebody who wants to know why."""
+"""Seconds that the timer may take to answer."""
 
 
 class _Note(msgspec.Struct):
@@ -53,7 +53,7 @@ async def asked_lateness(
     time.
 
     A clause for people. Changes nothing, and takes some seconds at most: a timer that does not
-    answer is named, since nobody wakes tenants then.
+    answer is named, since no tenant is woken then.
     """
     try:
         timer = await asyncio.wait_for(find_timer(), TIMER_S)

@@ -87,7 +87,7 @@ class IndexEntry:
 
     @property
     def is_ended(self) -> bool:
-        """Complete, errored or terminated."""
+        """Whether it is complete, errored or terminated."""
         return self.status in ENDED
 
     @property

@@ -43,7 +43,7 @@ class ErrorBody(Body):
 
 
 class RollbackBody(Body):
-    """How a rollback ended."""
+    """The outcome of a rollback, in the row that ends the run."""
 
     outcome: str
     error: ErrorBody | None = None

@@ -16,7 +16,7 @@ async def begin(config: PlatformConfig) -> ProcessIsolates:
     """Return isolates whose zygote is starting in the background."""
     isolates = isolates_of(config)
     starting = asyncio.ensure_future(isolates.ready())
-    # Whoever wants an isolate meets the same error, and is the one to hear it.
+    # Starting an isolate raises the same error, to the caller that needs it.
     starting.add_done_callback(seen)
     starting.add_done_callback(lambda done: mark("worker: its zygote is ready"))
     await asyncio.sleep(0)  # the task's first step begins the process

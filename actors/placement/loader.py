@@ -55,7 +55,7 @@ START_S = 120.0
 CLOSES_AT_ONCE_MAX = 16
 """Tenants that are put to sleep at once when all are; each has `GIVE_UP_S` for it."""
 CLOSING_S = 60.0
-"""How long a worker process may take to put its tenant to sleep when nobody waits for it."""
+"""How long a worker process may take to put its tenant to sleep when no opening waits for it."""
 DRAIN_S = 1.0
 """How long a worker process stays whose tenant could not be opened."""
 
@@ -170,9 +170,8 @@ class Loader:
     async def pool_members(self, known: Sequence[str], wait_s: float) -> list[ActorRef] | None:
         """Return the blank processes, as soon as one is not `known`, or after `wait_s`.
 
-        Who makes their acquaintance in time saves the tenant that comes the way to its worker
-        process. None: there are no such worker processes, or so many want to know that it would
-        cost more than it saves.
+        A driver that connects to them ahead saves a new tenant the time of a connection. None:
+        there is no pool, or so many drivers watch it that the watching costs more than it saves.
         """
         return await self._pool.members(known, wait_s)
 
@@ -198,7 +197,7 @@ class Loader:
             if placement.worker is not None and placement.worker.name == name:
                 self._check(placement, placement.worker)
                 return
-        # Any other is on its way to the pool, or a leftover that nobody will ever use.
+        # Any other is on its way to the pool, or an unused leftover.
         if not self._pool.knows(name):
             await self._launcher.kill(name)
 
@@ -240,7 +239,7 @@ class Loader:
         return task
 
     def _opened(self, placement: Placement, task: asyncio.Future[ActorRef]) -> None:
-        # Whoever asks next begins anew; who waited has the error.
+        # The next caller begins anew; those that waited got the error.
         if task.cancelled():
             self._forget(placement)
         elif (error := task.exception()) is not None:
@@ -348,7 +347,7 @@ class Loader:
     def _check(self, placement: Placement, worker: ActorRef) -> None:
         if placement.opening is None or placement.opening.done():
             placement.opening = self._begin(placement, self._reopen(placement, worker))
-            # Nobody may be waiting for this one; the error is the next caller's to see.
+            # Perhaps no caller waits for this one; the next caller gets the error.
             placement.opening.add_done_callback(seen)
 
     # --- waking
@@ -461,7 +460,7 @@ class Loader:
                 try:
                     await placement.worker.call("close", timeout_s=GIVE_UP_S)
                 except (ActorUnreachable, WorkflowsError):
-                    pass  # it stays listed as open, and is opened again by whoever connects next
+                    pass  # it stays listed as open, and is opened again at the next connect
                 await self._launcher.kill(placement.worker.name)
                 self._forget(placement)
 

@@ -244,7 +244,7 @@ def _has_ended(pid: int) -> bool:
     except ProcessLookupError:
         return True
     except OSError:
-        return False  # somebody else's, and alive
+        return False  # another process's, which is alive
     return False
 
 

@@ -204,7 +204,7 @@ class WorkerProcess:
         except BaseException:
             self._move("failed")
             raise
-        # Whoever is served is promised that it goes on: from here on no crash may forget it.
+        # A call that is served must survive: from here on no crash may lose the tenant.
         mark("worker: serves")
         self._move("listed")
         self._tenant = tenant

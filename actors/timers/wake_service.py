@@ -116,8 +116,8 @@ class WakeService:
     async def opened(self, tenants: Sequence[tuple[str, int]]) -> dict[str, int]:
         """Register tenants whose logs are owned, or about to be, under these epochs.
 
-        Durable on return. Answers the tenants of which a higher epoch is known, with that: whoever
-        listed them owns the log no more, or the log is a copy that is older than what was heard.
+        Durable on return. Returns the tenants of which a higher epoch is known, with that epoch: the
+        caller has lost the log to another owner, or its log is an older copy.
         """
         entries = [(name, TenantEntry(epoch, OPEN)) for name, epoch in tenants]
         await self._record(entries)
@@ -271,7 +271,7 @@ class WakeService:
             pass  # no loader at the moment: the next look will find one
         finally:
             self._watching = None
-            # While nobody is open there is nobody to watch.
+            # Without an open tenant there is none to watch.
             if self._index.open:
                 self._watch_later()
         self._wake_due()

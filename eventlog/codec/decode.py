@@ -201,7 +201,7 @@ _KEY_MAX = 100
 
 
 def _find_zone(key: str) -> ZoneInfo | None:
-    # Looking in vain opens files, and a text may hold a million names that somebody made up.
+    # Looking in vain opens files, and a text may hold a million invented names.
     if key in _zones:
         return _zones[key]
     if key in _lacking or len(key) > _KEY_MAX:
@@ -235,7 +235,7 @@ ALIKE_MAX = 128
 def alike(elements: Collection[Any]) -> int:
     """Return how many elements share one hash, where these are more than ALIKE_MAX; else 0.
 
-    To build a set of n of them takes n² comparisons: hours, where somebody means harm.
+    To build a set of n of them takes n² comparisons: hours, for a hostile text.
     """
     if len(elements) <= ALIKE_MAX or len(elements) - len(set(map(hash, elements))) < ALIKE_MAX:
         return 0

@@ -94,9 +94,9 @@ class EventLog:
         self.torn: TornTail | None = None
         """What a crash of the owner before had left unfinished, if anything."""
         self.has_dead_blobs = False
-        """Whether blobs may be left that no row names any more; for upkeep."""
+        """Whether blobs may be left that no row names any more; for maintenance."""
         self.is_swept = False
-        """Whether this owner has removed what crashes before it left; for upkeep."""
+        """Whether this owner has removed what crashes before it left; for maintenance."""
         self.blobs = Blobs(store, stream, ids=ids)
         self._loop = asyncio.get_running_loop()
         self._newest = fresh(stream, tenant_id)
@@ -412,7 +412,7 @@ class EventLog:
         """Return a large value, whole; raises Corrupt when it is missing or not what was stored."""
         return await self.blobs.get(ref)
 
-    # -- upkeep ------------------------------------------------------------------------------
+    # -- maintenance -------------------------------------------------------------------------
 
     async def publish(self, change: Callable[[Manifest], Manifest]) -> Manifest:
         """Make `change` of the newest manifest the next version; one after the other.

@@ -68,7 +68,7 @@ async def seal(log: EventLog) -> None:
     await log.drop_tail(seq_max)
     blobs = [row.blob for row in rows if row.blob]
     log.blobs.mark_sealed(blobs)
-    # Sealing leaves out rows of deleted instances: their blobs may be nobody's now.
+    # Sealing leaves out rows of deleted instances: no row may name their blobs now.
     log.has_dead_blobs = log.has_dead_blobs or bool(blobs)
     await _remove_wal(log)
 

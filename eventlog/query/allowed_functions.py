@@ -2,7 +2,7 @@
 
 Left out is whatever tells of the database, its files, its settings or its process, changes any of
 them, waits, or is meant for DuckDB's own plans. A function that is not listed is refused, so what a
-new version of DuckDB brings is refused until somebody has looked at it and writes it down here.
+new version of DuckDB brings is refused until it is reviewed and listed here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 As DuckDB names them in `json_serialize_sql` and in `EXPLAIN (FORMAT json)`. What is not listed is
 refused, so a statement, a clause or an operator that a new version of DuckDB brings is refused
-until somebody writes it down here.
+until it is listed here.
 """
 
 from __future__ import annotations

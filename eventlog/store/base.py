@@ -1,11 +1,11 @@
 """Store: named bytes on a disk or an object store, the one thing that a log needs from below.
 
-What every store promises: `create` of a name that exists fails, whoever else tries at the same
+What every store promises: `create` of a name that exists fails, however many try at the same
 time; what `create` and `put` have returned from survives a crash; `list` shows all that was created
 before it began. Nothing else is assumed: no locks, no clocks, no order between two names.
 
-A failure is `Unavailable`, and says nothing about whether the operation took effect. Whoever must
-know uses `create_once`, which reads the name back.
+A failure is `Unavailable`, and says nothing about whether the operation took effect. A caller that
+must know uses `create_once`, which reads the name back.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ async def probe(store: Store, ids: Ids) -> None:
             "splitting: use a local disk, or a store with conditional writes"
         )
     finally:
-        # Best effort: a probe that stays behind is a few bytes that nobody reads.
+        # Best effort: a probe that stays behind is a few unused bytes.
         with contextlib.suppress(Unavailable):
             await store.delete(key)
     _probed.add(store.root)

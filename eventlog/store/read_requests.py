@@ -54,7 +54,7 @@ Steps = Generator[ReadRequest, object, T]
 
 
 def list_entries(prefix: str, *, after: str | None = None) -> Steps[Entries]:
-    """Return a listing."""
+    """Return the entries with a prefix."""
     answer = yield ListRequest(prefix, after)
     assert isinstance(answer, list)
     return answer

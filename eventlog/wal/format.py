@@ -1,16 +1,18 @@
-"""The write-ahead log's format: blocks, and what may be believed of a file that was cut off.
+"""The write-ahead log's format: blocks, and how a file that a crash cut off is read.
 
 `<stream>/wal/<20 digits>`. A file is a sequence of blocks; each is a head (magic, length of the
 body, first seq, span of seqs, `synced`, CRC-32C of the body, CRC-32C of the head), a body, and an
 end mark.
 
-    header   who made the file: stream, tenant, epoch, owner's token. There before the name is.
-    cut      where the log goes on from: the data file before, how much of it was accepted, its
-             hash. A file without a cut is a fence: it holds nothing, and stops whoever wrote.
-    rows     msgpack list of rows; all of what was written in one turn, so an append is all or none.
+    header      which owner made the file: stream, tenant, epoch, owner's token. Written before the
+                file gets its name.
+    checkpoint  where the log goes on from: the data file before, how much of it was accepted, its
+                hash. A file without a checkpoint is a fence: it holds nothing, and stops the owner
+                before.
+    rows        msgpack list of rows, with all that was written in one turn: an append is all or none.
 
 On a local disk an owner has one file and appends blocks to it; on an object store each batch is a
-new file with header, cut and rows. Local files may end in zeros (blocks reserved on the disk).
+new file with header, checkpoint and rows. Local files may end in zeros (blocks reserved on the disk).
 
 A torn tail is a block of which a part never reached the disk: the file ends inside it, or whole
 sectors of it read as zeros. It was never acknowledged, so it is cut and reported. Anything else
@@ -197,7 +199,9 @@ def decode_checkpoint(block: Block) -> WalCheckpoint:
     try:
         return _checkpoint_decoder.decode(block.body)
     except msgspec.MsgspecError as error:
-        raise corrupt(block.key, block.offset, f"the cut cannot be decoded: {error}") from None
+        raise corrupt(
+            block.key, block.offset, f"the checkpoint cannot be decoded: {error}"
+        ) from None
 
 
 def corrupt(key: str, offset: int, what: str) -> Corrupt:
@@ -297,7 +301,7 @@ class FileParser:
         """Return the signs of corruption at `offset`; None where a crash can have left these
         bytes.
 
-        Of a file that nobody writes it is damage; see `doubt` for one that may be growing.
+        In a file without a writer it is corruption; see `torn_reads` for one that may be growing.
         """
         rest = self._rest
         if _is_blank(rest):

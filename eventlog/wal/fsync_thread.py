@@ -64,7 +64,7 @@ class SyncThread:
             try:
                 self._loop.call_soon_threadsafe(done, result, error)
             except RuntimeError:
-                pass  # the loop was closed: nobody waits any more
+                pass  # the loop was closed: no task waits any more
 
         self._work.put(work)
 

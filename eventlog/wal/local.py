@@ -30,7 +30,7 @@ from .tail import TailBlock
 TURN_ROWS_MAX = 4096
 """So many rows are written at once, even within one turn, to bound the size of a block."""
 LAZY_SYNC_SECONDS = 1.0
-"""Rows that nobody waits to see synced are synced after this time at the latest."""
+"""Seconds after which rows are synced when no caller waits for their sync."""
 
 T = TypeVar("T")
 OnBlock = Callable[[TailBlock], None]
@@ -269,7 +269,7 @@ class LocalWal:
         for future in waiters:
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # whoever does not look at it finds `failed`
+                future.exception()  # marks it as retrieved: later appends raise `failed`
 
     def _fenced(self, file: WalFile) -> Fenced:
         return Fenced(

@@ -209,7 +209,7 @@ class ObjectWal:
         for future in waiters:
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # whoever does not look at it finds `failed`
+                future.exception()  # marks it as retrieved: later appends raise `failed`
 
     async def close(self) -> None:
         """Commit what was appended, then refuse appends."""

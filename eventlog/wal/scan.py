@@ -192,7 +192,7 @@ class WalScan:
         if checkpoint is None:
             # A fence, or a file whose first blocks were torn: prove that nothing synced is in it.
             if len(blocks) > 1:
-                raise corrupt(entry.key, blocks[1].offset, "rows without a cut before them")
+                raise corrupt(entry.key, blocks[1].offset, "rows without a checkpoint before them")
             yield from self._prove_fence(entry, parser, len(head), blocks[0].end)
         self.files.append(
             WalFileInfo(number, entry.key, entry.size, header, blocks[0].end, checkpoint, head)
@@ -232,7 +232,7 @@ class WalScan:
         by_number = {file.number: file for file in self.files}
         file = next((file for file in reversed(self.files) if file.checkpoint is not None), None)
         if file is not None and file.header.epoch > self.manifest.epoch:
-            # A cut is written after the manifest of its epoch was published.
+            # A checkpoint is written after the manifest of its epoch was published.
             raise Corrupt(
                 f"{file.key} is of epoch {file.header.epoch}, but the newest manifest "
                 f"({self.manifest.version}) is of epoch {self.manifest.epoch}: a manifest is "

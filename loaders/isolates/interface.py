@@ -42,7 +42,7 @@ class Limits:
     64 KiB a second. 8 MB a second are forgiven.
     """
     messages_per_second_max: int = 20_000
-    """Messages that nobody asked for: logs, and idleness beyond once for each message that it got.
+    """Unsolicited messages: logs, and idleness beyond once for each message that it got.
     Ten seconds' worth may come at once; an honest guest sends a twentieth at most.
     """
 

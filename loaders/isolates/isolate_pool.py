@@ -249,7 +249,7 @@ class ProcessIsolates:
 
     def _refilled(self, task: asyncio.Task[None]) -> None:
         self._refill = None
-        # Whoever starts an isolate meets the same error, and is the one to hear it.
+        # Starting an isolate raises the same error, to the caller that needs it.
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.debug("no blank isolate: %s", error)
 

@@ -75,7 +75,7 @@ class ProcessIsolate:
         self._on_exit: OnExit | None = None
         self._has_work = False
         self._early: list[Frame] = []
-        """What it said before somebody listened."""
+        """Messages that came before `attach`."""
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Exit] = self._loop.create_future()
         """Resolves when the process is gone and everything of it is given back."""
@@ -210,7 +210,7 @@ class ProcessIsolate:
             self._deliver(frames)
 
     def _allow(self, count: int) -> bool:
-        # Whoever is told something may say once that it is idle again.
+        # A message to the guest allows it one report that it is idle again.
         earned = min(count, self._credit)
         self._credit -= earned
         if not self._message_budget.take(count - earned, time.monotonic()):
@@ -236,13 +236,13 @@ class ProcessIsolate:
         elif kind == FAILURE:
             self._fail(SandboxUnavailable(f"the walls do not hold: {body.decode()}"))
         else:
-            self._break("spoke before its walls stood")
+            self._break("sent a message before it was sandboxed")
         return frames[1:]
 
     def _fail(self, error: Exception) -> None:
         if not self._hello.done():
             self._hello.set_exception(error)
-            self._hello.exception()  # nobody may be waiting any more
+            self._hello.exception()  # perhaps no caller waits any more
 
     def _count(self, frames: list[Frame]) -> bool:
         try:
@@ -367,7 +367,7 @@ class ProcessIsolate:
 
     def _end(self, exit: Exit) -> None:
         self.ended.set_result(exit)
-        self._fail(Unavailable(f"the isolate ended before its walls stood: {exit.reason}"))
+        self._fail(Unavailable(f"the isolate ended before it was sandboxed: {exit.reason}"))
         self._channel.close()
         self._close_their_ends()
         self._logs.close()

@@ -77,7 +77,7 @@ class _Copies:
         self._copies: dict[int, tuple[CodeType, CodeType]] = {}
 
     def of(self, code: CodeType) -> CodeType:
-        """Return the copy."""
+        """Return the copy of a code object."""
         if id(code) not in self._copies:
             constants = tuple(
                 self.of(one) if isinstance(one, CodeType) else one for one in code.co_consts

@@ -166,7 +166,7 @@ class Spawner:
             except OSError as error:
                 del self._requests[spawn.id], self._listeners[spawn.id]
                 if isinstance(error, ConnectionError):
-                    self._lose()  # it has ended, though nobody has told us yet
+                    self._lose()  # it has ended, though its end is not reported yet
                 raise Unavailable(f"the zygote does not take requests: {error}") from error
             try:
                 return await asyncio.shield(reply)
@@ -204,7 +204,7 @@ class Spawner:
                 self._ready.set_result(report)
             case Refused(message):
                 self._ready.set_exception(SandboxUnavailable(message))
-                self._ready.exception()  # nobody has to ask for it
+                self._ready.exception()  # no caller has to await it
             case Spawned(id, pid):
                 self._spawned(id, pid, fds)
             case SpawnFailed(id, message):

@@ -144,7 +144,7 @@ class HeartbeatSelector(selectors.DefaultSelector):
         """Called with the timeout of every wait: 0 means that the loop has more to do."""
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
-        """Wait for events."""
+        """Wait for events, and write to the page when the wait begins and ends."""
         self.before_wait(timeout)
         self._rest()
         try:

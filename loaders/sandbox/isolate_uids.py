@@ -29,7 +29,7 @@ def why_not(first: int) -> str | None:
             return f"this user namespace has no {kind}s from {first} to {last}"
     for path, start, end in (*_taken_singly(), *_taken_in_ranges()):
         if start <= last and first < end:
-            return f"{path} gives {start} to somebody else"
+            return f"{path} gives {start} to another user"
     return None
 
 

@@ -120,7 +120,7 @@ class Sandbox:
             self._names.append("jail")
         if self._uids_first:
             self._names.append("uids")
-        # From now on nobody of the same user may look into the zygote. Not earlier: the owner of
+        # From now on no process of the same user may trace the zygote. Not earlier: the owner of
         # /proc/self, who has to write the map of users for the jail, changes with it.
         if plan.rlimits:
             linux.set_dumpable(False)

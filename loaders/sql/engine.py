@@ -105,7 +105,7 @@ class SqlEngine:
                 try:
                     return self._ask(question)
                 except _NotBegun:
-                    # It may have ended while nobody asked it anything.
+                    # It may have ended between two statements.
                     self._drop()
                     if self._is_interrupted:
                         raise interrupted() from None
@@ -199,7 +199,7 @@ class SqlEngine:
                 with pa.ipc.open_stream(pa.PythonFile(answer, mode="r")) as reader:
                     schema = reader.schema
                     for batch in reader:
-                        # Whoever wrote it may have meant harm: every offset is proved.
+                        # Its writer may be hostile: every offset is checked.
                         batch.validate(full=True)
                         batches.append(batch)
                 answer.finish()

@@ -103,7 +103,7 @@ class SqlFrames:
         """Return the next frame; raises EOFError where the other end has closed or sends an
         invalid one.
 
-        `small`: what comes is bounded, since nobody answers for the other end.
+        `small`: what comes is bounded, since the other end is not trusted.
         """
         length, kind = _HEAD.unpack(self._exactly(_HEAD.size, until_s))
         if small and length > (DATA_BYTES_MAX if kind == DATA else SMALL_BYTES_MAX):
