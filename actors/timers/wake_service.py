@@ -116,8 +116,8 @@ class WakeService:
     async def opened(self, tenants: Sequence[tuple[str, int]]) -> dict[str, int]:
         """Register tenants whose logs are owned, or about to be, under these epochs.
 
-        Durable on return. Returns the tenants of which a higher epoch is known, with that epoch: the
-        caller has lost the log to another owner, or its log is an older copy.
+        Durable on return. Returns the tenants of which a higher epoch is known, with that epoch:
+        the caller has lost the log to another owner, or its log is an older copy.
         """
         entries = [(name, TenantEntry(epoch, OPEN)) for name, epoch in tenants]
         await self._record(entries)

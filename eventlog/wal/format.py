@@ -6,10 +6,10 @@ end mark.
 
     header      which owner made the file: stream, tenant, epoch, owner's token. Written before the
                 file gets its name.
-    checkpoint  where the log goes on from: the data file before, how much of it was accepted, its
-                hash. A file without a checkpoint is a fence: it holds nothing, and stops the owner
+    checkpoint  where the log goes on from: the data file before, how much of it was accepted,
+                its hash. A file without a checkpoint is a fence: it holds nothing, and stops the owner
                 before.
-    rows        msgpack list of rows, with all that was written in one turn: an append is all or none.
+    rows        msgpack list of rows, all that was written in one turn: an append is all or none.
 
 On a local disk an owner has one file and appends blocks to it; on an object store each batch is a
 new file with header, checkpoint and rows. Local files may end in zeros (blocks reserved on the disk).
