@@ -377,7 +377,7 @@ class WorkerProcess:
             await self._close_stopped()
             if tenant is not None and tenant_id is not None:
                 await self._close_tenant(tenant, tenant_id)
-            await self._tell(self._loader, "released", self._name, tenant_id)
+            await self._notify(self._loader, "released", self._name, tenant_id)
         finally:
             self._move("told")
             self._on_end()
@@ -393,9 +393,9 @@ class WorkerProcess:
         if tenant.failed is None:
             due_us = tenant.next_wake_us()
             due_us = self._clock.now_us() if due_us == 0 else due_us
-            await self._tell(self._timer, "slept", [(tenant_id, tenant.epoch, due_us)])
+            await self._notify(self._timer, "slept", [(tenant_id, tenant.epoch, due_us)])
 
-    async def _tell(self, whom: Callable[[], Awaitable[ActorRef]], op: str, *args: Any) -> None:
+    async def _notify(self, whom: Callable[[], Awaitable[ActorRef]], op: str, *args: Any) -> None:
         """Notify an actor, through its restarts, for a while; it finds the fact out by itself
         later."""
         for _ in range(20):

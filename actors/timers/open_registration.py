@@ -33,7 +33,7 @@ class OpenRegistration:
         """Register this epoch, which the owner is about to have unless another one is faster."""
         if epoch not in self._telling:
             self.withdraw()
-            task = self._telling[epoch] = asyncio.ensure_future(self._tell(epoch))
+            task = self._telling[epoch] = asyncio.ensure_future(self._register(epoch))
             task.add_done_callback(seen)
 
     async def confirmed(self, epoch: int) -> int | None:
@@ -55,7 +55,7 @@ class OpenRegistration:
             task.cancel()
         self._telling.clear()
 
-    async def _tell(self, epoch: int) -> int | None:
+    async def _register(self, epoch: int) -> int | None:
         while True:
             try:
                 timer = await self._timer()

@@ -85,13 +85,13 @@ class WakeSchedule:
 
     def lost(self, names: Iterable[str], now_us: int) -> int:
         """Add tenants that are registered as open and have no process; return how many are new."""
-        news = 0
+        added = 0
         for name in names:
             entry = self._index.entry(name)
             if entry is not None and entry.is_open and name not in self._tries:
                 self._plan(name, WakeTry(entry, 0, now_us, ""))
-                news += 1
-        return news
+                added += 1
+        return added
 
     def next_batch(self, now_us: int, limit: int) -> list[str]:
         """Return the tenants to wake now, longest waiting first; the caller then reports on

@@ -7,12 +7,13 @@ end mark.
     header      which owner made the file: stream, tenant, epoch, owner's token. Written before the
                 file gets its name.
     checkpoint  where the log goes on from: the data file before, how much of it was accepted,
-                its hash. A file without a checkpoint is a fence: it holds nothing, and stops the owner
-                before.
+                its hash. A file without a checkpoint is a fence: it holds nothing, and stops
+                the owner before.
     rows        msgpack list of rows, all that was written in one turn: an append is all or none.
 
 On a local disk an owner has one file and appends blocks to it; on an object store each batch is a
-new file with header, checkpoint and rows. Local files may end in zeros (blocks reserved on the disk).
+new file with header, checkpoint and rows. Local files may end in zeros (blocks reserved on the
+disk).
 
 A torn tail is a block of which a part never reached the disk: the file ends inside it, or whole
 sectors of it read as zeros. It was never acknowledged, so it is cut and reported. Anything else

@@ -42,7 +42,7 @@ class InlineIsolate:
         self._to_guest: list[Frame] = []
         self._from_guest: list[Frame] = []
         self.guest = Guest(
-            self._take,
+            self._receive,
             loop=self._loop,
             is_alone=False,
             prefix=f"tenant_{next(_numbers)}",
@@ -65,7 +65,7 @@ class InlineIsolate:
             except ProtocolViolation as violation:
                 self.kill(Exit(str(violation), is_tenants_own=False, kind="protocol"))
 
-    def _take(self, frames: list[Frame]) -> None:
+    def _receive(self, frames: list[Frame]) -> None:
         if self._is_alive:
             if not self._from_guest:
                 self._loop.call_soon(self._deliver_out, context=self._context)

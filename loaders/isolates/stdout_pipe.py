@@ -56,7 +56,7 @@ class LogPipe:
         os.set_blocking(self._read_fd, False)
         self._is_open = True
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._room = float(_KEPT_A_SECOND)
+        self._budget = float(_KEPT_A_SECOND)
         self._excess = 0.0
         self._filled_s = time.monotonic()
         self._dropped_lines, self._dropped_bytes = 0, 0
@@ -82,20 +82,20 @@ class LogPipe:
             return
         self._fill()
         self._keep(data)
-        if self._room < 1:
+        if self._budget < 1:
             self._begin_flood()
 
     def _fill(self) -> None:
         now_s = time.monotonic()
         passed_s = now_s - self._filled_s
         self._filled_s = now_s
-        self._room = min(_KEPT_A_SECOND, self._room + passed_s * _KEPT_A_SECOND)
+        self._budget = min(_KEPT_A_SECOND, self._budget + passed_s * _KEPT_A_SECOND)
         self._excess = max(0.0, self._excess - passed_s * _FORGIVEN_A_SECOND)
 
     def _keep(self, data: bytes) -> None:
         """Pass on as much as the rate allows, and count the rest."""
-        kept = data[: int(self._room)]
-        self._room -= len(kept)
+        kept = data[: int(self._budget)]
+        self._budget -= len(kept)
         self._drop(data.count(b"\n", len(kept)), len(data) - len(kept))
         self._pass_on(kept)
         if len(kept) < len(data):
@@ -155,7 +155,7 @@ class LogPipe:
             if not size:
                 break
             swallowed += size
-            if self._room >= _KEEP_FROM:
+            if self._budget >= _KEEP_FROM:
                 self._report_dropped()
                 self._keep(bytes(memoryview(self._sink)[:size]))
             else:
@@ -178,16 +178,16 @@ class LogPipe:
         if self._timer is not None:
             self._timer.cancel()
         self._fill()
-        data = self._rest()
+        data = self._unread()
         # The last words are the best ones: of a crash they are the report.
-        room = max(int(self._room), _KEEP_FROM)
+        room = max(int(self._budget), _KEEP_FROM)
         self._drop(data.count(b"\n", 0, max(0, len(data) - room)), max(0, len(data) - room))
         self._report_dropped()
         self._pass_on(data[-room:])
         self._loop.remove_reader(self._read_fd)
         os.close(self._read_fd)
 
-    def _rest(self) -> bytes:
+    def _unread(self) -> bytes:
         """Return what is still in the pipe."""
         chunks: list[bytes] = []
         with contextlib.suppress(OSError):

@@ -48,7 +48,7 @@ _TURNS_MAX = 1000
 def rehearse() -> None:
     """Run one workflow of one step, as an isolate would; raises if it fails."""
     loop = asyncio.SelectorEventLoop(selectors.DefaultSelector())
-    heard: list[Frame] = []
+    received: list[Frame] = []
     supervisor, theirs = socket.socketpair()
     # What is sent is heard here, not read from the socket: isolates have no use for a warm reader
     # of their own messages, and would pay for its pages.
@@ -62,16 +62,16 @@ def rehearse() -> None:
     gate = CallBackpressure(channel.send, calls_max=1, bytes_max=1)
 
     def send(frames: list[Frame]) -> None:
-        heard.extend(frames)
+        received.extend(frames)
         gate.send(frames)
 
     guest = Guest(
         send, loop=loop, is_alone=False, prefix="rehearsal", builtins=module_importer.OF_PROCESS
     )
     try:
-        _tell(supervisor, Load("index.py", [Module("index.py", "py", _CODE)], []), life=0)
-        _tell(supervisor, Run("TenantWorkflow", "one", b"null", 0, []), life=_LIFE)
-        loop.run_until_complete(_answer(supervisor, heard))
+        _send(supervisor, Load("index.py", [Module("index.py", "py", _CODE)], []), life=0)
+        _send(supervisor, Run("TenantWorkflow", "one", b"null", 0, []), life=_LIFE)
+        loop.run_until_complete(_answer(supervisor, received))
     finally:
         guest.close()
         channel.close()
@@ -80,7 +80,7 @@ def rehearse() -> None:
         loop.close()
 
 
-def _tell(supervisor: socket.socket, message: msgspec.Struct, *, life: int) -> None:
+def _send(supervisor: socket.socket, message: msgspec.Struct, *, life: int) -> None:
     for batch in encode([pack(message, life=life)]):
         supervisor.sendall(batch)
 
@@ -89,15 +89,15 @@ def _ignore(violation: ProtocolViolation | None) -> None:
     return None
 
 
-async def _answer(supervisor: socket.socket, heard: list[Frame]) -> None:
+async def _answer(supervisor: socket.socket, received: list[Frame]) -> None:
     """Answer every step, until the workflow ends."""
     for _ in range(_TURNS_MAX):
         await asyncio.sleep(0.0005)
-        while heard:
-            kind, _, body = heard.pop(0)
+        while received:
+            kind, _, body = received.pop(0)
             message = unpack_from_guest(kind, body)
             if isinstance(message, StepRequest):
-                _tell(supervisor, Go(message.token, 1), life=_LIFE)
+                _send(supervisor, Go(message.token, 1), life=_LIFE)
             elif isinstance(message, End):
                 if message.error is not None:
                     raise RuntimeError(f"the rehearsal failed: {message.error.message}")

@@ -23,12 +23,12 @@ class DescriptorFinder(MetaPathFinder):
 
     def __init__(self, readable: Readable) -> None:
         places = [*readable.stdlib, *(path for path in readable.others if os.path.isdir(path))]
-        self._places = {path: linux.move_up(os.open(path, os.O_PATH)) for path in places}
+        self._directories = {path: linux.move_up(os.open(path, os.O_PATH)) for path in places}
 
     @property
     def fds(self) -> list[int]:
         """Return the open directories."""
-        return list(self._places.values())
+        return list(self._directories.values())
 
     def install(self) -> None:
         """Use this finder for imports, instead of paths."""
@@ -50,7 +50,7 @@ class DescriptorFinder(MetaPathFinder):
 
     def _split(self, path: str) -> tuple[int, str]:
         real = os.path.normpath(path)
-        for place, fd in self._places.items():
+        for place, fd in self._directories.items():
             if is_below(real, place):
                 return fd, os.path.relpath(real, place)
         raise FileNotFoundError(path)
