@@ -17,7 +17,7 @@ def run(text: str) -> str:
 
 def test_each_child_has_random_numbers_of_its_own() -> None:
     found = run("""
-fork_hooks.settle(has_threads=False)
+fork_hooks.restore(has_threads=False)
 numbers = {in_child(random.random) for _ in range(5)} | {repr(random.random())}
 print(len(numbers))
 """)
@@ -26,7 +26,7 @@ print(len(numbers))
 
 def test_locks_logging_and_threads_work_in_a_child() -> None:
     found = run("""
-fork_hooks.settle(has_threads=False)
+fork_hooks.restore(has_threads=False)
 def work():
     logging.getLogger().addHandler(logging.NullHandler())
     logging.error("nobody hears it")
@@ -42,7 +42,7 @@ def test_the_hooks_of_others_are_called() -> None:
     found = run("""
 heard = []
 os.register_at_fork(after_in_child=lambda: heard.append("early"))
-fork_hooks.settle(has_threads=False)
+fork_hooks.restore(has_threads=False)
 os.register_at_fork(after_in_child=lambda: heard.append("late"))
 print(in_child(lambda: heard))
 """)
@@ -53,7 +53,7 @@ def test_where_there_are_threads_the_hooks_count() -> None:
     found = run("""
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 without = in_child(threading.active_count)
-fork_hooks.settle(has_threads=threading.active_count() > 1)
+fork_hooks.restore(has_threads=threading.active_count() > 1)
 print(without, in_child(threading.active_count))
 """)
     assert found == "2 1"
