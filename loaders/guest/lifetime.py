@@ -283,7 +283,12 @@ class GuestLifetime(Scope):
             tasks.pop()
         if tasks or self.timers.pending:
             return False
-        return not any(handle._context.get(CURRENT) is self for handle in ready)
+        # A loop rather than `any`: this runs for the end of every step, over what is ready for all
+        # lifetimes.
+        for handle in ready:
+            if handle._context.get(CURRENT) is self:
+                return False
+        return True
 
     def may_tell(self) -> bool:
         """Whether the replay is over."""

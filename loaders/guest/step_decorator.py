@@ -129,7 +129,9 @@ class DeclaredStep:
 
     async def _fly(self, inner: Coroutine[Any, Any, Any], is_dependency: bool = False) -> Any:
         """Run one occurrence; dependents that come meanwhile share it."""
-        flight: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Not the loop's `create_future`, whose futures count as made by `run`: the code never sees
+        # this one, and a lifetime that only awaits its steps stays plain.
+        flight: asyncio.Future[None] = asyncio.Future(loop=asyncio.get_running_loop())
         self._flights.append(flight)
         try:
             if is_dependency:

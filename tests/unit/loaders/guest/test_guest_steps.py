@@ -57,6 +57,19 @@ async def test_both_forms_run_and_give_their_values(world: World) -> None:
     ]
 
 
+@pytest.mark.parametrize("step", ['step.do("s", one)', 'step.do("s")(one)()'])
+async def test_neither_form_of_a_step_counts_as_a_future_of_run(world: World, step: str) -> None:
+    body = f"""
+        async def one():
+            return 1
+        await {step}
+        task = asyncio.create_task(asyncio.sleep(0))
+        await task
+        return task.get_name()
+        """
+    assert await world.run(flow(body, "import asyncio")) == "Task-1"
+
+
 @pytest.mark.behaviour(355)
 async def test_declaring_runs_nothing(world: World) -> None:
     await world.run(
