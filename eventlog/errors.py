@@ -2,6 +2,26 @@
 
 Every error has a stable `code` (part of the promise) and a message (not part of it) that says what
 happened, to what, and what to do next. Errors travel between processes as (class, code, message).
+
+    WorkflowsError
+    ├── InvalidError                     the call is wrong: fix it
+    │   └── MissingDispatcherMetadataError
+    ├── InstanceError                    the instance is missing, exists, or forbids it: read again
+    ├── WorkflowFailedError              `result()`: the run raised
+    ├── WorkflowTerminatedError          `result()`: it was terminated
+    ├── UnserialisableValueError         a value that cannot be stored: change it
+    ├── ValueTooLargeError               a value above its limit: make it smaller
+    ├── CodeError                        the tenant's code cannot be loaded: mend the code
+    ├── QueryError                       SQL that is refused: mend the query
+    ├── LimitExceededError               a limit of the deployment: wait `.retry_after` seconds
+    ├── Unavailable                      something does not answer: wait and try again
+    ├── PlatformClosed                   the platform was closed: connect again
+    ├── PlatformBusy                     another platform has the log: share, end or take it over
+    ├── Fenced                           a newer owner has the log: stop
+    ├── Corrupt                          stored bytes are damaged: repair
+    └── SandboxUnavailable               this host has no walls: docs/isolation.md
+
+What tenant code raises and catches (`NonRetryableError`, `StepError`, …) is in `loaders/sdk`.
 """
 
 from __future__ import annotations

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
+import signal
 import socket
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,9 @@ def loader_of(load: str | None, tenants: Path | None) -> Callable[[str], Any] | 
     if load is not None and tenants is not None:
         raise InvalidError("give --load or --tenants, not both")
     if tenants is not None:
-        return _Folders(tenants.resolve())
+        if not tenants.is_dir():
+            raise InvalidError(f"{tenants} is no folder")
+        return from_folder(tenants.resolve() / "{tenant}")
     if load is None:
         return None
     module, _, name = load.partition(":")
@@ -71,21 +76,6 @@ def loader_of(load: str | None, tenants: Path | None) -> Callable[[str], Any] | 
     return checked
 
 
-class _Folders:
-    """Loads a tenant's code from the folder of its name."""
-
-    def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise InvalidError(f"{root} is no folder")
-        self._root = root
-
-    def __call__(self, tenant_id: str) -> Any:
-        folder = self._root / tenant_id
-        if folder.parent != self._root or not folder.is_dir():
-            raise InvalidError(f"there is no folder for the tenant {tenant_id[:100]!r}")
-        return from_folder(folder)
-
-
 async def serve(
     log: str,
     *,
@@ -94,6 +84,7 @@ async def serve(
     keys: Keys | None = None,
     load: Callable[[str], Any] | None = None,
     address: str | None = None,
+    namespace: str = "dynamic-workflows",
     config: PlatformConfig | None = None,
     said: Callable[[str], None] = print,
 ) -> None:
@@ -103,10 +94,12 @@ async def serve(
     """
     listener = _listen(host, port, has_keys=keys is not None)
     with listener:
-        async with connect(log, load=load, address=address, config=config) as platform:
+        async with connect(
+            log, load=load, address=address, namespace=namespace, config=config
+        ) as platform:
             bound = listener.getsockname()
             said(f"listening on http://{_shown(bound[0])}:{bound[1]}")
-            server = uvicorn.Server(
+            server = _Server(
                 uvicorn.Config(
                     create_app(platform, keys=keys),
                     log_level="warning",
@@ -116,7 +109,34 @@ async def serve(
                     timeout_graceful_shutdown=SHUTDOWN_S,
                 )
             )
-            await server.serve(sockets=[listener])
+            with _ended_by_signals(server):
+                await server.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to `serve`, since a signal raised again skips the closing."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+@contextmanager
+def _ended_by_signals(server: uvicorn.Server) -> Generator[None, None, None]:
+    """SIGINT and SIGTERM end the server after its requests; the second one does not wait."""
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 def _listen(host: str, port: int, *, has_keys: bool) -> socket.socket:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from real_tenants import real_tenant
 
 import dynamic_workflows as dw
-from dynamic_workflows import cli
+from dynamic_workflows.cli.output import terminal_text
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.loaders.guest import exception_codec
 from dynamic_workflows.loaders.guest.sanitize import plain_error
@@ -117,7 +117,7 @@ def test_a_terminal_gets_no_escapes_and_a_pipe_gets_every_byte(
     is_terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
-    shown = cli._shown(f"id,text\r\n1,{ESCAPES}\r\n")
+    shown = terminal_text(f"id,text\r\n1,{ESCAPES}\r\n")
     if is_terminal:
         assert all(c.isprintable() or c == "\n" for c in shown)
     else:

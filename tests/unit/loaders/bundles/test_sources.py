@@ -10,7 +10,8 @@ from git_folder import git
 from kit_tenants import load as kit_load
 
 import dynamic_workflows as dw
-from dynamic_workflows import cli, testing
+from dynamic_workflows import testing
+from dynamic_workflows.cli import steer
 from dynamic_workflows.loaders.bundles.sources import read_revision
 
 CODE = """
@@ -201,6 +202,6 @@ async def test_a_mapping_is_asked_each_time() -> None:
 def test_the_command_line_reads_a_revision(repository: Path) -> None:
     commit(repository, "one")
     commit(repository, "two")
-    code = cli._code_in(repository, "index.py", "HEAD~1")
+    code = steer._code_in(repository, "index.py", "HEAD~1")
     assert code.modules["words.py"] == "WORD = 'one'\n"
-    assert cli._code_in(repository, "index.py", None).modules["words.py"] == "WORD = 'two'\n"
+    assert steer._code_in(repository, "index.py", None).modules["words.py"] == "WORD = 'two'\n"
