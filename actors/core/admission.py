@@ -1,4 +1,4 @@
-"""Admission: who may start next, and how many may be created a second."""
+"""Admission: who may start next."""
 
 from __future__ import annotations
 
@@ -61,27 +61,3 @@ class Queues:
         for summary in list(islice(self._failing.values(), max(free, 0))):
             if summary.queue:
                 yield summary
-
-
-class Bucket:
-    """Tokens for creates: `rate` a second, at most `burst` saved up (one second's worth if None).
-
-    A batch is taken whole where a single create would be; the debt it leaves is at most one
-    second's worth, so that a batch of 10,000 is possible at any rate."""
-
-    def __init__(self, rate: float, burst: float | None = None) -> None:
-        self._rate = rate
-        self._burst = max(rate if burst is None else burst, 1.0)
-        self._tokens = self._burst
-        self._at_us = 0
-
-    def take(self, n: int, now_us: int) -> float:
-        """Take n; returns 0.0, or in how many seconds to try again where nothing was taken."""
-        capacity = self._burst
-        passed_s = max(now_us - self._at_us, 0) / 1e6
-        tokens = min(capacity, self._tokens + passed_s * self._rate) if self._at_us else capacity
-        if tokens < 1.0:
-            self._tokens, self._at_us = tokens, now_us
-            return (1.0 - tokens) / self._rate if self._rate > 0 else 60.0
-        self._tokens, self._at_us = max(tokens - n, -max(self._rate, 1.0)), now_us
-        return 0.0

@@ -5,13 +5,13 @@ from __future__ import annotations
 from msgspec import Raw
 
 from dynamic_workflows.eventlog.errors import InstanceError, LimitExceededError
+from dynamic_workflows.eventlog.token_bucket import TokenBucket
 
-from ..instances.decisions import CreateItem, Decision, Key
+from ..instances.decisions import CoreConfig, CreateItem, Decision, Key
 from ..instances.identifiers import check_batch, check_new_id, check_workflow_name
 from ..instances.index_entry import IndexEntry
 from ..instances.row_payloads import Queued, raw
 from ..instances.state_machine import QUEUED
-from .admission import Bucket
 from .state import CoreState
 
 
@@ -22,7 +22,7 @@ class Creation:
         self._state = state
         self._config = state.config
         self._mocks = state.mocks
-        self._bucket = Bucket(state.config.creates_per_second_max, state.config.creates_burst_max)
+        self._bucket = _bucket(state.config)
 
     def create(self, items: list[CreateItem], *, strict: bool, now_us: int) -> Decision:
         """Create instances, all or none. The answer is the list of ids that were created, in order;
@@ -82,8 +82,8 @@ class Creation:
                 f"{self._config.queued_max}: wait until some have started",
                 retry_after=1.0,
             )
-        wait_s = self._bucket.take(n, now_us)
-        if wait_s > 0:
+        if not self._bucket.take(n, now_us):
+            wait_s = self._bucket.wait_s()
             raise LimitExceededError(
                 f"tenant {self._state.tenant_id!r} may create "
                 f"{self._config.creates_per_second_max:g} instances a second: "
@@ -116,6 +116,18 @@ class Creation:
             self._mocks.created(summary.key)
         self._state.rest(summary, now_us)
         return summary
+
+
+def _bucket(config: CoreConfig) -> TokenBucket:
+    """Return the budget of creates: one second's worth at once, unless the settings say more.
+
+    A batch is taken whole where a single create would be, at any rate; the debt that it leaves is
+    at most a second's worth.
+    """
+    rate, burst = config.creates_per_second_max, config.creates_burst_max
+    return TokenBucket(
+        rate, burst=max(rate if burst is None else burst, 1.0), debt_max=max(rate, 1.0)
+    )
 
 
 def _already_exists(key: Key) -> InstanceError:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 import traceback
 
 import msgspec
 
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import WorkflowsError
+from dynamic_workflows.eventlog.token_bucket import TokenBucket
 from dynamic_workflows.loaders.guest import exception_codec
-from dynamic_workflows.loaders.guest.logs import Rate
 from dynamic_workflows.loaders.guest.sanitize import plain
 from dynamic_workflows.loaders.protocol import messages
 
@@ -36,7 +37,7 @@ class ServiceErrors:
 
     def __init__(self, tenant_id: str) -> None:
         self._tenant_id = tenant_id
-        self._rate = Rate(LOGGED_PER_S)
+        self._rate = TokenBucket(LOGGED_PER_S, burst=LOGGED_PER_S)
 
     def told(
         self, error: Exception, where: str, public: tuple[type[BaseException], ...] = ()
@@ -54,7 +55,7 @@ class ServiceErrors:
 
     def _logged(self, error: Exception, where: str) -> str:
         """Where the rest of it is to be found."""
-        if not self._rate.allows():
+        if not self._rate.take(1, time.monotonic_ns() // 1000):
             return "too many failed at once for the platform's log"
         reference = secrets.token_hex(6)
         trace = "".join(traceback.format_exception(error)).rstrip()

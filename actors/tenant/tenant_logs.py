@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from typing import Any
 
 from dynamic_workflows.eventlog.clock import Clock, to_datetime
-from dynamic_workflows.loaders.guest.logs import DROPPED, TOLD_S, Rate
+from dynamic_workflows.eventlog.token_bucket import TokenBucket
+from dynamic_workflows.loaders.guest.logs import DROPPED, TOLD_S
 from dynamic_workflows.loaders.guest.sanitize import plain
 from dynamic_workflows.loaders.isolates.interface import Exit
 from dynamic_workflows.loaders.protocol import messages
@@ -50,8 +52,8 @@ class Tails:
         self._tenant_id = tenant_id
         self._clock = clock
         self._queues: dict[Host, _Queue] = {}
-        self._rate = Rate(LINES_PER_S)
-        self._logged = Rate(LOGGED_PER_S)
+        self._rate = TokenBucket(LINES_PER_S, burst=LINES_PER_S)
+        self._logged = TokenBucket(LOGGED_PER_S, burst=LOGGED_PER_S)
         self._unlogged = 0
         self._dropped = 0
         self._dropped_by: Host | None = None
@@ -70,7 +72,7 @@ class Tails:
     def log(self, host: Host, key: Key | None, log: messages.Log) -> None:
         """The guest printed."""
         dropped, lines = max(0, log.dropped), 0 if log.level == DROPPED else 1
-        if not self._rate.allows():
+        if not self._rate.take(1, time.monotonic_ns() // 1000):
             self._drop(host, dropped + lines)
             self.lines_dropped += dropped + lines
             return
@@ -176,7 +178,7 @@ class Tails:
         """Into the actor's log; None: there is only the number of dropped lines to tell."""
         if not _logger.isEnabledFor(level):
             return
-        if not self._logged.allows():
+        if not self._logged.take(1, time.monotonic_ns() // 1000):
             self._unlogged += dropped + (text is not None)
             self._tell_later()
             return

@@ -9,9 +9,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic_ns
 from types import ModuleType
 from typing import Any, TypeAlias
+
+from dynamic_workflows.eventlog.token_bucket import TokenBucket
 
 from ..protocol.messages import Log
 
@@ -34,25 +36,6 @@ Later = Callable[[float, Callable[[], None]], None]
 """Calls back after some seconds."""
 
 
-class Rate:
-    """So many a second, and as many at once."""
-
-    def __init__(self, per_s: int) -> None:
-        self._per_s = per_s
-        self._room = float(per_s)
-        self._filled_s = monotonic()
-
-    def allows(self) -> bool:
-        """Whether one more may pass; counts it."""
-        now_s = monotonic()
-        self._room = min(self._per_s, self._room + (now_s - self._filled_s) * self._per_s)
-        self._filled_s = now_s
-        if self._room < 1:
-            return False
-        self._room -= 1
-        return True
-
-
 class Logs:
     """Turns lines into messages, and counts what it drops."""
 
@@ -62,7 +45,7 @@ class Logs:
         self.later = later
         self.tells_replays = False
         """Whether anybody wants what was said before."""
-        self._rate = Rate(LINES_PER_S)
+        self._rate = TokenBucket(LINES_PER_S, burst=LINES_PER_S)
         self._dropped = 0
         self._dropped_in = 0
         """The life of the last line that was dropped."""
@@ -88,7 +71,7 @@ class Logs:
         if is_replay and not self.tells_replays:
             return
         for line in text.splitlines() or [""]:
-            if not self._rate.allows():
+            if not self._rate.take(1, monotonic_ns() // 1000):
                 self._drop()
                 continue
             dropped, self._dropped = self._dropped, 0
@@ -96,7 +79,7 @@ class Logs:
 
     def error(self, error: BaseException) -> None:
         """Send an uncaught error with its trace through tenant code, as one message."""
-        if not self._rate.allows():
+        if not self._rate.take(1, monotonic_ns() // 1000):
             self._drop()
             return
         text = _trace(error)

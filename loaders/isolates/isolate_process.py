@@ -17,6 +17,7 @@ from dataclasses import replace
 import msgspec
 
 from dynamic_workflows.eventlog.errors import SandboxUnavailable, Unavailable
+from dynamic_workflows.eventlog.token_bucket import TokenBucket
 
 from ..guest.isolate_main import CALL_KIND, FAILURE, HELLO, REPLY_KIND, decode_head
 from ..protocol.channel import Channel
@@ -26,7 +27,7 @@ from ..sandbox import linux
 from ..sandbox.sandbox import UNSAFE
 from .interface import Exit, Limits, OnExit, OnFrames
 from .stdout_pipe import LogPipe
-from .watchdog import TokenBucket, UsageSample, Watchdog
+from .watchdog import UsageSample, Watchdog
 from .zygote import Exited, Spawn
 from .zygote_client import Child, Spawner
 
@@ -53,6 +54,8 @@ _KINDS = frozenset(FROM_GUEST)
 _UNPAID = frozenset(kind for kind, message in FROM_GUEST.items() if message in (Idle, Log))
 """What a guest may say of its own accord, as often as it likes, at no cost but ours."""
 _CREDIT_MAX = 100_000
+_MESSAGES_BURST_S = 10
+"""So many seconds' worth of unpaid messages may come at once."""
 
 
 class ProcessIsolate:
@@ -83,7 +86,8 @@ class ProcessIsolate:
         self._child: Child | None = None
         self._exit: Exit | None = None
         self._frames = 0
-        self._message_budget = TokenBucket(limits.messages_per_second_max)
+        per_second = limits.messages_per_second_max
+        self._message_budget = TokenBucket(per_second, burst=_MESSAGES_BURST_S * per_second)
         self._credit = 0
         self._last: UsageSample | None = None
         self._sampled_cpu_s = -1.0
@@ -213,7 +217,7 @@ class ProcessIsolate:
         # A message to the guest allows it one report that it is idle again.
         earned = min(count, self._credit)
         self._credit -= earned
-        if not self._message_budget.take(count - earned, time.monotonic()):
+        if not self._message_budget.take(count - earned, time.monotonic_ns() // 1000):
             limit = f"message limit of {self._limits.messages_per_second_max:,} a second"
             self.kill(Exit(f"{limit} exceeded", is_tenants_own=True, kind="messages"))
         return self._exit is None

@@ -76,24 +76,6 @@ class Watchdog:
         return None
 
 
-class TokenBucket:
-    """So many tokens a second on average, and ten seconds' worth at once."""
-
-    _SECONDS_AT_ONCE = 10
-
-    def __init__(self, per_second: int) -> None:
-        self._per_second = per_second
-        self._room = self._most = float(per_second * self._SECONDS_AT_ONCE)
-        self._filled_s: float | None = None
-
-    def take(self, count: int, now_s: float) -> bool:
-        """Use up tokens; return False when there were not so many."""
-        passed_s = 0.0 if self._filled_s is None else now_s - self._filled_s
-        self._filled_s = now_s
-        self._room = min(self._most, self._room + passed_s * self._per_second) - count
-        return self._room >= 0
-
-
 def seconds(ms: int) -> str:
     """Return seconds as an error shows them: `0.5 s`, `5 s`."""
     return f"{ms / 1000:g} s"

@@ -9,7 +9,6 @@ import pytest
 from real_tenants import real_tenant
 
 import dynamic_workflows as dw
-from dynamic_workflows.loaders.isolates.watchdog import TokenBucket
 
 CODE = """
 import asyncio, os, sys, tempfile, time
@@ -172,12 +171,3 @@ async def test_modules_have_a_size_and_the_refusal_names_it() -> None:
         with pytest.raises(dw.CodeError, match="more than 100") as caught:
             await tenant.workflows.create()
         assert caught.value.code == "code.invalid"
-
-
-def test_an_allowance_is_a_rate_with_ten_seconds_at_once() -> None:
-    allowance = TokenBucket(100)
-    assert allowance.take(1_000, now_s=5.0)
-    assert not allowance.take(1, now_s=5.0)
-    assert allowance.take(99, now_s=6.0)
-    assert allowance.take(1_000, now_s=100.0)
-    assert not allowance.take(101, now_s=101.0)

@@ -341,7 +341,7 @@ async def test_a_flood_is_cut_and_counted(world: World) -> None:
     await world.until_idle()
     logs = [m for _, m in world.log if type(m) is messages.Log]
     assert 1_000 <= len(logs) < 4_000
-    world.guest.logs._rate._filled_s -= 60
+    world.guest.logs._rate._at_us -= 60_000_000
     world.finish("refill")
     await world.until_ended()
     logs = [m for _, m in world.log if type(m) is messages.Log]
