@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dynamic_workflows.eventlog.backoff import Backoff
 from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.errors import (
     InvalidError,
@@ -58,7 +59,8 @@ _REPLACED_S = 60.0
 _GRACE_S = 30.0
 _LOOK_S = 0.2
 _END_S = 5.0
-_AGAIN_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_ENTER_TRIES_MAX = 6
+_ENTER_BACKOFF = Backoff(0.25, 5.0)
 
 
 @dataclass(frozen=True)
@@ -411,7 +413,7 @@ class RayPlatform:
         """Go on without the process whose Ray it was; what is under way waits meanwhile."""
         try:
             await self._leave_session()
-            for tries in range(len(_AGAIN_S) + 1):
+            for tries in range(1, _ENTER_TRIES_MAX + 1):
                 try:
                     await self._enter()
                     _log.warning(
@@ -422,10 +424,10 @@ class RayPlatform:
                     self._break(error)
                     return
                 except WorkflowsError as error:
-                    if tries == len(_AGAIN_S) or self._is_closed:
+                    if tries == _ENTER_TRIES_MAX or self._is_closed:
                         self._break(error)
                         return
-                await asyncio.sleep(_AGAIN_S[tries])
+                await asyncio.sleep(_ENTER_BACKOFF.rest_s(tries))
         except Exception as error:
             self._break(Unavailable(f"the platform's Ray has ended, and no other starts: {error}"))
         finally:

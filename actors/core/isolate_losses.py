@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dynamic_workflows.eventlog.backoff import Backoff
 from dynamic_workflows.loaders.protocol.messages import Error
 
 from ..instances.decisions import Decision, Key
@@ -15,6 +16,8 @@ from .suspension import Suspension
 
 DEATHS_MAX = 5
 """An instance that ends its isolate so many times without progress is parked."""
+BACKOFF = Backoff(0.2, 30.0)
+"""Rests of an instance that ended its isolate."""
 
 
 class IsolateLosses:
@@ -96,11 +99,9 @@ class IsolateLosses:
     def _count_death(self, d: Decision, summary: IndexEntry, what: str, now_us: int) -> None:
         summary.deaths += 1
         if summary.deaths < DEATHS_MAX:
-            self._state.rest(summary, now_us, not_before_us=now_us + _backoff_us(summary.deaths))
+            self._state.rest(
+                summary, now_us, not_before_us=now_us + BACKOFF.rest_us(summary.deaths)
+            )
             return
         text = f"{what}; {summary.deaths} times in a row without progress. "
         self._attempts.park(d, summary, "isolate.died", text + "Fix the code, then resume.", now_us)
-
-
-def _backoff_us(deaths: int) -> int:
-    return min(100_000 << deaths, 30_000_000)

@@ -15,7 +15,7 @@ from dynamic_workflows.eventlog.store.base import Store
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from ..timers.tenant_entry import OPEN
 from ..timers.timer_index import LATE, TIMER_STREAM
-from ..timers.wake_schedule import AGAIN_S
+from ..timers.wake_schedule import AGAIN
 from ..timers.wake_service import WakeState
 
 LATE_US = 30 * US
@@ -73,4 +73,4 @@ async def asked_lateness(
 
 
 def _again(rest_s: float = 0.0) -> str:
-    return f"the platform tries again every {max(rest_s, AGAIN_S[-1]):g} s"
+    return f"the platform tries again every {max(rest_s, AGAIN.most_s):g} s"

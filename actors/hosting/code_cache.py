@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from dynamic_workflows.eventlog.clock import US, Clock
+from dynamic_workflows.eventlog.backoff import Backoff, FailureStreak
+from dynamic_workflows.eventlog.clock import Clock
 from dynamic_workflows.eventlog.errors import CodeError, WorkflowsError
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.loaders.bundles.bundle import Bundle
@@ -21,8 +22,7 @@ from .code_hosts import Hosts
 _log = logging.getLogger("dynamic_workflows.dispatch")
 
 _HELD_MAX = 10_000
-_BACK_OFF_US = US // 4
-_BACK_OFF_US_MAX = 30 * US
+_BACKOFF = Backoff(0.5, 30.0)
 
 
 class CodeCache:
@@ -31,15 +31,13 @@ class CodeCache:
     def __init__(self, tenant_id: str, codes: CodeSource, hosts: Hosts, clock: Clock) -> None:
         self.deployed: str | None = None
         """The hash of the code that `deploy` put in place; it rules until `reload`."""
-        self.retry_us = 0
-        """When to ask again after a failure."""
         self._tenant_id = tenant_id
         self._codes = codes
         self._hosts = hosts
         self._clock = clock
         self._held: dict[tuple[str | None, bytes | None], Resolved] = {}
         self._workflows: dict[str, frozenset[str]] = {}
-        self._failures = 0
+        self._failures = FailureStreak(_BACKOFF, clock)
 
     def apply(self, row: Row) -> None:
         """Take in a row about the tenant itself."""
@@ -47,6 +45,11 @@ class CodeCache:
             self.deployed = row.code_hash
         elif row.type == "code_pinned_back":
             self.deployed = None
+
+    @property
+    def retry_us(self) -> int:
+        """When to ask again after a failure, in microseconds since 1970."""
+        return self._failures.retry_us
 
     @property
     def is_app(self) -> bool:
@@ -72,11 +75,9 @@ class CodeCache:
                 self._tenant_id, binding=binding, metadata=metadata
             )
         except WorkflowsError:
-            self._failures += 1
-            back_off_us = min(_BACK_OFF_US << min(self._failures, 20), _BACK_OFF_US_MAX)
-            self.retry_us = self._clock.now_us() + back_off_us
+            self._failures.failed()
             raise
-        self._failures = 0
+        self._failures.ended()
         self._hold(binding, metadata, resolved)
         return resolved
 

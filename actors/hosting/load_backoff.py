@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from dynamic_workflows.eventlog.backoff import Backoff
 from dynamic_workflows.eventlog.clock import US, Clock
 
-_BACK_OFF_US = 50_000
-_BACK_OFF_US_MAX = 30 * US
+BACKOFF = Backoff(0.05, 30.0)
 DEATHS_FREE = 3
 """Isolates that code may end in a row before it has to wait."""
 _FORGIVEN_US = 60 * US
-_PROGRESS_BACK_OFF_US_MAX = US
+PROGRESS_REST_US_MAX = US
+"""The longest rest of code of which other instances got somewhere."""
 _KEPT_MAX = 10_000
 
 
@@ -33,7 +34,7 @@ class Patience:
     def failed(self, key: Hashable) -> int:
         """Loading failed once more: when to try again."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        return self._clock.now_us() + _back_off_us(failures - 1)
+        return self._clock.now_us() + BACKOFF.rest_us(failures)
 
     def made_progress(self, key: Hashable) -> None:
         """The code gets somewhere: failures to load it do not count any more."""
@@ -53,12 +54,8 @@ class Patience:
             deaths.count = 0
         deaths.count += 1
         excess = deaths.count - DEATHS_FREE
-        wait_us = 0 if excess <= 0 else _back_off_us(excess)
+        wait_us = 0 if excess <= 0 else BACKOFF.rest_us(excess + 1)
         if had_progress:
-            wait_us = min(wait_us, _PROGRESS_BACK_OFF_US_MAX)
+            wait_us = min(wait_us, PROGRESS_REST_US_MAX)
         deaths.last_us = now_us + wait_us
         return deaths.count, now_us + wait_us if wait_us else 0
-
-
-def _back_off_us(times: int) -> int:
-    return min(_BACK_OFF_US << min(times, 20), _BACK_OFF_US_MAX)

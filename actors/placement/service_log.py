@@ -9,6 +9,7 @@ import os
 import socket
 import time
 
+from dynamic_workflows.eventlog.backoff import Backoff
 from dynamic_workflows.eventlog.clock import US, Clock, TimerHandle
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable, WorkflowsError, needs_operator
 from dynamic_workflows.eventlog.ids import Ids
@@ -22,7 +23,7 @@ OPEN_WITHIN_S = 10.0
 """How long an actor tries to open its log before it says why it cannot; then it tries again."""
 UPKEEP_US = 60 * US
 """How often it is looked whether something is to be sealed, merged or removed."""
-_BACK_OFF_S = (0.1, 0.2, 0.5, 1.0)
+_BACKOFF = Backoff(0.1, 1.0)
 _logger = logging.getLogger("dynamic_workflows.log")
 
 
@@ -54,7 +55,7 @@ class SupervisorLog:
         """
         config = LogConfig(owner=who(setup))
         until_s = time.monotonic() + within_s
-        for rest_s in itertools.chain(_BACK_OFF_S, itertools.repeat(_BACK_OFF_S[-1])):
+        for rest_s in map(_BACKOFF.rest_s, itertools.count(1)):
             try:
                 if setup.config.log_group is not None:
                     await asyncio.to_thread(

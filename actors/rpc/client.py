@@ -16,8 +16,10 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from random import Random
 from typing import Any, TypeAlias
 
+from dynamic_workflows.eventlog.backoff import Backoff
 from dynamic_workflows.eventlog.errors import (
     InstanceError,
     PlatformClosed,
@@ -41,9 +43,9 @@ POLL_S = 10.0
 _TOKEN_OPS = frozenset(
     "create_batch pause resume terminate restart send_event delete delete_batch".split()
 )
-_BACK_OFF_S = (0.01, 0.05, 0.1, 0.2, 0.5)
-_MOVED_BACK_OFF_S = (0.05, 1.0, 2.0, 5.0, 10.0, 30.0)
-
+_BACKOFF = Backoff(0.01, 0.5, factor=3.0, jitter=0.25)
+_MOVED_BACKOFF = Backoff(0.05, 30.0, factor=4.0, jitter=0.25)
+"""Of results that wait for a tenant which sleeps."""
 
 RESULT_GRACE_S = 0.5
 """How much longer than it was told a `result` waits: the tenant's own word comes first."""
@@ -90,6 +92,7 @@ class TenantClient:
         self._session = 0
         self._down_since: float | None = None
         self._nudge = asyncio.Event()
+        self._random = Random()
         self._is_flushing = False
         self._is_polling = False
         self._connecting: asyncio.Task[None] | None = None
@@ -384,10 +387,10 @@ class TenantClient:
     async def _rest(self, tries: int) -> None:
         """Wait before the next try; long when nobody waits but for results of a sleeping tenant."""
         if any(call.op not in LONG_OPS for call in self._pending.values()) or not self._moves:
-            await asyncio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S)) - 1] if tries else 0)
+            await asyncio.sleep(_BACKOFF.rest_s(tries, self._random))
             return
         self._nudge.clear()
-        rest_s = _MOVED_BACK_OFF_S[min(self._moves, len(_MOVED_BACK_OFF_S)) - 1]
+        rest_s = _MOVED_BACKOFF.rest_s(self._moves, self._random)
         try:
             await asyncio.wait_for(self._nudge.wait(), rest_s)
         except TimeoutError:

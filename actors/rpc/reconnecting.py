@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from random import Random
 from typing import Any
 
 import cloudpickle
 
+from dynamic_workflows.eventlog.backoff import Backoff
 from dynamic_workflows.eventlog.errors import Unavailable
 from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.loaders.bundles.bundle import Bundle, Grants
@@ -23,7 +25,8 @@ from .actor_ref import ActorRef, ActorUnreachable
 from .fork_guard import OwningProcess
 
 _HANDED_WITHIN_S = 0.5
-_BACK_OFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+_BACKOFF = Backoff(0.02, 0.5, jitter=0.5)
+"""What the loader's end cut off comes back from each process of a cluster."""
 _PING_S = 5.0
 """A peer that takes longer over a call is asked so often whether it lives, and has so long."""
 
@@ -42,6 +45,7 @@ class ReconnectingRef:
         self._find = find
         self._timeout_s = timeout_s
         self._peer: ActorRef | None = None
+        self._random = Random()
 
     async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
         """As Peer.call; raises Unavailable instead of ActorUnreachable. `timeout_s` bounds one try.
@@ -74,8 +78,8 @@ class ReconnectingRef:
                         f"{self.name} did not answer for {self._timeout_s:g} s ({error}): "
                         "look at the cluster, then call again"
                     ) from error
-            await asyncio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
             tries += 1
+            await asyncio.sleep(_BACKOFF.rest_s(tries, self._random))
 
     async def _while_alive(
         self, peer: ActorRef, call: asyncio.Future[Any]

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from dynamic_workflows.eventlog.backoff import Backoff
 from dynamic_workflows.eventlog.clock import US
 
 from .tenant_entry import OPEN, TenantEntry
@@ -22,9 +23,9 @@ HORIZON_US = 60 * US
 """How far ahead due times are kept in order; the index is looked through as often."""
 IN_FLIGHT_S = 15.0
 """When a tenant is tried again of which nothing is heard at all."""
-AGAIN_S = (1.0, 2.0, 5.0)
+AGAIN = Backoff(1.0, 5.0)
 """Rests after the loader has it in hand, or says that it is open, and its entry says otherwise."""
-REFUSED_S = (0.2, 1.0, 5.0, 15.0, 60.0)
+REFUSED = Backoff(0.2, 60.0, factor=4.0)
 """Rests after a tenant could not be opened."""
 
 
@@ -114,11 +115,11 @@ class WakeSchedule:
 
     def refused(self, name: str, now_us: int, reason: str) -> None:
         """Record that the loader could not open it, and why; retried with growing delays."""
-        self._again(name, now_us, reason, REFUSED_S)
+        self._again(name, now_us, reason, REFUSED)
 
     def not_yet(self, name: str, now_us: int, reason: str) -> None:
         """Record that it is not open so far, and why; the loader is asked again soon."""
-        self._again(name, now_us, reason, AGAIN_S)
+        self._again(name, now_us, reason, AGAIN)
 
     def reported_open(self, name: str, now_us: int) -> None:
         """Record the loader's report that it is open; valid only with an open entry."""
@@ -127,13 +128,13 @@ class WakeSchedule:
             del self._tries[name]
         else:
             reason = "the loader says that it is open, its owner has not said so"
-            self._again(name, now_us, reason, AGAIN_S)
+            self._again(name, now_us, reason, AGAIN)
 
-    def _again(self, name: str, now_us: int, reason: str, rests_s: tuple[float, ...]) -> None:
+    def _again(self, name: str, now_us: int, reason: str, backoff: Backoff) -> None:
         tried = self._tries.get(name)
         if tried is not None:  # else its entry has moved on
             tried.reason = reason
-            rest_s = rests_s[min(tried.count, len(rests_s)) - 1]
+            rest_s = backoff.rest_s(tried.count)
             tried.rest_s = rest_s
             tried.next_us = now_us + round(rest_s * US)
             self._plan(name, tried)

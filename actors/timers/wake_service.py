@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from dynamic_workflows.eventlog.backoff import Backoff, FailureStreak
 from dynamic_workflows.eventlog.clock import US, Clock, TimerHandle
 from dynamic_workflows.eventlog.errors import WorkflowsError
 
@@ -37,7 +38,7 @@ LOOK_S = 5.0
 """How often it is looked what is due, at least: the clock may be set."""
 ANSWER_S = 10.0
 """How long the loader may take to answer; it promises half of that."""
-_LOADER_BACKOFF_S = (0.5, 1.0, 2.0)
+_LOADER_BACKOFF = Backoff(0.5, 2.0)
 """Rests after a loader that cannot be reached, which everybody waits for alike."""
 
 
@@ -96,9 +97,8 @@ class WakeService:
         self._clock = clock
         self._loader = loader
         self._in_flight: set[asyncio.Task[None]] = set()
-        self._losses = 0
+        self._losses = FailureStreak(_LOADER_BACKOFF, clock)
         """Batches in a row that did not reach the loader."""
-        self._backoff_until_us = 0
         self._alarm: TimerHandle | None = None
         self._watch: TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -187,7 +187,7 @@ class WakeService:
         latest_us = self._clock.now_us() + round(LOOK_S * US)
         if self._is_full:
             next_us = latest_us  # a batch that comes back looks by itself
-        due_us = min(max(next_us, self._backoff_until_us), latest_us)
+        due_us = min(max(next_us, self._losses.retry_us), latest_us)
         self._alarm = self._clock.call_at(due_us, self._wake_due)
 
     @property
@@ -199,9 +199,7 @@ class WakeService:
         return."""
         now_us = self._clock.now_us()
         self._schedule.advance(now_us)
-        if self._backoff_until_us > now_us + round(LOOK_S * US):
-            self._backoff_until_us = 0  # the clock was set back
-        while not self._is_full and now_us >= self._backoff_until_us:
+        while not self._is_full and now_us >= self._losses.retry_us:
             if self._is_closed or self._index.has_lost_its_log:
                 return
             names = self._schedule.next_batch(now_us, BATCH_MAX)
@@ -228,9 +226,9 @@ class WakeService:
         try:
             loader = await asyncio.wait_for(self._loader(), ANSWER_S)
             answer = WakeAnswer(*await loader.call("wake", names, timeout_s=ANSWER_S))
-            self._losses = 0
+            self._losses.ended()
         except Exception as error:  # whatever it is, these tenants are still wanted
-            self._back_off()
+            self._losses.failed()
             text = str(error) or type(error).__name__
             answer = WakeAnswer({}, dict.fromkeys(names, f"the loader did not answer: {text}"))
         now_us = self._clock.now_us()
@@ -242,11 +240,6 @@ class WakeService:
             else:
                 self._schedule.reported_open(name, now_us)
         self._stats.failed += len(answer.refused) + len(answer.not_yet)
-
-    def _back_off(self) -> None:
-        rest_s = _LOADER_BACKOFF_S[min(self._losses, len(_LOADER_BACKOFF_S) - 1)]
-        self._losses += 1
-        self._backoff_until_us = self._clock.now_us() + round(rest_s * US)
 
     # --- tenants that stopped without going to sleep
 

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ..backoff import Backoff
 from ..errors import InvalidError, Unavailable, WorkflowsError
 from ..ids import Ids
 
 CREATE_TRIES_MAX = 5
+_BACKOFF = Backoff(0.04, 1.0)
 ROOM_BYTES = 256 * 1024
 """What `can_write` looks for room for: a disk with less is full again at once."""
 
@@ -142,7 +144,7 @@ async def create_once(store: Store, key: str, data: bytes) -> None:
             pass
         except Unavailable as error:
             problem = error
-        await asyncio.sleep(0.02 * 2**tries if tries else 0)
+        await asyncio.sleep(_BACKOFF.rest_s(tries))
     assert problem is not None
     if isinstance(problem, Unavailable):
         raise problem

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ..backoff import Backoff
 from ..errors import Fenced, PlatformClosed, Unavailable, WorkflowsError
 from ..events import Row
 from ..store.base import AlreadyExists, NotFound, Store
@@ -28,7 +29,7 @@ from .format import (
 from .tail import TailBlock
 
 COMMIT_TRIES_MAX = 6
-RETRY_SECONDS_MIN = 0.05
+_BACKOFF = Backoff(0.05, 5.0)
 
 OnBlock = Callable[[TailBlock], None]
 OnFailure = Callable[[WorkflowsError], None]
@@ -166,7 +167,7 @@ class ObjectWal:
         problem: WorkflowsError | None = None
         for tries in range(COMMIT_TRIES_MAX):
             if tries > 1:
-                await asyncio.sleep(RETRY_SECONDS_MIN * 2 ** (tries - 1))
+                await asyncio.sleep(_BACKOFF.rest_s(tries))
             try:
                 await self._store.create(key, data)
                 return True

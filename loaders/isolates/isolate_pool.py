@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 
+from dynamic_workflows.eventlog.backoff import Backoff
 from dynamic_workflows.eventlog.errors import PlatformClosed, SandboxUnavailable, Unavailable
 
 from ..protocol.messages import Frame
@@ -28,7 +29,7 @@ from .zygote_client import Spawner
 _log = logging.getLogger("dynamic_workflows.isolates")
 
 _ZYGOTE_ATTEMPTS = 5
-_BACK_OFF_FIRST_S, _BACK_OFF_MAX_S = 0.05, 5.0
+_ZYGOTE_BACKOFF = Backoff(0.05, 5.0)
 # A zygote that has lived so long was no part of a crash loop.
 _SETTLED_S = 30.0
 # While nothing happens at all, a look four times a second is enough to see a spin begin.
@@ -194,7 +195,7 @@ class ProcessIsolates:
 
     async def _new_spawner(self) -> Spawner:
         if self._losses > 1:
-            await asyncio.sleep(min(_BACK_OFF_MAX_S, _BACK_OFF_FIRST_S * 2.0 ** (self._losses - 2)))
+            await asyncio.sleep(_ZYGOTE_BACKOFF.rest_s(self._losses - 1))
         self._spawner_began_s = time.monotonic()
         self.counts["zygotes"] += 1
         try:

@@ -13,7 +13,7 @@ from .attr_view import AttrView
 from .durations import Duration
 from .entrypoints import WorkflowFatalError
 
-Backoff: TypeAlias = Literal["constant", "linear", "exponential"]
+BackoffName: TypeAlias = Literal["constant", "linear", "exponential"]
 Delay: TypeAlias = Duration | Callable[[Any, Exception], Any]
 
 RETRIES_MAX = 10_000
@@ -31,7 +31,7 @@ class Retries:
     limit: int = 5
     delay: Delay = "10 seconds"
     """A duration, or a function of (ctx, error) that answers one."""
-    backoff: Backoff = "exponential"
+    backoff: BackoffName = "exponential"
 
 
 @dataclass(frozen=True, kw_only=True)

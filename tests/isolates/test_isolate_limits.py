@@ -10,6 +10,7 @@ from real_tenants import RealTenant, Tail, real_tenant, until
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.hosting import load_backoff
+from dynamic_workflows.eventlog.backoff import Backoff
 from dynamic_workflows.loaders.isolates.interface import Limits
 
 ONCE = 'config={"retries": {"limit": 0, "delay": 0}}'
@@ -141,7 +142,7 @@ async def test_a_call_that_ends_its_isolate_fails_with_the_reason() -> None:
 async def test_code_that_keeps_ending_its_isolate_waits_with_a_reason_and_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(load_backoff, "_BACK_OFF_US", 500_000)
+    monkeypatch.setattr(load_backoff, "BACKOFF", Backoff(0.5, 30.0))
     async with real_tenant(guilty()) as tenant:
         stub = tenant.entrypoint()
         for _ in range(load_backoff.DEATHS_FREE + 1):

@@ -11,6 +11,7 @@ from real_tenants import RealTenant, Tail, real_tenant, until
 import dynamic_workflows as dw
 from dynamic_workflows.actors.core import isolate_losses
 from dynamic_workflows.actors.hosting import load_backoff
+from dynamic_workflows.eventlog.backoff import Backoff
 
 from .stubborn import CALLS_AFTER_THE_END, FADES, GOES_ON, LIES, SWALLOW, code
 
@@ -104,8 +105,8 @@ async def test_what_was_told_to_end_calls_no_binding_even_past_the_guest() -> No
 async def test_a_message_that_no_guest_sends_ends_the_isolate_and_stops_its_sender(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolate_losses, "_backoff_us", lambda deaths: 1_000)
-    monkeypatch.setattr(load_backoff, "_BACK_OFF_US", 1_000)
+    monkeypatch.setattr(isolate_losses, "BACKOFF", Backoff(0.001, 0.001))
+    monkeypatch.setattr(load_backoff, "BACKOFF", Backoff(0.001, 30.0))
     tail = Tail()
     lie = f"{LIES[name]}\nawait asyncio.Event().wait()"
     async with real_tenant(tenant_code(lie, tail), **QUICK) as tenant:
@@ -126,8 +127,8 @@ async def test_a_message_that_no_guest_sends_ends_the_isolate_and_stops_its_send
 async def test_code_that_keeps_going_on_has_to_wait_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(load_backoff, "_BACK_OFF_US", 30_000_000)
-    monkeypatch.setattr(load_backoff, "_PROGRESS_BACK_OFF_US_MAX", 30_000_000)
+    monkeypatch.setattr(load_backoff, "BACKOFF", Backoff(30.0, 30.0))
+    monkeypatch.setattr(load_backoff, "PROGRESS_REST_US_MAX", 30_000_000)
     tail = Tail()
     body = SWALLOW + GOES_ON["swallow every cancellation"]
     async with real_tenant(tenant_code(body, tail), **QUICK) as tenant:
