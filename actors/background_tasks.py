@@ -1,4 +1,4 @@
-"""Errands: what is under way by itself, without anybody who waits for it."""
+"""BackgroundTasks: tasks that run by themselves, and that no caller awaits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-class Errands:
-    """Tasks that belong to somebody, who ends them when it closes."""
+class BackgroundTasks:
+    """The tasks of one object, which stops them when it closes."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -16,11 +16,12 @@ class Errands:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """One more; it is forgotten when it is done."""
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task; it is forgotten when it is done."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def stop(self) -> None:
         """Cancel them, and wait until they have ended."""

@@ -47,7 +47,7 @@ class CoreMemory(Protocol):
         ...
 
 
-class Heft:
+class MemoryBudget:
     """The budget of a tenant for what its loaded instances take."""
 
     def __init__(self, bytes_max: int = BYTES_MAX) -> None:

@@ -21,7 +21,7 @@ from ..instances.identifiers import check_id, check_workflow_name
 from ..instances.index_entry import IndexEntry
 from ..instances.row_payloads import decode
 from ..instances.state_machine import ENDED, PAUSED, QUEUED, RUNNING, WAITING
-from ..tenant.operations import not_found
+from ..tenant.instance_keys import not_found
 from .lateness import LATE_US, lateness
 
 

@@ -14,7 +14,7 @@ from dynamic_workflows.loaders.bundles.bundle import Bundle
 from dynamic_workflows.loaders.isolates.interface import Exit, Isolates, Limits
 from dynamic_workflows.loaders.protocol.messages import Frame, ProtocolViolation, pack
 
-from ..background_tasks import Errands
+from ..background_tasks import BackgroundTasks
 from ..code.code_resolver import CodeSource
 from .code_host import Host, HostKey, IsolateListener
 from .isolate_scaling import Crowd
@@ -38,10 +38,10 @@ class Hosts:
         config: PlatformConfig,
         *,
         clock: Clock,
-        listener: IsolateListener,
     ) -> None:
+        """`listener` has to be set before the first host is asked for."""
         self.clock = clock
-        self.listener = listener
+        self.listener: IsolateListener
         self._isolates = isolates
         self._codes = codes
         self._config = config
@@ -51,14 +51,14 @@ class Hosts:
         self._revived = ServiceCache()
         self._patience = Patience(clock)
         self._crowd: Crowd[Host] = Crowd(
-            config.isolates_max, hosts=lambda: list(self), grow=self._grow, on_room=listener.on_room
+            config.isolates_max, hosts=lambda: list(self), grow=self._grow, on_room=self._on_room
         )
         self._leavers = EndDeadline(
             config.drop_grace_seconds,
             slack_s=config.turn_wall_seconds,
             hosts=lambda: list(self),
         )
-        self._starting = Errands()
+        self._starting = BackgroundTasks()
         self._sweep: TimerHandle | None = None
         self._is_closed = False
         self.calls_out_max = 2 * config.calls_in_flight_max
@@ -98,6 +98,9 @@ class Hosts:
         self._starting.begin(self._start(host))
         self._sweep_later()
         return host
+
+    def _on_room(self) -> None:
+        self.listener.on_room()
 
     def _grow(self, host: Host) -> None:
         self._more.setdefault(host.key, []).append(self._begin(host.key))

@@ -27,7 +27,7 @@ from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import Ids
 from dynamic_workflows.eventlog.tracing import mark
 
-from ..background_tasks import Errands, seen
+from ..background_tasks import BackgroundTasks, seen
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from ..rpc.serving import NotServedHere
 from ..timers.timer_index import TimerRowLog
@@ -99,7 +99,7 @@ class Loader:
         )
         self._capacity = Capacity(residents_max, self._placements.values)
         self._assignment = TenantAssignment(code)
-        self._background = Errands()
+        self._background = BackgroundTasks()
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE_MAX)
         self._checking: asyncio.Task[None] | None = None
         self._wakes = asyncio.Semaphore(WAKES_AT_ONCE_MAX)

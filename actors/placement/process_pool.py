@@ -11,7 +11,7 @@ from typing import Protocol
 from dynamic_workflows.eventlog.errors import WorkflowsError
 from dynamic_workflows.eventlog.ids import Ids
 
-from ..background_tasks import Errands
+from ..background_tasks import BackgroundTasks
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 
 WATCHERS_MAX = 16
@@ -60,7 +60,7 @@ class Pool:
         """How many tenants found a worker process waiting."""
         self._blank: set[str] = set()
         """Worker processes on their way to the pool."""
-        self._starting = Errands()
+        self._starting = BackgroundTasks()
         self._watchers: set[asyncio.Future[None]] = set()
         """Those who wait to hear of new worker processes in the pool."""
         self._is_stopped = False

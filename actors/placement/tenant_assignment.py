@@ -9,7 +9,7 @@ from typing import Any
 
 from dynamic_workflows.eventlog.errors import Unavailable, WorkflowsError
 
-from ..background_tasks import Errands, seen
+from ..background_tasks import BackgroundTasks, seen
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 
 GIVE_UP_S = 15.0
@@ -26,7 +26,7 @@ class TenantAssignment:
     ) -> None:
         """`code` fetches a tenant's code, which its process is likely to need next."""
         self._code = code
-        self._code_sends = Errands()
+        self._code_sends = BackgroundTasks()
 
     def fetch_code(self, tenant_id: str) -> asyncio.Future[Any] | None:
         """Fetch the tenant's code in the background; None: worker processes fetch it themselves."""

@@ -1,4 +1,4 @@
-"""TenantCode: calls about the tenant's code: it is deployed, scheduled, or called itself."""
+"""CodeOperations: calls about a tenant's code: it is deployed, scheduled, or called itself."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from typing import Any
 import msgspec
 
 from dynamic_workflows.eventlog.clock import Clock
-from dynamic_workflows.eventlog.errors import (
-    CodeError,
-    InvalidError,
-    PlatformClosed,
-    Unavailable,
-    WorkflowsError,
-)
+from dynamic_workflows.eventlog.errors import CodeError, InvalidError
 from dynamic_workflows.loaders.bundles import bundle as bundles
 from dynamic_workflows.loaders.guest import exception_codec
 
@@ -23,32 +17,37 @@ from ..hosting.code_host import GuestError, HostKey
 from ..hosting.code_hosts import Hosts
 from ..instances.cron import check_declared, is_cron
 from . import call_arguments
-from .commit_pipeline import Pump
+from .commit_pipeline import CommitPipeline
+from .instance_keys import InstanceKeys
+from .supervisor_state import SupervisorState
 
 
-class TenantCode:
-    """The code part of `Tenant`."""
+class CodeOperations:
+    """Deploys, schedules and calls the code of one tenant."""
 
-    tenant_id: str
-    core: TenantCore
-    failed: BaseException | None
-    _clock: Clock
-    _pump: Pump
-    _hosts: Hosts
-    _codes: CodeCache
-    _workflows: dict[str, None]
-    _is_closed: bool
+    def __init__(
+        self,
+        state: SupervisorState,
+        core: TenantCore,
+        commits: CommitPipeline,
+        hosts: Hosts,
+        codes: CodeCache,
+        keys: InstanceKeys,
+        clock: Clock,
+    ) -> None:
+        self._state = state
+        self._core = core
+        self._commits = commits
+        self._hosts = hosts
+        self._codes = codes
+        self._keys = keys
+        self._clock = clock
 
-    def _check_open(self) -> None:
-        if self.failed is not None:
-            details = self.failed.details if isinstance(self.failed, WorkflowsError) else {}
-            raise Unavailable(
-                f"tenant {self.tenant_id!r} stopped: {self.failed}: call again", **details
-            )
-        if self._is_closed:
-            raise PlatformClosed(f"tenant {self.tenant_id!r} is closed")
+    async def invoke(self, args: dict[str, Any]) -> bytes:
+        """Call a method of an entrypoint; return codec text.
 
-    async def _invoke(self, args: dict[str, Any]) -> bytes:
+        Raises CodeError, InvalidError, and what the method raised.
+        """
         host_key = await self._code_to_invoke(args)
         host = await self._hosts.ready(host_key, fresh=True)
         host = self._hosts.place(host) or host
@@ -87,7 +86,8 @@ class TenantCode:
             return code_hash, args.get("worker"), narrowed
         return (await self._codes.current(None, None)).code_hash, None, narrowed
 
-    async def _deploy(self, args: dict[str, Any]) -> str:
+    async def deploy(self, args: dict[str, Any]) -> str:
+        """Put code in place; return its hash. Raises CodeError, and changes nothing then."""
         bundle = bundles.decode(args["bundle"])
         check_declared(bundle.schedules)
         code_hash = await self._codes.keep(bundle)
@@ -96,25 +96,26 @@ class TenantCode:
         self._codes.deployed = code_hash
         payload = msgspec.json.encode({"code_hash": code_hash})
         self._note("code_deployed", payload, code_hash)
-        self._follow_schedules(code_hash, bundle.schedules)
-        await self._pump.caught_up()
+        self.follow_schedules(code_hash, bundle.schedules)
+        await self._commits.caught_up()
         return code_hash
 
-    async def _reload(self, args: dict[str, Any]) -> None:
+    async def reload(self, args: dict[str, Any]) -> None:
+        """Forget what is held of the tenant's code, and what was deployed."""
         await self._codes.forget()
         if self._codes.deployed is not None:
             self._codes.deployed = None
             self._note("code_pinned_back", b"{}", None)
-            await self._pump.caught_up()
+            await self._commits.caught_up()
 
     def _note(self, kind: str, payload: bytes, code_hash: str | None) -> None:
         """Record a fact about the tenant itself."""
         now_us = self._clock.now_us()
-        self._pump.take(self.core.note(kind, payload, code_hash=code_hash, now_us=now_us))
+        self._commits.take(self._core.note(kind, payload, code_hash=code_hash, now_us=now_us))
 
-    def _follow_schedules(self, code_hash: str, schedules: dict[str, list[str]]) -> None:
+    def follow_schedules(self, code_hash: str, schedules: dict[str, list[str]]) -> None:
         """What the code declares holds from now on, and nothing that older code declared."""
-        for workflow in sorted({*schedules, *self.core.declared()}):
+        for workflow in sorted({*schedules, *self._core.declared()}):
             # Stored code may be older than the check of what it declares.
             crons = [cron for cron in schedules.get(workflow, []) if is_cron(cron)]
             self._set_schedules(workflow, crons, code_hash, is_declared=True)
@@ -123,9 +124,9 @@ class TenantCode:
         self, workflow: str, crons: list[str], code_hash: str, *, is_declared: bool = False
     ) -> None:
         pin = "hash" if self._codes.is_app else "latest"
-        self._workflows[workflow] = None
-        self._pump.take(
-            self.core.set_schedules(
+        self._keys.add_workflow(workflow)
+        self._commits.take(
+            self._core.set_schedules(
                 workflow,
                 crons,
                 code_hash=code_hash,
@@ -135,18 +136,18 @@ class TenantCode:
             )
         )
 
-    async def _schedule(self, args: dict[str, Any]) -> None:
+    async def schedule(self, args: dict[str, Any]) -> None:
         """Add or remove one cron expression of a workflow."""
         workflow = call_arguments.workflow(args)
         cron = call_arguments.text(args, "cron")
         if call_arguments.flag(args, "remove"):
-            self._check_open()
+            self._state.check_open()
             now_us = self._clock.now_us()
-            self._pump.take(self.core.remove_schedule(workflow, cron, now_us=now_us))
+            self._commits.take(self._core.remove_schedule(workflow, cron, now_us=now_us))
         else:
             code_hash = (await self._codes.current(None, None)).code_hash
             await self._codes.check_workflow(code_hash, workflow)
-            self._check_open()
-            crons = self.core.crons(workflow, is_declared=False)
+            self._state.check_open()
+            crons = self._core.crons(workflow, is_declared=False)
             self._set_schedules(workflow, [*crons, cron], code_hash)
-        await self._pump.caught_up()
+        await self._commits.caught_up()

@@ -1,4 +1,4 @@
-"""Pump: decisions go in, one append a loop turn goes out, effects follow in the same order.
+"""CommitPipeline: decisions go in, one append a loop turn goes out, effects follow in order.
 
 Rows are handed to the log in the order in which the core stamped them. A batch with a large or a
 sensitive value first stores those as blobs, and later batches wait behind it. Effects are carried
@@ -80,7 +80,7 @@ class Batch:
                 self._future.exception()
 
 
-class Pump:
+class CommitPipeline:
     """The way from decisions to effects, through the log."""
 
     def __init__(
@@ -126,6 +126,11 @@ class Pump:
             batch.secrets += decision.secrets
         self.kick()
         return batch
+
+    async def commit(self, decision: Decision) -> Any:
+        """Add a decision, wait until it has taken effect, and return its answer."""
+        await self.take(decision).done()
+        return decision.answer
 
     def kick(self) -> None:
         """Flush at the end of this turn."""

@@ -1,9 +1,9 @@
-"""GuestCalls: what tenant code asks of the bindings in its `env`, with its rights alone."""
+"""EnvCallHandler: answers calls of tenant code on the bindings in its `env`, with its rights."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -19,6 +19,7 @@ from dynamic_workflows.loaders.guest.sanitize import plain
 from dynamic_workflows.loaders.protocol import messages
 from dynamic_workflows.loaders.protocol.calls import (
     TENANT_OPS,
+    Calls,
     StatusData,
     pack_answer,
     unpack_args,
@@ -29,30 +30,21 @@ from ..core.tenant_core import TenantCore
 from ..hosting.code_host import Host
 from ..hosting.service_errors import ServiceErrors, says_so
 from ..instances.identifiers import check_tenant_id
+from .commit_pipeline import CommitPipeline
+from .operations import Operations
 
 
-class TenantApi(Protocol):
-    """The tenant, as its own code reaches it."""
-
-    tenant_id: str
-    core: TenantCore
-
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
-        """Carry out an operation."""
-        ...
-
-    async def caught_up(self) -> None:
-        """Wait until everything that was decided has taken effect."""
-        ...
-
-
-class GuestCalls:
+class EnvCallHandler:
     """Answers the calls of guests."""
 
-    def __init__(self, desk: TenantApi, codes: CodeSource) -> None:
-        self._desk = desk
+    def __init__(
+        self, core: TenantCore, commits: CommitPipeline, operations: Operations, codes: CodeSource
+    ) -> None:
+        self._core = core
+        self._commits = commits
+        self._operations = operations
         self._codes = codes
-        self._errors = ServiceErrors(desk.tenant_id)
+        self._errors = ServiceErrors(core.tenant_id)
         self.services_out: dict[object, object] = {}
         """Calls of services that have no answer yet, each with what it calls."""
 
@@ -63,13 +55,13 @@ class GuestCalls:
             reply = await self._answer(host, life, call)
         finally:
             host.calls_out -= 1
-        self._desk.core.note_reply(life)
+        self._core.note_reply(life)
         host.send([messages.pack(reply, life=life)])
 
     async def _answer(self, host: Host, life: int, call: messages.CallRequest) -> messages.Reply:
         try:
             # What the code did before it called is safe before the call takes effect.
-            await self._desk.caught_up()
+            await self._commits.caught_up()
             if not host.count_subrequest(life):
                 raise LimitExceededError(
                     f"the code may call its bindings {host.limits['subrequests']} times",
@@ -123,15 +115,15 @@ class GuestCalls:
         # These are the platform's to say, and no tenant's.
         for name in ("metadata", "binding", "token"):
             args.pop(name, None)
-        desk: Any = self._desk
+        calls: Calls = self._operations
         if granted.metadata is not None:
             args["metadata"] = granted.metadata
             args["binding"] = granted.binding_name
             tenant_id = _tenant_of(granted.metadata)
-            if tenant_id is not None and tenant_id != self._desk.tenant_id:
-                desk = self._codes.peer(check_tenant_id(tenant_id))
+            if tenant_id is not None and tenant_id != self._core.tenant_id:
+                calls = self._codes.peer(check_tenant_id(tenant_id))
         try:
-            answer = await desk.call(call.method, args)
+            answer = await calls.call(call.method, args)
             # A dispatcher answers its tenants, and says what they are to know; `load` does not.
             return pack_answer(answer if self._codes.is_app else _for_tenant(answer))
         except CodeError as error:

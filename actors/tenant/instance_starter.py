@@ -1,97 +1,98 @@
-"""TenantStarts: which instances get a lifetime now, and which have to be read or loaded first.
+"""InstanceStarter: which instances get a lifetime now, and which have to be loaded first.
 
 An instance starts only where its code is loaded, so nothing is recorded of a start that could not
-be. Whoever cannot start keeps its place, and shows why.
+be. An instance that cannot start keeps its place in the queue, and shows why.
 """
 
 from __future__ import annotations
 
 import asyncio
 from itertools import islice
-from typing import Any
 
-from dynamic_workflows.eventlog.errors import InstanceError, WorkflowsError
-from dynamic_workflows.eventlog.events import Row
+from dynamic_workflows.eventlog.clock import Clock
+from dynamic_workflows.eventlog.errors import WorkflowsError
 from dynamic_workflows.loaders.protocol import messages
 
-from ..core.memory_budget import Heft
-from ..hosting.code_cache import unwrapped
+from ..core.tenant_core import TenantCore
+from ..hosting.code_cache import CodeCache, unwrapped
 from ..hosting.code_host import Host
+from ..hosting.code_hosts import Hosts
 from ..instances.decisions import Decision, Key, Send
-from .commit_pipeline import whole
-from .operations import TenantCalls, not_found
+from .commit_pipeline import CommitPipeline
+from .due_timers import DueTimers
+from .instance_loader import InstanceLoader
+from .supervisor_state import SupervisorState
 
 _STARTS_A_TURN_MAX = 512
-_HEFT_SLACK = 32 * 1024 * 1024
-"""Bytes above their budget to which instances that run may grow before some have to wait."""
-_RESTING_MAX = 4_096
-"""Instances at rest that stay in memory; beyond it half of them go."""
 
 
-class TenantStarts(TenantCalls):
-    """The starting half of `Tenant`."""
+class InstanceStarter:
+    """Starts the lifetimes of one tenant's instances."""
 
-    _is_open: bool
-    _lives: dict[int, Host]
-    _failing: set[Key]
-    _asking: dict[Any, asyncio.Task[None]]
-    _loads: dict[Key, asyncio.Task[None]]
-    _load_slots: asyncio.Semaphore
-    _heavy_load: asyncio.Lock
-    """Held while an instance is loaded that may take much memory."""
-    _heft: Heft
+    def __init__(
+        self,
+        state: SupervisorState,
+        core: TenantCore,
+        commits: CommitPipeline,
+        hosts: Hosts,
+        codes: CodeCache,
+        loader: InstanceLoader,
+        timers: DueTimers,
+        clock: Clock,
+    ) -> None:
+        self._state = state
+        self._core = core
+        self._commits = commits
+        self._hosts = hosts
+        self._codes = codes
+        self._loader = loader
+        self._timers = timers
+        self._clock = clock
+        self._failing: set[Key] = set()
+        """Instances whose code could not be loaded when they were last tried."""
+        self._finding: dict[tuple[str, bytes | None], asyncio.Task[None]] = {}
+        """Tasks that ask for the newest code, by what it depends on."""
 
-    def _arm(self) -> None:
-        raise NotImplementedError
-
-    def _retry_at(self, due_us: int) -> None:
-        raise NotImplementedError
-
-    def _fail(self, error: BaseException) -> None:
-        raise NotImplementedError
-
-    def _start_runnable(self) -> None:
+    def start_runnable(self) -> None:
         """Start lifetimes, as far as slots and loaded code reach; at the end of each turn."""
-        if self._is_closed or not self._is_open:
+        if self._state.is_closed or not self._state.is_open:
             return
-        keys = list(islice(self.core.runnable(), _STARTS_A_TURN_MAX))
+        keys = list(islice(self._core.runnable(), _STARTS_A_TURN_MAX))
         if self._is_full():
             keys = []  # Each end of a lifetime looks again.
-        moved = [self._has_memory() and self._try_to_start(key) for key in keys]
+        moved = [self._loader.has_memory() and self._try_to_start(key) for key in keys]
         if len(keys) == _STARTS_A_TURN_MAX and any(moved):
-            self._pump.kick()  # there may be more behind them
-        self._arm()
+            self._commits.kick()  # there may be more behind them
+        self._timers.arm()
 
     def _is_full(self) -> bool:
         """Whether what runs takes so much memory that nothing more may start beside it."""
-        if self._has_memory():
+        if self._loader.has_memory():
             return False
-        self._evict()
-        return not self._has_memory()
-
-    def _has_memory(self) -> bool:
-        return not self._heft.is_too_much(self.core) or not self.core.live_count()
+        self._loader.evict()
+        return not self._loader.has_memory()
 
     def _try_to_start(self, key: Key) -> bool:
         """Start one, or note why not; False: it stands where it stood, something is under way."""
-        follows = self.core.pin(key) == "latest"
-        is_loaded = self.core.is_loaded(key)
+        core = self._core
+        follows = core.pin(key) == "latest"
+        is_loaded = core.is_loaded(key)
         if follows and is_loaded:
             latest = self._latest(key)
             if latest is None:
                 return False
-            if latest != self.core.code_hash(key):
-                self.core.repin(key, latest)
+            if latest != core.code_hash(key):
+                core.repin(key, latest)
         if not is_loaded and follows:
-            self._load_soon(key)  # its metadata says what it follows
+            self._loader.load_soon(key)  # its metadata says what it follows
             return False
-        code_hash = self.core.code_hash(key)
+        code_hash = core.code_hash(key)
         assert code_hash is not None, "every instance is created with code"
         host = self._hosts.get((code_hash, None, ()))
         if not host.is_ready or not self._codes.has_workflow(code_hash, key[0]):
             return self._note_failure(key, host)
         if not is_loaded:
-            self._load_soon(key)
+            self._loader.load_soon(key)
             return False
         place = self._hosts.place(host)
         if place is None:
@@ -100,12 +101,12 @@ class TenantStarts(TenantCalls):
         return True
 
     def _note_failure(self, key: Key, host: Host) -> bool:
-        """Show why an instance cannot start, if there is a reason beyond a little patience."""
+        """Show why an instance cannot start, unless its code is merely being loaded."""
         if host.error is not None:
-            self.core.note_load_failure(key, host.error.code, host.error.message)
-            self._retry_at(host.retry_us)
+            self._core.note_load_failure(key, host.error.code, host.error.message)
+            self._timers.retry_at(host.retry_us)
         elif host.is_ready:
-            self.core.note_load_failure(
+            self._core.note_load_failure(
                 key, "code.class_missing", f"the code has no workflow class {key[0]!r}"
             )
         else:
@@ -114,105 +115,53 @@ class TenantStarts(TenantCalls):
         self._failing.add(key)
         return is_news
 
+    def forget_failure(self, key: Key) -> None:
+        """The instance has ended: whether its code failed does not matter any more."""
+        self._failing.discard(key)
+
     def _start(self, key: Key, host: Host) -> None:
-        decision = self.core.start(key, now_us=self._clock.now_us())
+        decision = self._core.start(key, now_us=self._clock.now_us())
         self._failing.discard(key)
         life = decision.answer
         steps_max = host.limits.get("steps")
         if steps_max is not None:
             _lower_steps(decision, steps_max)
         if life is not None:
-            self._lives[life] = host
+            self._state.hosts_by_life[life] = host
             host.lives[life] = key
-        self._pump.take(decision)
+        self._commits.take(decision)
 
     def _latest(self, key: Key) -> str | None:
         """The newest code for an instance that follows it; None: it is being asked for."""
-        binding, metadata = unwrapped(self.core.metadata(key))
+        binding, metadata = unwrapped(self._core.metadata(key))
         held = self._codes.held(binding, metadata)
         if held is not None:
             return held.code_hash
         if self._codes.retry_us > self._clock.now_us():
             return None
         name = ("latest", metadata)
-        if name not in self._asking:
-            task = self._asking[name] = asyncio.ensure_future(
+        if name not in self._finding:
+            task = self._finding[name] = asyncio.ensure_future(
                 self._find_latest(key, binding, metadata)
             )
-            task.add_done_callback(lambda done: self._asking.pop(name, None))
+            task.add_done_callback(lambda done: self._finding.pop(name, None))
         return None
 
     async def _find_latest(self, key: Key, binding: str | None, metadata: bytes | None) -> None:
         try:
             await self._codes.current(binding, metadata)
         except WorkflowsError as error:
-            if self.core.exists(key):
-                self.core.note_load_failure(key, error.code, error.message)
-            self._retry_at(self._codes.retry_us)
-        self._pump.kick()
+            if self._core.exists(key):
+                self._core.note_load_failure(key, error.code, error.message)
+            self._timers.retry_at(self._codes.retry_us)
+        self._commits.kick()
 
-    # --- instances that are not in memory
-
-    async def _load(self, key: Key) -> None:
-        await asyncio.shield(self._load_soon(key))
-
-    def _load_soon(self, key: Key) -> asyncio.Task[None]:
-        task = self._loads.get(key)
-        if task is None:
-            task = self._loads[key] = asyncio.ensure_future(self._load_now(key))
-            task.add_done_callback(lambda done: self._loaded_now(key, done))
-        return task
-
-    async def _load_now(self, key: Key) -> None:
-        async with self._load_slots:
-            if not self._pump.written():
-                await self._pump.caught_up()
-            if not self.core.exists(key):
-                raise not_found(self.tenant_id, key[1])
-            if self.core.is_loaded(key):
-                return
-            if self.core.was_heavy(key):
-                async with self._heavy_load:
-                    self._take_in(key, await self._read(key))
-                return
-            rows = await self._log.lean_history(*key)
-            if any(row.blob is not None and row.type != "event_received" for row in rows):
-                async with self._heavy_load:
-                    self._take_in(key, await whole(self._log, rows, secrets=True, has_events=False))
-            else:
-                self._take_in(key, rows)
-
-    async def _read(self, key: Key) -> list[Row]:
-        rows = await self._log.lean_history(*key)
-        return await whole(self._log, rows, secrets=True, has_events=False)
-
-    def _take_in(self, key: Key, rows: list[Row]) -> None:
-        if self.core.exists(key) and not self.core.is_loaded(key):
-            self.core.load(key, rows)
-            if self._heft.is_too_much(self.core):
-                self._evict(but=key)
-
-    def _loaded_now(self, key: Key, task: asyncio.Task[None]) -> None:
-        self._loads.pop(key, None)
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None and not isinstance(error, InstanceError):
-            self._fail(error)
-        self._pump.kick()
-
-    def _evict(self, but: Key | None = None) -> None:
-        """Forget what has rested longest, once there is much of it; not the one that was just
-        loaded for somebody. Where what runs takes too much, some of it has to wait."""
-        resting = list(self.core.evictable())
-        if len(resting) > _RESTING_MAX and self._pump.written():
-            for key in resting[: len(resting) - _RESTING_MAX // 2]:
-                self.core.evict(key)
-        if self._heft.is_too_much(self.core) and self._pump.written():
-            self._heft.relieve(self.core, but=but)
-        if self.core.loaded_bytes > self._heft.bytes_max + _HEFT_SLACK:
-            now_us = self._clock.now_us()
-            self._pump.take(self.core.relieve(self._heft.bytes_max // 2, now_us=now_us))
+    async def close(self) -> None:
+        """Cancel the tasks that ask for code."""
+        tasks = list(self._finding.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _lower_steps(decision: Decision, steps_max: int) -> None:

@@ -1,27 +1,30 @@
-"""TenantGuests: what isolates say to a tenant, and what it makes of it.
+"""IsolateEvents: what isolates say to a tenant, and what it makes of it.
 
 Nothing that an isolate says is believed: it speaks only for the lifetimes that are in it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import msgspec
 
+from dynamic_workflows.eventlog.clock import Clock
 from dynamic_workflows.loaders.isolates.interface import Exit
 from dynamic_workflows.loaders.protocol import messages as wire
 
+from ..background_tasks import BackgroundTasks
+from ..core.tenant_core import TenantCore
+from ..hosting.code_cache import CodeCache
 from ..hosting.code_host import Host
-from .env_calls import GuestCalls
-from .instance_starter import TenantStarts
-from .tenant_logs import Tails
-
-_logger = logging.getLogger("dynamic_workflows.tenant")
+from ..hosting.code_hosts import Hosts
+from .code_operations import CodeOperations
+from .commit_pipeline import CommitPipeline
+from .due_timers import DueTimers
+from .env_calls import EnvCallHandler
+from .supervisor_state import SupervisorState
+from .tenant_logs import TenantLogs
 
 ERROR_ARGS_BYTES_MAX = 256 * 1024
 """Bytes of the arguments of an error above which they are left out; its message stays."""
@@ -36,25 +39,49 @@ _OVER = wire.Error(
 )
 
 
-class TenantGuests(TenantStarts):
-    """The listening half of `Tenant`: a `Listener` of its hosts."""
+class IsolateEvents:
+    """The listener of a tenant's hosts."""
 
-    tails: Tails
-    _guest_calls: GuestCalls
-    _tasks: set[asyncio.Task[Any]]
-    _early: list[Callable[[], None]]
+    def __init__(
+        self,
+        state: SupervisorState,
+        core: TenantCore,
+        commits: CommitPipeline,
+        hosts: Hosts,
+        codes: CodeCache,
+        code_operations: CodeOperations,
+        env_calls: EnvCallHandler,
+        timers: DueTimers,
+        tasks: BackgroundTasks,
+        logs: TenantLogs,
+        clock: Clock,
+    ) -> None:
+        self._state = state
+        self._core = core
+        self._commits = commits
+        self._hosts = hosts
+        self._codes = codes
+        self._code_operations = code_operations
+        self._env_calls = env_calls
+        self._timers = timers
+        self._tasks = tasks
+        self._logs = logs
+        self._clock = clock
+        self._early: list[Callable[[], None]] = []
+        """What isolates said before the log was open."""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it was closed, or stopped by itself."""
-        return self._is_closed or self.failed is not None
+    def deliver_early(self) -> None:
+        """Handle what isolates said before the log was open."""
+        early, self._early = self._early, []
+        for handle in early:
+            handle()
 
     def on_messages(self, host: Host, messages: list[tuple[int, msgspec.Struct]]) -> None:
         """Messages about lifetimes, each decided at once."""
-        if self._is_closed or self.failed is not None:
+        if self._state.is_over:
             return
         now_us = self._clock.now_us()
-        lives, core, take = self._lives, self.core, self._pump.take
+        lives, core, take = self._state.hosts_by_life, self._core, self._commits.take
         life = 0
         try:
             for life, message in messages:
@@ -87,15 +114,15 @@ class TenantGuests(TenantStarts):
 
     def on_call(self, host: Host, life: int, call: wire.CallRequest) -> None:
         """The guest calls a binding; what it did before takes effect first."""
-        if self.is_over:
+        if self._state.is_over:
             return
-        if not self._is_open:
+        if not self._state.is_open:
             self._early.append(partial(self.on_call, host, life, call))
             return
-        if not host.may_call(life) or (life in host.lives and self.core.key_of(life) is None):
+        if not host.may_call(life) or (life in host.lives and self._core.key_of(life) is None):
             host.send([wire.pack(wire.Reply(call.call, error=_OVER), life=life)])
             return
-        task = self._spawn(self._guest_calls.answer(host, life, call))
+        task = self._tasks.begin(self._env_calls.answer(host, life, call))
         if call.method in ("result", "events"):
             waits = host.waits.setdefault(life, set())
             waits.add(task)
@@ -103,11 +130,11 @@ class TenantGuests(TenantStarts):
 
     def on_log(self, host: Host, life: int, log: wire.Log) -> None:
         """The guest printed."""
-        self.tails.log(host, self.core.key_of(life), log)
+        self._logs.log(host, self._core.key_of(life), log)
 
     def on_ready(self, host: Host) -> None:
         """The code of a host is loaded, or is not to be had for now."""
-        if not self._is_open:
+        if not self._state.is_open:
             self._early.append(partial(self.on_ready, host))
             return
         self._codes.learn(host)
@@ -117,27 +144,27 @@ class TenantGuests(TenantStarts):
                 for name, crons in host.bundle.schedules.items()
                 if self._codes.has_workflow(host.code_hash, name)
             }
-            self._follow_schedules(host.code_hash, known)
+            self._code_operations.follow_schedules(host.code_hash, known)
         if host.error is not None:
-            self._retry_at(host.retry_us)
-        self._pump.kick()
+            self._timers.retry_at(host.retry_us)
+        self._commits.kick()
 
     def on_lost(self, host: Host, lives: list[int], exit: Exit) -> None:
         """The isolate died, or was closed."""
-        if self._is_closed or self.failed is not None:
+        if self._state.is_over:
             return
-        lives = [life for life in lives if self._lives.pop(life, None) is not None]
+        lives = [life for life in lives if self._state.hosts_by_life.pop(life, None) is not None]
         if exit.kind != "closed":
             # The core alone says whose fault it was; this is where it most likely happened.
-            step, attempt = self.core.at_work(exit.life)
-            key = self.core.key_of(exit.life) or host.leavers.key(exit.life)
-            self.tails.ended(host, key, exit, step, attempt)
+            step, attempt = self._core.at_work(exit.life)
+            key = self._core.key_of(exit.life) or host.leavers.key(exit.life)
+            self._logs.ended(host, key, exit, step, attempt)
         left = host.leavers.key(exit.life)
         if left is not None and exit.is_tenants_own:
             now_us = self._clock.now_us()
-            self._pump.take(self.core.went_on(left, reason=exit.reason, now_us=now_us))
+            self._commits.take(self._core.went_on(left, reason=exit.reason, now_us=now_us))
         if lives:
-            decision = self.core.lives_lost(
+            decision = self._core.lives_lost(
                 lives,
                 reason=exit.reason,
                 own=exit.is_tenants_own,
@@ -145,19 +172,12 @@ class TenantGuests(TenantStarts):
                 elsewhere=host.is_elsewhere(exit.life),
                 now_us=self._clock.now_us(),
             )
-            self._pump.take(decision)
+            self._commits.take(decision)
 
     def on_mistake(self, mistake: Exception) -> None:
-        """Memory can no longer be trusted; the log can: start again from it."""
-        _logger.error("tenant %r: a mistake of ours", self.tenant_id, exc_info=mistake)
-        self._fail(mistake)
+        """The platform's own code failed on what a guest said."""
+        self._state.fail_by_mistake(mistake)
 
     def on_room(self) -> None:
         """A lifetime that found no isolate with room may find one now."""
-        self._pump.kick()
-
-    def _spawn(self, work: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        self._commits.kick()

@@ -1,4 +1,4 @@
-"""Upkeep: what a tenant's log and memory need from time to time, while anything may be left to do.
+"""TenantMaintenance: the regular work on a tenant's log and memory, while any may be left to do.
 
 The log is sealed, merged and rid of what was deleted; feeds that nobody follows go; and the core
 proves that nothing has stopped silently.
@@ -23,7 +23,7 @@ _AUDIT_MAX = 50_000
 _logger = logging.getLogger("dynamic_workflows.tenant")
 
 
-class Upkeep:
+class TenantMaintenance:
     """That of one tenant. It begins with the first call of `go_on`."""
 
     def __init__(

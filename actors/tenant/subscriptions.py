@@ -159,6 +159,24 @@ class Feeds:
         return len(self.waiters) > 0
 
 
+class Subscriptions:
+    """All callers that wait for something to happen to an instance of one tenant."""
+
+    def __init__(self) -> None:
+        self.results = Waiters()
+        """Those that wait for the end of a run."""
+        self.changes = Waiters()
+        """Those that wait for any change; for the testing kit."""
+        self.feeds = Feeds()
+        """Those that follow events."""
+
+    def wake_all(self) -> None:
+        """Let every caller look again, since the tenant stops."""
+        self.results.wake_all()
+        self.changes.wake_all()
+        self.feeds.waiters.wake_all()
+
+
 def ends(row: Row) -> bool:
     """Whether a subscription is over with this row."""
     return row.type in TERMINAL_TYPES or row.type == "workflow_deleted"

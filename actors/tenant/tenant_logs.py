@@ -1,4 +1,4 @@
-"""Tails: what tenant code prints, logs and dies of, on its way to the tails and the actor's log.
+"""TenantLogs: what tenant code prints, logs and dies of, on its way to tails and the actor's log.
 
 A record is a dict: `kind` ("log", "exit" for the end of an isolate, "dropped" where no line came
 that could tell of lost ones), `tenant_id`, `workflow`, `instance_id` (both None outside instances),
@@ -45,7 +45,7 @@ _LEVELS = {
 }
 
 
-class Tails:
+class TenantLogs:
     """The records of one tenant."""
 
     def __init__(self, tenant_id: str, clock: Clock) -> None:

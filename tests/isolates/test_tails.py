@@ -236,7 +236,9 @@ async def test_what_a_tampered_guest_says_is_bounded(monkeypatch: pytest.MonkeyP
         shell = await platform._local.tenant("acme")
         host = next(iter(shell._hosts))
         for _ in range(tenant_logs.LINES_PER_S * 3):
-            shell.on_log(host, 99, Log("\x1bodd", "x" * 20_000, "\x1b" * 1_000, 1, -5))
+            shell._isolate_events.on_log(
+                host, 99, Log("\x1bodd", "x" * 20_000, "\x1b" * 1_000, 1, -5)
+            )
         await platform.clock.settle()
         await platform.clock.settle()
     *_, last, told = tail.records

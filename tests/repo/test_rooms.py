@@ -107,10 +107,11 @@ def test_the_modules_of_a_room_form_no_circle(room: str) -> None:
     TopologicalSorter(modules(room)).prepare()
 
 
-def test_the_parts_of_the_core_are_held_and_not_inherited() -> None:
+@pytest.mark.parametrize("room", ["core", "tenant"])
+def test_the_parts_of_a_tenant_are_held_and_not_inherited(room: str) -> None:
     bases = {
         f"{node.name}({ast.unparse(base)})"
-        for path in (ROOT / "actors/core").glob("*.py")
+        for path in (ROOT / "actors" / room).glob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ClassDef)
         for base in node.bases

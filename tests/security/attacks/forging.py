@@ -134,7 +134,7 @@ async def forger(load: Callable[[str], dw.WorkerCode] = code) -> AsyncIterator[F
             await platform.tenant(name).workflows.create(id="honest")
         await platform._local.settle()
         shell = await platform._local.tenant("acme")
-        life, host = next(iter(shell._lives.items()))
+        life, host = next(iter(shell._state.hosts_by_life.items()))
         yield Forger(platform, shell, host, life)
         assert shell.failed is None, "no forged message is a mistake of ours"
         globex = await platform.tenant("globex").workflows.get("honest")

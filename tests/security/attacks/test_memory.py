@@ -16,7 +16,7 @@ from real_tenants import RealTenant, real_tenant
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.config import TenantLimits
-from dynamic_workflows.actors.core.memory_budget import Heft
+from dynamic_workflows.actors.core.memory_budget import MemoryBudget
 
 MIB = 1024 * 1024
 CODE = """
@@ -169,14 +169,14 @@ FLOODS = [
         "subscriptions",
         "subscriptions_max",
         {"subscriptions_max": 30},
-        lambda tenant: tenant.shell._waiting_calls.number("events"),
+        lambda tenant: tenant.shell._operations.waiting.number("events"),
         30,
     ),
     Flood(
         "waiters",
         "results_waiting_max",
         {"results_waiting_max": 30},
-        lambda tenant: tenant.shell._waiting_calls.number("result"),
+        lambda tenant: tenant.shell._operations.waiting.number("result"),
         30,
     ),
     Flood("run_results", "state_bytes_max", STATE),
@@ -190,7 +190,7 @@ FLOODS = [
 async def test_a_flood_meets_its_limit_and_the_tenant_goes_on(flood: Flood) -> None:
     settings = {"turn_cpu_seconds": 30, "turn_wall_seconds": 60, "instance_idle_seconds": 0.2}
     async with real_tenant({"index.py": CODE}, **(settings | flood.config)) as tenant:
-        tenant.shell._heft = Heft(bytes_max=2 * MIB)
+        tenant.shell._loader.memory_budget = MemoryBudget(bytes_max=2 * MIB)
         to = [(await tenant.workflows.create(params={"how": "wait"})).id for _ in range(5)]
         params = {"how": flood.how, "to": to}
         attack = await tenant.workflows.create(id="attack", params=params)

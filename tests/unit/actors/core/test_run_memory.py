@@ -10,7 +10,7 @@ import pytest
 from core_world import StepApi, StepFailed, World, gather
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.core.memory_budget import Heft
+from dynamic_workflows.actors.core.memory_budget import MemoryBudget
 from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
 from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
@@ -209,16 +209,16 @@ async def test_many_large_instances_at_once_take_turns_and_all_end(tmp_path: Pat
     store = open_store(tmp_path)
     platform = LocalPlatform(load=load, store=store)
     tenant = await platform.tenant("acme")
-    tenant._heft = Heft(bytes_max=2 * MIB)
+    tenant._loader.memory_budget = MemoryBudget(bytes_max=2 * MIB)
     highest = 0
-    landed = tenant._landed
+    landed = tenant._effects.run
 
     def watch(batch: Any) -> None:
         nonlocal highest
         landed(batch)
         highest = max(highest, tenant.core.loaded_bytes)
 
-    tenant._pump._landed = watch
+    tenant._commits._landed = watch
     binding = WorkflowBinding(platform.calls("acme"))
     params = {"given": "x" * 300_000, "size": 50_000, "times": 4}
     made = []

@@ -116,7 +116,7 @@ async def bring_about(flows: WorkflowBinding, name: str, platform: LocalPlatform
         tenant = await platform.tenant("acme")
         key = ("TenantWorkflow", name)
         message = "run awaits something that is no step"
-        await tenant._commit(
+        await tenant._commits.commit(
             tenant.core.park(key, "run.stuck", message, now_us=platform.virtual.now_us())
         )
     elif name.startswith("terminated"):

@@ -115,7 +115,9 @@ async def test_a_parked_instance_is_told_to_its_followers_who_hear_of_its_resump
         tenant = await platform.clock._platform.tenant("acme")
         now_us = platform.clock._platform.virtual.now_us()
         key = ("TenantWorkflow", "one")
-        await tenant._commit(tenant.core.park(key, "isolate.died", "it died", now_us=now_us))
+        await tenant._commits.commit(
+            tenant.core.park(key, "isolate.died", "it died", now_us=now_us)
+        )
         parked = await anext(stream)
         assert parked.payload == {"code": "isolate.died", "message": "it died"}
         await instance.resume()

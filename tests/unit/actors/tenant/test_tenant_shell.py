@@ -197,13 +197,13 @@ async def test_a_broken_frame_ends_the_isolate_and_not_the_tenant(body: bytes) -
         tenant = await shell(platform)
         (host,) = tenant._hosts
         exits: list[Exit] = []
-        on_lost = tenant.on_lost
+        on_lost = tenant._isolate_events.on_lost
 
         def note(host: Any, lives: list[int], exit: Exit) -> None:
             exits.append(exit)
             on_lost(host, lives, exit)
 
-        tenant.on_lost = note  # type: ignore[method-assign]
+        tenant._isolate_events.on_lost = note  # type: ignore[method-assign]
         (life,) = host.lives
         host.on_frames([(17, life, body)])
         await platform.clock.settle()
@@ -262,8 +262,8 @@ async def test_a_tenant_with_nothing_to_do_says_when_it_has_to_wake() -> None:
 async def test_instances_at_rest_leave_memory_and_come_back_when_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamic_workflows.actors.tenant.instance_starter._RESTING_MAX", 16)
-    monkeypatch.setattr("dynamic_workflows.actors.tenant.tenant._EVICT_EVERY", 1)
+    monkeypatch.setattr("dynamic_workflows.actors.tenant.instance_loader._RESTING_MAX", 16)
+    monkeypatch.setattr("dynamic_workflows.actors.tenant.commit_effects._EVICT_EVERY", 1)
     async with testing.connect(load=load) as platform:
         workflows = platform.tenant("acme").workflows
         made = await workflows.create_batch([{"params": {"wait": True}} for _ in range(64)])
@@ -434,15 +434,15 @@ async def test_an_instance_that_stopped_silently_is_reported_and_goes_on_at_the_
         sleeping = await workflows.create(id="s", params={"big": 3})
         await platform.clock.advance("1 second")
         tenant = await shell(platform)
-        tenant._upkeep._sweep_now()
+        tenant._maintenance._sweep_now()
         assert caplog.messages == []
         (summary,) = tenant.core.state.directory
         tenant.core.state.cancel_timer(summary)  # As a bug would.
         await platform.clock.advance("2 hours")
         assert (await sleeping.status()).status == "waiting"
-        tenant._upkeep._sweep_now()
+        tenant._maintenance._sweep_now()
         assert "nothing will wake it" in caplog.text
         assert await sleeping.result() == {"n": 3, "tail": "xxx"}
         caplog.clear()
-        tenant._upkeep._sweep_now()
+        tenant._maintenance._sweep_now()
         assert caplog.messages == []

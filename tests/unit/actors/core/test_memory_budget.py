@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynamic_workflows.actors.core.memory_budget import Heft
+from dynamic_workflows.actors.core.memory_budget import MemoryBudget
 from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
 from dynamic_workflows.actors.instances.decisions import Key
 from dynamic_workflows.eventlog.store.open_store import open_store
@@ -52,21 +52,21 @@ class Held:
 
 
 def test_those_that_rest_longest_are_forgotten_until_half_is_left() -> None:
-    heft = Heft(bytes_max=100)
+    budget = MemoryBudget(bytes_max=100)
     held = Held(20, {"old": 60, "small": 0, "new": 20}, {"first": 10, "last": 0})
-    assert heft.is_too_much(held)
-    heft.relieve(held)
+    assert budget.is_too_much(held)
+    budget.relieve(held)
     assert (held.resting, held.queued) == (
         {"small": 0, "new": 20},
         {"first": 10, "last": 0},
     )
-    assert not heft.is_too_much(held)
+    assert not budget.is_too_much(held)
 
 
 def test_those_that_would_start_last_are_put_away_when_nothing_rests_any_more() -> None:
-    heft = Heft(bytes_max=100)
+    budget = MemoryBudget(bytes_max=100)
     held = Held(30, {"one": 10}, {"first": 10, "second": 40, "last": 40})
-    heft.relieve(held, but=("W", "last"))
+    budget.relieve(held, but=("W", "last"))
     assert (held.resting, held.queued) == ({}, {"last": 40})
 
 
@@ -76,7 +76,7 @@ async def test_ended_instances_with_large_values_do_not_pile_up_and_can_still_be
     store = open_store(tmp_path)
     platform = LocalPlatform(load=load, store=store)
     tenant = await platform.tenant("acme")
-    tenant._heft = Heft(bytes_max=4 * MIB)
+    tenant._loader.memory_budget = MemoryBudget(bytes_max=4 * MIB)
     binding = WorkflowBinding(platform.calls("acme"))
     made = []
     for _ in range(12):

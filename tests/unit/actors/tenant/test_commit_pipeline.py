@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from dynamic_workflows.actors.instances.decisions import Decision
-from dynamic_workflows.actors.tenant.commit_pipeline import Pump
+from dynamic_workflows.actors.tenant.commit_pipeline import CommitPipeline
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
 
@@ -30,7 +30,7 @@ class SlowDisk:
 
 async def test_a_decision_without_rows_is_done_when_those_before_it_are() -> None:
     disk = SlowDisk()
-    pump = Pump(
+    pump = CommitPipeline(
         disk,
         SeededIds(1),
         before=lambda: None,
