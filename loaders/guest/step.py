@@ -191,8 +191,7 @@ class GuestStep:
                 return _error(life, known)
         if life.is_rollback:
             return _nothing()
-        at = self._place(call.declared)
-        work = PendingStep(life, DO, call.name, call.count, call.settled, at, known, call.callback)
+        work = self._pending(DO, call.name, call.count, known, call)
         shape = shape_of(call.callback)
         if shape.required or shape.optional:
             work.takes_ctx = shape.takes_ctx
@@ -286,7 +285,7 @@ class GuestStep:
             return _nothing()
         if known is None and until_us is not None and until_us < life.run.timestamp_us:
             return _raise_past(name)
-        work = PendingStep(life, SLEEP, name, count, DEFAULT, self._place(None), known)
+        work = self._pending(SLEEP, name, count, known)
 
         async def perform() -> None:
             life.refuse()
@@ -325,7 +324,7 @@ class GuestStep:
             return _received(life, known) if known.outcome == VALUE else _error(life, known)
         if life.is_rollback:
             return _nothing()
-        work = PendingStep(life, WAIT, name, count, DEFAULT, self._place(None), known)
+        work = self._pending(WAIT, name, count, known)
 
         async def perform() -> Any:
             life.refuse()
@@ -364,10 +363,27 @@ class GuestStep:
         """The step declared last under a name."""
         return self._declared.get(name)
 
+    def _pending(
+        self,
+        kind: str,
+        name: str,
+        count: int,
+        known: messages.RecordedStep | None,
+        call: StepCall | None = None,
+    ) -> PendingStep:
+        """The step that history did not answer; `call` is that of a `do` step. Called from a method
+        that tenant code calls, since `at` is a place in the tenant's code."""
+        declared, settled, callback = None, DEFAULT, None
+        if call is not None:
+            declared, settled, callback = call.declared, call.settled, call.callback
+        return PendingStep(
+            self._life, kind, name, count, settled, self._place(declared), known, callback
+        )
+
     def _place(self, declared: DeclaredStep | None) -> str | None:
         """The place that asked for a step, and the step whose callback it stands in."""
         place = self._life.guest.place
-        at = place(sys._getframe(2)) if declared is None else place(declared.code)
+        at = place(sys._getframe(3)) if declared is None else place(declared.code)
         attempt = ATTEMPT.get()
         if attempt is not None:
             return f"{(at or '?')[:_AT_CHARACTERS_MAX]}{NESTED}{attempt.label}"
