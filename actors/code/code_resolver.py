@@ -9,11 +9,11 @@ learns the hash, and caches the answers for a while.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
+from cachetools import LRUCache, TTLCache
 from pydantic import ValidationError
 
 from dynamic_workflows.eventlog.clock import Clock, to_datetime
@@ -54,9 +54,9 @@ from ..instances.identifiers import check_tenant_id, is_tenant_id
 from .callbacks import Callbacks, answer_of
 from .dispatcher_runs import Dispatch, Dispatches, PendingDispatch
 
-_BUNDLES_HELD = 256
-_LIVE_HELD = 1_024
-_ANSWERS_HELD = 100_000
+BUNDLES_HELD = 256
+LIVE_HELD = 1_024
+ANSWERS_HELD = 100_000
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -70,6 +70,13 @@ class Resolved(msgspec.Struct, frozen=True):
     ticket: str | None = None
     """Of the dispatcher's class, which waits at its hand-over for `dispatched`; it holds for one
     create."""
+
+
+class _Answer(NamedTuple):
+    """What a callback of the platform answered, and until when it holds."""
+
+    value: Resolved | WorkerRef
+    until_us: int
 
 
 PrefetchedCode: TypeAlias = tuple[Resolved, bytes | None]
@@ -129,12 +136,12 @@ class CodeSource(Protocol):
 
 
 class Bundles:
-    """The bundles under a log's root, some of them cached in memory."""
+    """The bundles under a log's root; those used last are cached in memory."""
 
     def __init__(self, store: Store, keys: CodeKeys | None = None) -> None:
         self._store = store
         self._keys = keys or CodeKeys()
-        self._held: OrderedDict[str, Bundle] = OrderedDict()
+        self._held: LRUCache[str, Bundle] = LRUCache(BUNDLES_HELD)
 
     async def get(self, code_hash: str) -> Bundle:
         """Return the bundle of that hash; raises CodeError when it is missing or the store
@@ -148,13 +155,13 @@ class Bundles:
                     f"the stored code {code_hash} cannot be read: {error}", code="code.load_failed"
                 ) from error
             bundle = self._keys.open(data, code_hash)
-            self._hold(code_hash, bundle)
+            self._held[code_hash] = bundle
         return bundle
 
     def hold(self, code_hash: str, data: bytes) -> None:
         """Cache bytes that were read under the hash; raises Corrupt if they are not that bundle."""
         if code_hash not in self._held:
-            self._hold(code_hash, from_stored(data, code_hash))
+            self._held[code_hash] = from_stored(data, code_hash)
 
     async def put(self, bundle: Bundle) -> str:
         """Store a bundle durably under its hash, and return the hash."""
@@ -165,14 +172,8 @@ class Bundles:
                 await self._store.create(code_key(code_hash), self._keys.seal(bundle))
             except AlreadyExists:
                 pass
-        self._hold(code_hash, bundle)
-        return code_hash
-
-    def _hold(self, code_hash: str, bundle: Bundle) -> None:
         self._held[code_hash] = bundle
-        self._held.move_to_end(code_hash)
-        if len(self._held) > _BUNDLES_HELD:
-            self._held.popitem(last=False)
+        return code_hash
 
 
 class Codes:
@@ -199,9 +200,10 @@ class Codes:
         self._load = load
         self._app = app
         self._peer = peer
-        self._live: OrderedDict[str, Grants] = OrderedDict()
-        self._held: dict[tuple[Any, ...], Resolved | WorkerRef] = {}
-        self._until_us: dict[tuple[Any, ...], int] = {}
+        self._live: LRUCache[str, Grants] = LRUCache(LIVE_HELD)
+        self._held: TTLCache[tuple[Any, ...], _Answer] = TTLCache(
+            ANSWERS_HELD, self._ttl_us, timer=clock.now_us
+        )
         self._under_way: dict[tuple[Any, ...], asyncio.Task[Any]] = {}
         self._dispatches = Dispatches(self._under_way)
 
@@ -213,20 +215,20 @@ class Codes:
             if metadata is None:
                 raise _untagged()
             key: tuple[Any, ...] = ("app", tenant_id, binding, metadata)
-            resolved = await self._once(key, lambda: self._dispatch(binding, metadata))
+            answer = await self._once(key, lambda: self._dispatch(binding, metadata))
         else:
             key = ("load", tenant_id)
-            resolved = await self._once(key, lambda: self._loaded(tenant_id))
-        assert isinstance(resolved, Resolved)
-        return msgspec.structs.replace(resolved, until_us=self._until_us[key])
+            answer = await self._once(key, lambda: self._loaded(tenant_id))
+        assert isinstance(answer.value, Resolved)
+        return msgspec.structs.replace(answer.value, until_us=answer.until_us)
 
     async def worker(self, name: str | None, source: Any) -> WorkerRef:
         """Load a worker of the WorkerLoader; a named one is cached for a while."""
         if name is None:
             return await self._made_worker(name, source)
-        ref = await self._once(("worker", name), lambda: self._made_worker(name, source))
-        assert isinstance(ref, WorkerRef)
-        return ref
+        answer = await self._once(("worker", name), lambda: self._made_worker(name, source))
+        assert isinstance(answer.value, WorkerRef)
+        return answer.value
 
     async def bundle(self, code_hash: str) -> Bundle:
         """Return the stored bundle."""
@@ -238,8 +240,8 @@ class Codes:
 
     async def forget(self, tenant_id: str) -> None:
         """Run the callback again for the next `current`."""
-        for key in [key for key in self._until_us if key[1] == tenant_id]:
-            self._drop(key)
+        for key in [key for key in self._held if key[1] == tenant_id]:
+            self._held.pop(key, None)
 
     def hold_live_of(self, bundle: Bundle, grants: Grants) -> None:
         """Use these service objects for a bundle that is about to be stored."""
@@ -248,9 +250,6 @@ class Codes:
     def hold_live(self, code_hash: str, grants: Grants) -> None:
         """Use these service objects for the bundle: they were made in this process."""
         self._live[code_hash] = grants
-        self._live.move_to_end(code_hash)
-        if len(self._live) > _LIVE_HELD:
-            self._live.popitem(last=False)
 
     def live(self, code_hash: str) -> Grants:
         """Return the services that came with the newest answer of this hash."""
@@ -269,29 +268,26 @@ class Codes:
         """The running callbacks of the platform, by what they resolve."""
         return self._under_way
 
-    async def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    async def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> _Answer:
         """Return the cached answer, the pending one, or a new one; failures are not cached."""
-        if self._until_us.get(key, -1) > self._clock.now_us():
-            return self._held[key]
+        held = self._held.get(key)
+        if held is not None:
+            return held
         task = self._under_way.get(key)
         if task is None:
-            task = self._under_way[key] = asyncio.ensure_future(make())
+            task = self._under_way[key] = asyncio.ensure_future(self._timed(make))
             task.add_done_callback(lambda done: self._arrived(key, done))
         # The answer is shared: who gives up waiting does not end the work.
-        return await asyncio.shield(task)
+        return cast(_Answer, await asyncio.shield(task))
+
+    async def _timed(self, make: Callable[[], Any]) -> _Answer:
+        value = await make()
+        return _Answer(value, self._clock.now_us() + self._ttl_us)
 
     def _arrived(self, key: tuple[Any, ...], task: asyncio.Task[Any]) -> None:
         self._under_way.pop(key, None)
-        if task.cancelled() or task.exception() is not None:
-            return
-        if len(self._held) >= _ANSWERS_HELD:
-            self._drop(next(iter(self._held)))
-        self._held[key] = task.result()
-        self._until_us[key] = self._clock.now_us() + self._ttl_us
-
-    def _drop(self, key: tuple[Any, ...]) -> None:
-        self._held.pop(key, None)
-        self._until_us.pop(key, None)
+        if not task.cancelled() and task.exception() is None:
+            self._held[key] = task.result()
 
     async def _loaded(self, tenant_id: str) -> Resolved:
         load = self._load

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Protocol
 
+from dynamic_workflows.eventlog.bounded_dict import BoundedDict
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import InstanceError
 from dynamic_workflows.eventlog.events import Row, span
@@ -77,7 +78,7 @@ class CoreState:
         self.kept = KeptEvents(tenant_id, config)
         self.load_failures: dict[Key, tuple[str, str]] = {}
         """(code, message) of instances whose code could not be loaded when they were to start."""
-        self.deletions: dict[tuple[str, Key], None] = {}
+        self.deletions: BoundedDict[tuple[str, Key], None] = BoundedDict(DELETIONS_MAX)
         """(token, instance) of the newest deletes, the oldest first."""
 
     # --- rows -------------------------------------------------------------------------------------
@@ -147,8 +148,6 @@ class CoreState:
         """Remember the token of a delete, so that the same delete is known when it comes again."""
         if isinstance(body, Deleted) and body.token is not None:
             self.deletions[body.token, key] = None
-            if len(self.deletions) > DELETIONS_MAX:
-                del self.deletions[next(iter(self.deletions))]
 
     def note_event(self, row: Row, body: Body | None) -> None:
         """Keep the payload of an event row of the log in memory if it is small, and let go of one

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from cachetools import LRUCache
 
 from dynamic_workflows.eventlog.backoff import Backoff, FailureStreak
 from dynamic_workflows.eventlog.clock import Clock
@@ -21,7 +22,7 @@ from .code_hosts import Hosts
 
 _log = logging.getLogger("dynamic_workflows.dispatch")
 
-_HELD_MAX = 10_000
+HELD_MAX = 10_000
 _BACKOFF = Backoff(0.5, 30.0)
 
 
@@ -34,8 +35,7 @@ class CodeCache:
         self._tenant_id = tenant_id
         self._codes = codes
         self._hosts = hosts
-        self._clock = clock
-        self._held: dict[tuple[str | None, bytes | None], Resolved] = {}
+        self._held = ResolvedCode(clock)
         self._workflows: dict[str, frozenset[str]] = {}
         self._failures = FailureStreak(_BACKOFF, clock)
 
@@ -60,10 +60,7 @@ class CodeCache:
         """The code for new instances, where that is known without asking."""
         if self.deployed is not None:
             return Resolved(self.deployed)
-        resolved = self._held.get(self._key(binding, metadata))
-        if resolved is not None and resolved.until_us > self._clock.now_us():
-            return resolved
-        return None
+        return self._held.get(self._key(binding, metadata))
 
     async def current(self, binding: str | None, metadata: bytes | None) -> Resolved:
         """The code for new instances; raises CodeError."""
@@ -78,13 +75,8 @@ class CodeCache:
             self._failures.failed()
             raise
         self._failures.ended()
-        self._hold(binding, metadata, resolved)
+        self._held.hold(self._key(binding, metadata), resolved)
         return resolved
-
-    def _hold(self, binding: str | None, metadata: bytes | None, resolved: Resolved) -> None:
-        if len(self._held) >= _HELD_MAX:
-            del self._held[next(iter(self._held))]
-        self._held[self._key(binding, metadata)] = resolved
 
     async def dispatch(
         self, binding: str | None, metadata: bytes | None, asked: Sequence[PendingDispatch]
@@ -99,7 +91,7 @@ class CodeCache:
         assert metadata is not None
         found = await self._codes.dispatch(self._tenant_id, binding, metadata, asked)
         if found[0].ticket is None:
-            self._hold(binding, metadata, found[0])
+            self._held.hold(self._key(binding, metadata), found[0])
         return found
 
     async def dispatched(self, ticket: str, *, is_stored: bool) -> None:
@@ -163,6 +155,30 @@ class CodeCache:
                 f"the code has no workflow class {name!r}: it has {known}",
                 code="code.class_missing",
             )
+
+
+class ResolvedCode:
+    """The answers for new instances, each until its time; those used last where they are many."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        # A cache that knew of times would cost each create a microsecond more.
+        self._held: LRUCache[tuple[Any, Any], Resolved] = LRUCache(HELD_MAX)
+
+    def get(self, key: tuple[Any, Any]) -> Resolved | None:
+        """Return the answer that holds now, or None."""
+        resolved = self._held.get(key)
+        if resolved is None or resolved.until_us <= self._clock.now_us():
+            return None
+        return resolved
+
+    def hold(self, key: tuple[Any, Any], resolved: Resolved) -> None:
+        """Take in an answer."""
+        self._held[key] = resolved
+
+    def clear(self) -> None:
+        """Drop all answers."""
+        self._held.clear()
 
 
 def envelope(binding: str | None, metadata: bytes) -> bytes:

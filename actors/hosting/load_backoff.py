@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from dynamic_workflows.eventlog.backoff import Backoff
+from dynamic_workflows.eventlog.bounded_dict import BoundedDict
 from dynamic_workflows.eventlog.clock import US, Clock
 
 BACKOFF = Backoff(0.05, 30.0)
@@ -28,8 +29,8 @@ class Patience:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._failures: dict[Hashable, int] = {}
-        self._deaths: dict[Hashable, _Deaths] = {}
+        self._failures: BoundedDict[Hashable, int] = BoundedDict(_KEPT_MAX)
+        self._deaths: BoundedDict[Hashable, _Deaths] = BoundedDict(_KEPT_MAX)
 
     def failed(self, key: Hashable) -> int:
         """Loading failed once more: when to try again."""
@@ -47,9 +48,7 @@ class Patience:
         wait is short: they are not to suffer for one.
         """
         now_us = self._clock.now_us()
-        if len(self._deaths) >= _KEPT_MAX:
-            del self._deaths[next(iter(self._deaths))]
-        deaths = self._deaths.setdefault(key, _Deaths())
+        deaths = self._deaths[key] = self._deaths.get(key) or _Deaths()
         if now_us - deaths.last_us > _FORGIVEN_US:
             deaths.count = 0
         deaths.count += 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from functools import partial
 from typing import Any
+
+from cachetools import LRUCache
 
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import InvalidError
@@ -28,7 +29,7 @@ class ServiceCache:
     """
 
     def __init__(self) -> None:
-        self._held: OrderedDict[tuple[str, str], Service] = OrderedDict()
+        self._held: LRUCache[tuple[str, str], Service] = LRUCache(_HELD_MAX)
 
     def held(self, place: str, granted: Granted) -> Service | None:
         """The object of that place, if there is one."""
@@ -40,9 +41,6 @@ class ServiceCache:
         service = self._held.get(key)
         if service is None:
             service = self._held[key] = granted.revived()
-            if len(self._held) > _HELD_MAX:
-                self._held.popitem(last=False)
-        self._held.move_to_end(key)
         return service
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from starlette.responses import Response
 
+from ..eventlog.bounded_dict import BoundedDict
 from .errors import HttpError
 
 KEY_CHARACTERS_MAX = 200
@@ -26,7 +26,9 @@ class Responses:
     """The answers to POSTs that named a key."""
 
     def __init__(self) -> None:
-        self._answers: OrderedDict[str, tuple[bytes, asyncio.Future[Response]]] = OrderedDict()
+        self._answers: BoundedDict[str, tuple[bytes, asyncio.Future[Response]]] = BoundedDict(
+            ANSWERS_MAX
+        )
 
     async def once(
         self, scope: str, key: str | None, body: bytes, work: Callable[[], Awaitable[Response]]
@@ -65,8 +67,6 @@ class Responses:
         future.set_result(answer)
         if len(answer.body) > ANSWER_BYTES_MAX:
             self._answers.pop(name, None)
-        while len(self._answers) > ANSWERS_MAX:
-            self._answers.popitem(last=False)
         return answer
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..bounded_dict import BoundedDict
 from ..errors import QueryError
 from . import allowed_functions, allowed_grammar
 from .events_sql import DEAD, NAMES, TAIL
@@ -47,8 +48,8 @@ class SelectGuard:
 
     def __init__(self, sql_bytes_max: int = SQL_BYTES_MAX) -> None:
         self._sql_bytes_max = sql_bytes_max
-        self._parsed: dict[str, None] = {}
-        self._planned: dict[str, None] = {}
+        self._parsed: BoundedDict[str, None] = BoundedDict(_KEPT_MAX)
+        self._planned: BoundedDict[str, None] = BoundedDict(_KEPT_MAX)
 
     def check(self, connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         """Raise QueryError unless the text is one SELECT of listed parts over the views."""
@@ -65,7 +66,7 @@ class SelectGuard:
         # Where nothing has such a name, DuckDB takes it for the function that tells of itself.
         for name in sorted(told - named):
             raise _refused(name)
-        _keep(self._parsed, sql)
+        self._parsed[sql] = None
 
     def check_read(self, connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         """Raise QueryError unless the text is one statement that reads; for the platform's own."""
@@ -84,7 +85,7 @@ class SelectGuard:
                 "a query is one SELECT statement, and changes nothing: to work with more, open a "
                 "connection of your own with connect_duckdb(log)"
             )
-        _keep(self._parsed, sql)
+        self._parsed[sql] = None
 
     def check_plan(self, connection: duckdb.DuckDBPyConnection, sql: str, params: Any) -> None:
         """Raise QueryError where the plan of a checked statement does more than read and compute.
@@ -102,7 +103,7 @@ class SelectGuard:
             else:
                 _check_operator(node)
                 stack.extend(node.get("children", ()))
-        _keep(self._planned, sql)
+        self._planned[sql] = None
 
 
 def check_size(sql: str, bytes_max: int) -> None:
@@ -116,12 +117,6 @@ def check_size(sql: str, bytes_max: int) -> None:
             f"the text of this query is longer than {bytes_max} bytes: pass values as parameters, "
             "or raise sql_bytes_max in the platform's config"
         )
-
-
-def _keep(kept: dict[str, None], sql: str) -> None:
-    if len(kept) >= _KEPT_MAX:
-        del kept[next(iter(kept))]
-    kept[sql] = None
 
 
 def _parsed(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from dynamic_workflows.eventlog.bounded_dict import BoundedDict
 from dynamic_workflows.eventlog.errors import SandboxUnavailable, Unavailable
 
 from ..isolates.zygote_client import _search_path
@@ -46,7 +47,7 @@ class SqlZygote:
         self.owner_pid = os.getpid()
         self._lock = threading.Lock()
         self._next_id = 0
-        self._ended: dict[int, int] = {}
+        self._ended: BoundedDict[int, int] = BoundedDict(_ENDS_KEPT)
         self._stderr = tempfile.TemporaryFile()
         ours, theirs = control_socket.pair()
         with theirs:
@@ -103,8 +104,6 @@ class SqlZygote:
             raise Unavailable(f"the SQL zygote has ended: {self._stderr_tail()}")
         reports = [(msgspec.msgpack.decode(data), fds) for data, fds in messages]
         self._ended.update({one[1]: one[2] for one, _ in reports if one[0] == 2})
-        while len(self._ended) > _ENDS_KEPT:
-            del self._ended[next(iter(self._ended))]
         return reports
 
     def status_of(self, id: int) -> int | None:
