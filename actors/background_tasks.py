@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 
@@ -25,10 +25,15 @@ class BackgroundTasks:
 
     async def stop(self) -> None:
         """Cancel them, and wait until they have ended."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop_all(self._tasks)
+
+
+async def stop_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel the tasks, and wait until all have ended, however they end."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
 
 
 def seen(future: asyncio.Future[Any]) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .eventlog.codec import values
 from .eventlog.errors import InstanceError, InvalidError
 from .loaders.guest import exception_codec
-from .loaders.sdk.binding import STATUSES, WorkflowBinding, WorkflowInstance
+from .loaders.protocol.contract import ENDED, STATUSES
+from .loaders.sdk.binding import WorkflowBinding, WorkflowInstance
 
 if TYPE_CHECKING:
     from .actors.core.mocks import InstanceMocks
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 Named: TypeAlias = str | Mapping[str, Any]
 """A step: its name, or {"name", "index"} where the index counts occurrences from 1."""
-
-_ENDED = ("complete", "errored", "terminated")
 
 
 def introspect_instance(binding: WorkflowBinding, id: str) -> InstanceIntrospector:
@@ -160,7 +159,7 @@ class InstanceIntrospector(_Session):
                     now = await self._status_text()
                     if now == status or status == "queued":
                         return
-                    if now in _ENDED:
+                    if now in ENDED:
                         raise InstanceError(
                             f"instance {self.id!r} is {now} and will not be {status} any more",
                             code="instance.finished",
@@ -200,7 +199,7 @@ class InstanceIntrospector(_Session):
                     outcome = await self._outcome(name, count)
                     if outcome is not None:
                         return _answer(outcome)
-                    if now in _ENDED:
+                    if now in ENDED:
                         raise InstanceError(
                             f"instance {self.id!r} ended without step {name!r} ({count})",
                             code="instance.finished",

@@ -33,6 +33,7 @@ from dynamic_workflows.eventlog.store.base import probe
 from dynamic_workflows.eventlog.store.locations import root_of
 from dynamic_workflows.eventlog.store.open_store import open_store
 
+from ..background_tasks import stop_all
 from ..claims import Claims, NumberedClaim, busy, new_claim
 from ..config import PlatformConfig
 from ..diagnosis.explained_calls import ExplainedCalls
@@ -442,8 +443,7 @@ class RayPlatform:
 
     async def _leave_session(self) -> None:
         if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+            await stop_all([self._watching])
         if self._connection_warmup is not None:
             await self._connection_warmup.close()
         session, self._session = self._session, None
@@ -524,8 +524,7 @@ class RayPlatform:
             # A Ray that is being started cannot be taken back half-way: it is left afterwards.
             await asyncio.wait({self._entering}, timeout=_START_S)
         if self._entering is not None:
-            self._entering.cancel()
-            await asyncio.gather(self._entering, return_exceptions=True)
+            await stop_all([self._entering])
         await self._leave_session()
 
     async def _end_actors(self) -> None:

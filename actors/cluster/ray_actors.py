@@ -315,8 +315,7 @@ class TenantActor(_Actor):
 
     def _adopted(self, tenant_id: str) -> None:
         # Ray writes the class's name into the process title after each call.
-        shown = "".join(c if c.isprintable() else "?" for c in tenant_id)
-        self.__class__ = type(f"TenantActor: {shown}", (TenantActor,), {})
+        self.__class__ = type(f"TenantActor: {metrics.shown(tenant_id)}", (TenantActor,), {})
 
 
 _OPTIONS = {

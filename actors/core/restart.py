@@ -7,19 +7,18 @@ from typing import Any
 
 from dynamic_workflows.eventlog.errors import InstanceError
 from dynamic_workflows.eventlog.events import Row
+from dynamic_workflows.loaders.protocol.contract import STEP_TYPES
 
 from ..instances.instance import Instance
 from ..instances.row_payloads import FromBody, Restarted, decode
 from ..instances.step_state import DO, SLEEP, TIMER, WAIT, StepKey
-
-_TYPES = {"do": DO, "sleep": SLEEP, "wait_for_event": WAIT, "waitForEvent": WAIT}
 
 
 def parse_from(from_: dict[str, Any]) -> FromBody:
     """The target of a restart; InstanceError `instance.cannot_restart` where it can be none."""
     name = from_.get("name")
     count = from_.get("count", 1)
-    kind = _TYPES.get(from_.get("type") or "do")
+    kind = STEP_TYPES.get(from_.get("type") or "do")
     is_sound = isinstance(name, str) and isinstance(count, int) and not isinstance(count, bool)
     if not is_sound or kind is None or set(from_) - {"name", "count", "type"}:
         raise InstanceError(

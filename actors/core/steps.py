@@ -7,11 +7,11 @@ from typing import TypeAlias
 
 import msgspec
 
+from dynamic_workflows.loaders.protocol.contract import EVENT_TYPE
 from dynamic_workflows.loaders.protocol.messages import Cancel, ProtocolViolation, Sleep, Wait
 from dynamic_workflows.loaders.protocol.messages import StepRequest as Ask
 
 from ..instances.decisions import Decision
-from ..instances.identifiers import EVENT_TYPE
 from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.instance import Instance
 from ..instances.row_payloads import StepStarted, own_error, raw

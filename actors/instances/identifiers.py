@@ -8,12 +8,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from dynamic_workflows.eventlog.errors import InvalidError
+from dynamic_workflows.loaders.protocol.contract import BATCH_MAX, EVENT_TYPE, STATUSES
 
-from .state_machine import STATUSES
-
-_PLAIN = EVENT_TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*")
+_PLAIN = EVENT_TYPE
 _ADDRESSABLE = re.compile(r"[a-zA-Z0-9 ,*/#_-]{1,271}")
-BATCH_MAX = 10_000
 
 
 def is_tenant_id(text: str) -> bool:

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-QUEUED, RUNNING, WAITING = "queued", "running", "waiting"
-PAUSING, PAUSED = "waitingForPause", "paused"
-COMPLETE, ERRORED, TERMINATED = "complete", "errored", "terminated"
+from dynamic_workflows.loaders.protocol.contract import COMPLETE as COMPLETE
+from dynamic_workflows.loaders.protocol.contract import ENDED as ENDED
+from dynamic_workflows.loaders.protocol.contract import ERRORED as ERRORED
+from dynamic_workflows.loaders.protocol.contract import PAUSED as PAUSED
+from dynamic_workflows.loaders.protocol.contract import PAUSING as PAUSING
+from dynamic_workflows.loaders.protocol.contract import QUEUED as QUEUED
+from dynamic_workflows.loaders.protocol.contract import RUNNING as RUNNING
+from dynamic_workflows.loaders.protocol.contract import STATUSES as STATUSES
+from dynamic_workflows.loaders.protocol.contract import TERMINATED as TERMINATED
+from dynamic_workflows.loaders.protocol.contract import WAITING as WAITING
+
 NONE = "none"
 """No such instance."""
 
 OPEN = frozenset({QUEUED, RUNNING, WAITING, PAUSING, PAUSED})
-ENDED = frozenset({COMPLETE, ERRORED, TERMINATED})
-STATUSES = OPEN | ENDED
 AWAKE = frozenset({QUEUED, RUNNING, WAITING})
 
 

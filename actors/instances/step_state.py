@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from dynamic_workflows.eventlog.clock import to_datetime
+from dynamic_workflows.loaders.protocol.contract import DO as DO
+from dynamic_workflows.loaders.protocol.contract import RETRIES_MAX
+from dynamic_workflows.loaders.protocol.contract import SLEEP as SLEEP
+from dynamic_workflows.loaders.protocol.contract import TIMER as TIMER
+from dynamic_workflows.loaders.protocol.contract import WAIT as WAIT
+from dynamic_workflows.loaders.protocol.contract import YEAR_MS as YEAR_MS
 from dynamic_workflows.loaders.protocol.messages import Error, ProtocolViolation, RecordedStep
 
 from .row_payloads import own_error
@@ -18,15 +24,9 @@ if TYPE_CHECKING:
 StepKey: TypeAlias = tuple[str, str, int]
 """(kind, name, count)"""
 
-DO, SLEEP, WAIT = "do", "sleep", "wait_for_event"
-TIMER = "timer"
-"""A timer of asyncio that `run` set: it has no name, and is known from the moment it came due."""
 OPEN, VALUE, ERROR, CANCELLED = 0, 1, 2, 3
 
-
-YEAR_MS = 365 * 86_400 * 1_000
 CONFIG_BYTES_MAX = 16 * 1024
-RETRIES_MAX = 10_000
 NULL = b"null"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from dynamic_workflows.eventlog.errors import Unavailable, WorkflowsError
 
+from ..background_tasks import stop_all
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from ..rpc.reconnecting import ReconnectingRef
 
@@ -41,8 +42,7 @@ class ConnectionWarmup:
     async def close(self) -> None:
         """Drop the connections."""
         if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+            await stop_all([self._watching])
         self._known.clear()
 
     async def _watch(self) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from dynamic_workflows.eventlog.sanitize import printable
+
 if TYPE_CHECKING:
     from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
 
@@ -114,5 +116,4 @@ def _states(**counts: int) -> Iterator[MetricSample]:
 
 def shown(tenant_id: Any) -> str:
     """Return a tenant's id as a tag; "" where a process has none yet."""
-    text = "" if tenant_id is None else str(tenant_id)
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return "" if tenant_id is None else printable(str(tenant_id))

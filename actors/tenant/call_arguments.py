@@ -10,6 +10,7 @@ from typing import Any
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import InvalidError, WorkflowsError
 from dynamic_workflows.eventlog.ids import Ids
+from dynamic_workflows.loaders.protocol.contract import DO, SLEEP, WAIT
 
 from ..instances import identifiers
 from ..instances.decisions import CreateItem, Key
@@ -152,7 +153,7 @@ def restart_target(args: Mapping[str, Any]) -> dict[str, Any] | None:
     target = args.get("from")
     if target is None:
         return None
-    if not isinstance(target, dict) or target.get("type") not in ("do", "sleep", "wait_for_event"):
+    if not isinstance(target, dict) or target.get("type") not in (DO, SLEEP, WAIT):
         raise InvalidError(
             "a restart begins at {name, count, type}", code="instance.cannot_restart"
         )

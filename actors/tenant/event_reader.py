@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dynamic_workflows.eventlog.log.event_log import EventLog
 from dynamic_workflows.eventlog.log.numbered_rows import numbered_rows
 
+from ..background_tasks import stop_all
 from ..instances.decisions import Key, ReadEvents
 from ..instances.row_payloads import EventReceived, decode
 from .commit_pipeline import whole
@@ -50,8 +51,7 @@ class EventReader:
         """Read nothing more."""
         self._wanted.clear()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await stop_all([self._task])
 
     async def _answer(self) -> None:
         try:

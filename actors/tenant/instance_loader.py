@@ -10,6 +10,7 @@ from dynamic_workflows.eventlog.errors import InstanceError
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.log.event_log import EventLog
 
+from ..background_tasks import stop_all
 from ..core.memory_budget import MemoryBudget
 from ..core.tenant_core import TenantCore
 from ..instances.decisions import Key
@@ -121,7 +122,4 @@ class InstanceLoader:
 
     async def close(self) -> None:
         """Cancel what is being loaded."""
-        tasks = list(self._loads.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop_all(self._loads.values())

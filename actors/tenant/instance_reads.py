@@ -14,9 +14,9 @@ from dynamic_workflows.eventlog.clock import US, Clock
 from dynamic_workflows.eventlog.errors import InvalidError
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.loaders.protocol.calls import EventPage, StatusData
+from dynamic_workflows.loaders.protocol.contract import BATCH_MAX, ENDED
 
 from ..core.tenant_core import TenantCore
-from ..instances import identifiers
 from ..instances.decisions import Key
 from . import call_arguments
 from .commit_pipeline import CommitPipeline
@@ -27,8 +27,6 @@ from .public_payloads import public
 from .subscriptions import Subscriptions, Waiters, page
 from .supervisor_state import SupervisorState
 from .waiting_calls import WaitingCalls
-
-ENDED = frozenset({"complete", "errored", "terminated"})
 
 
 class InstanceReads:
@@ -131,7 +129,7 @@ class InstanceReads:
         names_found: list[str] = []
         cursor = None
         while True:
-            answer = self._core.list(workflow, None, identifiers.BATCH_MAX, cursor)
+            answer = self._core.list(workflow, None, BATCH_MAX, cursor)
             names_found += [item["id"] for item in answer["items"]]
             cursor = answer["cursor"]
             if cursor is None:
@@ -143,8 +141,8 @@ class InstanceReads:
         workflow = None if args.get("workflow") is None else call_arguments.workflow(args)
         limit = call_arguments.number(args, "limit", 100)
         cursor = call_arguments.optional_text(args, "cursor")
-        if not 1 <= limit <= identifiers.BATCH_MAX:
-            raise InvalidError(f"a page holds 1 to {identifiers.BATCH_MAX} instances")
+        if not 1 <= limit <= BATCH_MAX:
+            raise InvalidError(f"a page holds 1 to {BATCH_MAX} instances")
         answer: dict[str, Any] = self._core.list(
             workflow, call_arguments.statuses(args), limit=limit, cursor=cursor
         )

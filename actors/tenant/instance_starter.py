@@ -13,6 +13,7 @@ from dynamic_workflows.eventlog.clock import Clock
 from dynamic_workflows.eventlog.errors import WorkflowsError
 from dynamic_workflows.loaders.protocol import messages
 
+from ..background_tasks import stop_all
 from ..core.tenant_core import TenantCore
 from ..hosting.code_cache import CodeCache, unwrapped
 from ..hosting.code_host import Host
@@ -158,10 +159,7 @@ class InstanceStarter:
 
     async def close(self) -> None:
         """Cancel the tasks that ask for code."""
-        tasks = list(self._finding.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop_all(self._finding.values())
 
 
 def _lower_steps(decision: Decision, steps_max: int) -> None:

@@ -22,6 +22,7 @@ from dynamic_workflows.loaders.guest.sanitize import plain
 from dynamic_workflows.loaders.isolates.interface import Exit
 from dynamic_workflows.loaders.protocol import messages
 
+from ..background_tasks import stop_all
 from ..hosting.code_host import Host
 from ..instances.decisions import Key
 
@@ -200,9 +201,7 @@ class TenantLogs:
         tasks = [queue.task for queue in self._queues.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_S)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop_all(tasks)
 
 
 class _Queue:

@@ -23,6 +23,7 @@ from dynamic_workflows.eventlog.backoff import Backoff, FailureStreak
 from dynamic_workflows.eventlog.clock import US, Clock, TimerHandle
 from dynamic_workflows.eventlog.errors import WorkflowsError
 
+from ..background_tasks import stop_all
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from .tenant_entry import OPEN, TenantEntry
 from .timer_index import TimerIndex, TimerRowLog
@@ -168,10 +169,7 @@ class WakeService:
         for handle in (self._alarm, self._watch):
             if handle is not None:
                 handle.cancel()
-        tasks = [*self._in_flight, *([self._watching] if self._watching else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop_all([*self._in_flight, *([self._watching] if self._watching else [])])
         await self._index.close()
 
     # --- wake-ups

@@ -8,10 +8,12 @@ from typing import Any
 
 import typer
 
+from ..eventlog import sanitize
+
 
 def printable(text: str) -> str:
-    """Text without what a terminal would take for commands."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+    """Text in which what a terminal would take for commands is written out."""
+    return sanitize.printable(text, keep="\n")
 
 
 def print_json(value: Any) -> None:
@@ -31,6 +33,4 @@ def print_table(table: Any, *, as_json: bool = False) -> None:
 
 def terminal_text(text: str) -> str:
     """Text for stdout: a file or a pipe gets every byte; a terminal is not steered by it."""
-    from ..eventlog.sanitize import plain
-
-    return plain(text.replace("\r\n", "\n")) if sys.stdout.isatty() else text
+    return sanitize.plain(text.replace("\r\n", "\n")) if sys.stdout.isatty() else text

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InvalidError
+from ..sanitize import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,29 +66,6 @@ def _line(cells: Sequence[str], widths: Sequence[int], is_number: Sequence[bool]
         space = " " * (width - _width(cell))
         padded.append(space + cell if number else cell + space)
     return "  ".join(padded)
-
-
-def printable(text: str) -> str:
-    """Return the text with every character that is not plain and visible written as an escape."""
-    return "".join(one if _is_plain(one) else _escaped(one) for one in text)
-
-
-def _is_plain(one: str) -> bool:
-    # Cc: controls. Cf: direction marks, joiners, tags. Cs, Co, Cn: no character at all. Zl, Zp: new
-    # lines to some terminals.
-    return one == " " or unicodedata.category(one) not in {
-        "Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs",
-    }  # fmt: skip
-
-
-def _escaped(one: str) -> str:
-    short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(one)
-    if short is not None:
-        return short
-    code = ord(one)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _cut(text: str, width: int) -> str:

@@ -22,6 +22,10 @@ import zlib
 from operator import attrgetter
 from typing import Any, Protocol, TypeAlias
 
+from ..protocol.contract import DO as DO
+from ..protocol.contract import SLEEP as SLEEP
+from ..protocol.contract import TIMER
+from ..protocol.contract import WAIT as WAIT
 from ..protocol.messages import Cancelled, Mismatch, RecordedStep
 
 StepKey: TypeAlias = tuple[str, str, int]
@@ -32,7 +36,6 @@ NESTED = " in step "
 
 LABEL_CHARACTERS_MAX = 60
 
-DO, SLEEP, WAIT, TIMER = "do", "sleep", "wait_for_event", "timer"
 OPEN, VALUE, ERROR, CANCELLED = 0, 1, 2, 3
 
 

@@ -7,7 +7,6 @@ is a coroutine that answers from history, or waits for the outcome.
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
@@ -18,7 +17,7 @@ from dynamic_workflows.eventlog.clock import from_datetime, to_datetime
 from dynamic_workflows.eventlog.codec import values
 
 from ..protocol import messages
-from ..sdk import durations
+from ..protocol.contract import EVENT_TYPE, YEAR_MS
 from ..sdk.attr_view import Received
 from ..sdk.durations import Duration
 from ..sdk.entrypoints import WorkflowFatalError
@@ -32,7 +31,6 @@ from .step_validation import check_direct, check_name, check_rollback, ms, shown
 
 TYPE_CHARACTERS_MAX = 100
 WAIT_DEFAULT_MS = 86_400_000
-_EVENT_TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*")
 _AT_CHARACTERS_MAX = 400
 
 Config = StepConfig | Mapping[str, Any] | None
@@ -247,7 +245,7 @@ class GuestStep:
         """Sleep durably, for 0 to 365 days."""
         self._check(name)
         duration_ms = ms(duration, f"the duration of sleep {shown(name)}")
-        if duration_ms > durations.YEAR_MS:
+        if duration_ms > YEAR_MS:
             raise WorkflowFatalError(f"sleep {shown(name)} is longer than 365 days")
         return self._sleep(name, duration_ms, None)
 
@@ -305,7 +303,7 @@ class GuestStep:
         """
         self._check(name)
         is_type = isinstance(type, str) and len(type) <= TYPE_CHARACTERS_MAX
-        if not is_type or not _EVENT_TYPE.fullmatch(type):
+        if not is_type or not EVENT_TYPE.fullmatch(type):
             raise WorkflowFatalError(
                 f"{shown(type)} is no event type: it has 1 to {TYPE_CHARACTERS_MAX} letters,"
                 " digits, _ and -, and does not begin with -"
@@ -313,7 +311,7 @@ class GuestStep:
         timeout_ms = WAIT_DEFAULT_MS
         if timeout is not None:
             timeout_ms = ms(timeout, f"the timeout of wait {shown(name)}")
-        if not 1_000 <= timeout_ms <= durations.YEAR_MS:
+        if not 1_000 <= timeout_ms <= YEAR_MS:
             raise WorkflowFatalError(
                 f"the timeout of wait {shown(name)} is not between 1 second and 365 days"
             )

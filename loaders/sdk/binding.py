@@ -22,6 +22,7 @@ from dynamic_workflows.eventlog.events import INSTANCE_TYPES, TERMINAL_TYPES, Ro
 from dynamic_workflows.eventlog.ids import Ids
 
 from ..protocol.calls import Calls, StatusData
+from ..protocol.contract import BATCH_MAX, STATUSES, STEP_TYPES
 from ..protocol.messages import Error
 from . import durations
 from .records import (
@@ -37,17 +38,7 @@ from .records import (
     Why,
 )
 
-BATCH_MAX = 10_000
-STATUSES = frozenset(
-    "queued running waiting waitingForPause paused complete errored terminated".split()
-)
 _ITEM_KEYS = frozenset({"id", "params", "retention", "pin"})
-_STEP_KINDS = {
-    "do": "do",
-    "sleep": "sleep",
-    "wait_for_event": "wait_for_event",
-    "waitForEvent": "wait_for_event",
-}
 # A long poll is renewed before proxies and retries would call it lost.
 _POLL_S = 20.0
 
@@ -316,12 +307,12 @@ def _restart_target(target: Mapping[str, Any] | str | None) -> dict[str, Any] | 
     name, count, kind = target.get("name"), target.get("count", 1), target.get("type", "do")
     if not isinstance(name, str) or isinstance(count, bool) or not isinstance(count, int):
         raise TypeError("from_ needs the name of a step, as text, and its count, a number")
-    if kind not in _STEP_KINDS:
+    if kind not in STEP_TYPES:
         raise InvalidError(
             f"a step is of type do, sleep or wait_for_event, not {kind!r}",
             code="instance.cannot_restart",
         )
-    return {"name": name, "count": count, "type": _STEP_KINDS[kind]}
+    return {"name": name, "count": count, "type": STEP_TYPES[kind]}
 
 
 def _statuses(status: Any) -> list[str] | None:

@@ -11,10 +11,11 @@ import re
 from datetime import timedelta
 from typing import Any, TypeAlias
 
+from ..protocol.contract import YEAR_MS
+
 Duration: TypeAlias = int | float | str | timedelta
 
 _DAY_MS = 86_400_000
-YEAR_MS = 365 * _DAY_MS
 
 _UNITS_MS = {
     "second": 1_000,

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from ..protocol.contract import RETRIES_MAX
 from . import durations
 from .attr_view import AttrView
 from .durations import Duration
@@ -16,7 +17,6 @@ from .entrypoints import WorkflowFatalError
 BackoffName: TypeAlias = Literal["constant", "linear", "exponential"]
 Delay: TypeAlias = Duration | Callable[[Any, Exception], Any]
 
-RETRIES_MAX = 10_000
 _BACKOFFS = ("constant", "linear", "exponential")
 _DEFAULT = {
     "retries": {"limit": 5, "delay": "10 seconds", "backoff": "exponential"},

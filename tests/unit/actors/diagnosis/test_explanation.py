@@ -14,8 +14,8 @@ from dynamic_workflows.actors.core.explanation import explain, remedy
 from dynamic_workflows.actors.diagnosis.stored_explanation import explain_stored
 from dynamic_workflows.actors.in_process.local_platform import LocalPlatform
 from dynamic_workflows.actors.instances.index_entry import IndexEntry
-from dynamic_workflows.actors.instances.state_machine import STATUSES
 from dynamic_workflows.eventlog.store.open_store import open_store
+from dynamic_workflows.loaders.protocol.contract import STATUSES
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 
 CODE = """

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamic_workflows.eventlog.errors import InvalidError
-from dynamic_workflows.eventlog.query.render import printable, render
+from dynamic_workflows.eventlog.query.render import render
+from dynamic_workflows.eventlog.sanitize import printable
 
 WHEN = dt.datetime(2026, 1, 2, 3, 4, 5, 6, dt.UTC)
 TABLE = pa.table(
