@@ -22,6 +22,14 @@ from dynamic_workflows.actors.tenant.tenant import TenantSupervisor
 from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.ids import SystemIds
 from dynamic_workflows.eventlog.store.open_store import open_store
+from dynamic_workflows.loaders.protocol.calls import (
+    AwaitResult,
+    ChangeSchedule,
+    CreateBatch,
+    GetEvents,
+    NewInstance,
+    SendEvent,
+)
 
 CODE = """
 import asyncio
@@ -85,11 +93,12 @@ class Filler:
         made: list[str] = []
         for start in range(0, n, 10_000):
             items = [
-                {"id": f"{prefix}{at:06d}".ljust(100, "x"), "params": values.encode(params)}
+                NewInstance(id=f"{prefix}{at:06d}".ljust(100, "x"), params=values.encode(params))
                 for at in range(start, min(start + 10_000, n))
             ]
-            args = {"workflow": "TenantWorkflow", "items": items, "strict": True}
-            made += await self.tenant.call("create_batch", args)
+            create = CreateBatch(workflow="TenantWorkflow", items=items, strict=True)
+            names = await self.tenant.call(create)
+            made += names
         return made
 
     async def instances(self) -> None:
@@ -107,8 +116,14 @@ class Filler:
         ids = self.ids[: most // each + 1]
 
         async def send(n: int) -> None:
-            args = {"workflow": "TenantWorkflow", "id": ids[n // each], "type": "other"}
-            await self.tenant.call("send_event", args | {"payload": b'"%s"' % (b"x" * 50)})
+            await self.tenant.call(
+                SendEvent(
+                    workflow="TenantWorkflow",
+                    id=ids[n // each],
+                    type="other",
+                    payload=b'"%s"' % (b"x" * 50),
+                )
+            )
 
         for start in range(0, most, 2_000):
             await asyncio.gather(*(send(n) for n in range(start, min(start + 2_000, most))))
@@ -116,13 +131,12 @@ class Filler:
 
     async def flood(self) -> None:
         one = (await self.create({}, 1, "flooded"))[0]
-        args = {"workflow": "TenantWorkflow", "id": one, "type": "other"}
+        event = SendEvent(
+            workflow="TenantWorkflow", id=one, type="other", payload=b'"%s"' % (b"x" * 60_000)
+        )
         refused = 0
         for _ in range(40):
-            calls = [
-                self.tenant.call("send_event", args | {"payload": b'"%s"' % (b"x" * 60_000)})
-                for _ in range(50)
-            ]
+            calls = [self.tenant.call(event) for _ in range(50)]
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
             refused += sum(isinstance(one, dw.LimitExceededError) for one in outcomes)
         self.tell(f"2,000 of 60 KB to one, {refused:,} refused")
@@ -141,18 +155,18 @@ class Filler:
         ids = self.ids
         last = self.tenant.core.last_seq
         for n in range(self.number(self.config.subscriptions_max)):
-            args = {"workflow": "TenantWorkflow", "id": ids[n % len(ids)], "cursor": last}
-            self.waiting.append(asyncio.ensure_future(self.tenant.call("events", args)))
+            events = GetEvents(workflow="TenantWorkflow", id=ids[n % len(ids)], cursor=last)
+            self.waiting.append(asyncio.ensure_future(self.tenant.call(events)))
         for n in range(self.number(self.config.results_waiting_max)):
-            args = {"workflow": "TenantWorkflow", "id": ids[n % len(ids)]}
-            self.waiting.append(asyncio.ensure_future(self.tenant.call("result", args)))
+            result = AwaitResult(workflow="TenantWorkflow", id=ids[n % len(ids)])
+            self.waiting.append(asyncio.ensure_future(self.tenant.call(result)))
         await asyncio.sleep(2)
         self.tell(f"{len(self.waiting):,} calls that wait")
 
     async def schedules(self) -> None:
         crons = [f"{n % 60} {n // 60 % 24} 1 1 *" for n in range(self.config.schedules_max)]
         for cron in crons[: self.number(len(crons)) // 10]:
-            await self.tenant.call("schedule", {"workflow": "TenantWorkflow", "cron": cron})
+            await self.tenant.call(ChangeSchedule(workflow="TenantWorkflow", cron=cron))
         self.tell("schedules")
 
     async def end(self) -> None:

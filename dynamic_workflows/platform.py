@@ -18,7 +18,13 @@ from .eventlog.ids import Ids, SystemIds
 from .eventlog.store.locations import root_of
 from .loaders.bundles.bundle import WorkerCode, bundle_of
 from .loaders.bundles.worker import EntrypointStub, WorkerLoader, Workers
-from .loaders.protocol.calls import Calls
+from .loaders.protocol.calls import (
+    Calls,
+    ChangeSchedule,
+    DeployCode,
+    ExplainInstance,
+    ReloadCode,
+)
 from .loaders.sdk import http
 from .loaders.sdk.binding import WorkflowBinding, seconds_of
 from .loaders.sdk.entrypoints import build
@@ -225,13 +231,7 @@ class Tenant:
 
     def entrypoint(self, name: str | None = None, props: Any = None) -> EntrypointStub:
         """A stub of an entrypoint class; None: the one named `Default`."""
-        calls = self._calls
-
-        async def invoke(args: dict[str, Any]) -> bytes:
-            answer: bytes = await calls.call("invoke", args)
-            return answer
-
-        return EntrypointStub(invoke, name, props=props)
+        return EntrypointStub(self._calls.call, name, props=props)
 
     def query(self, sql: str, params: list[Any] | dict[str, Any] | None = None) -> pa.Table:
         """One SELECT over this tenant's rows alone, in a process of its own; see Platform.query.
@@ -251,24 +251,24 @@ class Tenant:
         hold = getattr(self._platform._open().codes, "hold_live_of", None)
         if hold is not None:
             hold(bundle, grants)
-        code_hash: str = await self._calls.call("deploy", {"bundle": bundle.stored()})
-        return code_hash
+        return await self._calls.call(DeployCode(bundle=bundle.stored()))
 
     async def reload(self) -> None:
         """Forget what is held of the tenant's code, and what was deployed: ask `load` again."""
-        await self._calls.call("reload", {})
+        await self._calls.call(ReloadCode())
 
     async def schedule(
         self, cron: str, workflow: str = "TenantWorkflow", *, remove: bool = False
     ) -> None:
         """Create an instance at each time that a cron expression (UTC) names, or no more."""
-        args = {"cron": cron, "workflow": check_workflow_name(workflow), "remove": remove}
-        await self._calls.call("schedule", args)
+        name = check_workflow_name(workflow)
+        await self._calls.call(ChangeSchedule(cron=cron, workflow=name, remove=remove))
 
     async def why(self, instance_id: str, workflow: str = "TenantWorkflow") -> Why:
         """Why an instance is where it is: `.code`, and a sentence as `.text`."""
-        args = {"workflow": check_workflow_name(workflow), "id": instance_id}
-        return Why(**await self._calls.call("why", args))
+        name = check_workflow_name(workflow)
+        found = await self._calls.call(ExplainInstance(workflow=name, id=instance_id))
+        return Why(code=found.code, text=found.text)
 
 
 def connect(

@@ -44,7 +44,7 @@ from dynamic_workflows.loaders.bundles.worker import (
     Workers,
     target_of,
 )
-from dynamic_workflows.loaders.protocol.calls import Calls
+from dynamic_workflows.loaders.protocol.calls import AnswerT, Calls, CreateBatch, TenantCall
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 from dynamic_workflows.loaders.sdk.records import Record
 from dynamic_workflows.loaders.sdk.service import App, DispatchEvent, only_dispatches
@@ -413,9 +413,9 @@ class _RawCalls:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
+    async def call(self, call: TenantCall[AnswerT]) -> AnswerT:
         """Refuse the call."""
-        if op == "create_batch":
+        if isinstance(call, CreateBatch):
             raise _untagged()
         raise InvalidError(
             f"the dispatcher's own binding {self._name} knows no tenant: go through "

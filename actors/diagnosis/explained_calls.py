@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import cast
 
 from dynamic_workflows.eventlog.clock import Clock
 from dynamic_workflows.eventlog.errors import (
@@ -18,7 +18,13 @@ from dynamic_workflows.eventlog.errors import (
     PlatformClosed,
     WorkflowsError,
 )
-from dynamic_workflows.loaders.protocol.calls import Calls
+from dynamic_workflows.loaders.protocol.calls import (
+    AnswerT,
+    Calls,
+    ExplainInstance,
+    TenantCall,
+    WhyData,
+)
 
 from ..rpc.actor_ref import ActorRef
 from .lateness import asked_lateness
@@ -40,13 +46,16 @@ class ExplainedCalls:
         self._find_timer = find_timer
         self._clock = clock
 
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
+    async def call(self, call: TenantCall[AnswerT]) -> AnswerT:
         """Carry out one operation; raises what the tenant's call raises."""
-        if op != "why":
-            return await self._calls.call(op, args)
+        if not isinstance(call, ExplainInstance):
+            return await self._calls.call(call)
+        return cast(AnswerT, await self._explain(call))
+
+    async def _explain(self, call: ExplainInstance) -> WhyData:
         late = await asked_lateness(self._find_timer, self._tenant_id, self._clock.now_us())
         try:
-            found: dict[str, str] = await self._calls.call(op, args)
+            found = await self._calls.call(call)
         except (InstanceError, InvalidError, PlatformClosed):
             raise  # the tenant is awake, or its platform is over
         except WorkflowsError as error:
@@ -56,4 +65,4 @@ class ExplainedCalls:
             told.message = f"{error.message}; {late}"
             told.args = (told.message,)
             raise told from error
-        return found | {"text": f"{found['text']}; before this call: {late}"} if late else found
+        return WhyData(found.code, f"{found.text}; before this call: {late}") if late else found

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
+
+import msgspec
 
 from dynamic_workflows.eventlog.clock import (
     US,
@@ -25,7 +27,14 @@ from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.eventlog.store.memory import MemoryStore
 from dynamic_workflows.loaders.guest.virtual_clock import stand_ins
 from dynamic_workflows.loaders.isolates.inline import InlineIsolates
-from dynamic_workflows.loaders.protocol.calls import Calls
+from dynamic_workflows.loaders.protocol.calls import (
+    WAITING_CALLS,
+    AnswerT,
+    Calls,
+    GetEvents,
+    TenantCall,
+    TerminateInstance,
+)
 from dynamic_workflows.loaders.sdk import durations
 from dynamic_workflows.loaders.sdk.service import App
 
@@ -250,21 +259,22 @@ class LocalCalls(Calls):
         self.platform = platform
         self.tenant_id = tenant_id
 
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
+    async def call(self, call: TenantCall[AnswerT]) -> AnswerT:
         """Carry out one operation; raises WorkflowsError, TimeoutError."""
-        if op not in ("result", "events"):
-            answer = await (await self.platform.tenant(self.tenant_id)).call(op, args)
-            if op == "terminate" and args.get("rollback"):
+        if not isinstance(call, WAITING_CALLS):
+            answer = await (await self.platform.tenant(self.tenant_id)).call(call)
+            if isinstance(call, TerminateInstance) and call.rollback:
                 # A test looks at the outcome next; handlers that rest for a retry stay at rest.
                 await self.platform.settle(until_us=self.platform.virtual.now_us())
             return answer
         # Nobody is in between who could lose a long poll.
-        args = args | {"wait_s": None} if op == "events" else args
+        if isinstance(call, GetEvents):
+            call = cast(TenantCall[AnswerT], msgspec.structs.replace(call, wait_s=None))
         with self.platform.waits():
             while True:
                 tenant = await self.platform.tenant(self.tenant_id)
                 try:
-                    return await tenant.call(op, args)
+                    return await tenant.call(call)
                 except (PlatformClosed, Fenced, Unavailable):
                     # As a client on Ray does: the tenant died, so ask where it lives now.
                     if self.platform.is_closed or not tenant.is_over:

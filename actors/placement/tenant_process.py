@@ -23,6 +23,13 @@ from dynamic_workflows.eventlog.store.base import Store, probe
 from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.loaders.bundles.bundle import WorkerCode
 from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
+from dynamic_workflows.loaders.protocol.calls import (
+    AwaitResult,
+    CreateBatch,
+    NewInstance,
+    pack_call,
+    unpack_call,
+)
 
 from ..code.code_resolver import Codes, CodeSource
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
@@ -158,12 +165,16 @@ class TenantProcess:
     async def _perform(self, store: Store, codes: Codes) -> None:
         nobody = await self._open_on("nobody", store, codes)
         try:
-            item = {"id": "rehearsal", "params": b"{}"}
-            which = {"workflow": "TenantWorkflow"}
-            await nobody.call(
-                "create_batch", which | {"items": [item], "strict": True, "token": "rehearsal"}
+            name = "rehearsal"
+            new = NewInstance(id=name, params=b"{}")
+            create = CreateBatch(
+                workflow="TenantWorkflow", items=[new], strict=True, token="rehearsal"
             )
-            await nobody.call("result", which | {"id": "rehearsal", "timeout_s": _REHEARSAL_S})
+            # As a driver's call, so that decoding is rehearsed too.
+            await nobody.call(unpack_call(pack_call(create)))
+            await nobody.call(
+                AwaitResult(workflow="TenantWorkflow", id=name, timeout_s=_REHEARSAL_S)
+            )
         finally:
             await nobody.close(seal=False)
 

@@ -26,16 +26,23 @@ import msgspec
 from dynamic_workflows.eventlog.clock import US, Clock, TimerHandle
 from dynamic_workflows.eventlog.errors import (
     Fenced,
+    InvalidError,
     PlatformClosed,
     Unavailable,
     WorkflowsError,
     needs_operator,
 )
 from dynamic_workflows.eventlog.tracing import mark
+from dynamic_workflows.loaders.protocol.calls import (
+    LONG_CALLS,
+    AnswerT,
+    TenantCall,
+    unpack_call,
+)
 
 from ..background_tasks import seen
 from ..rpc.actor_ref import ActorRef, ActorUnreachable, portable
-from ..rpc.serving import LONG_OPS, NotServedHere
+from ..rpc.serving import NotServedHere
 from ..timers.open_registration import OpenRegistration
 from .worker_state import WorkerState, after
 
@@ -56,7 +63,7 @@ _logger = logging.getLogger("dynamic_workflows.slot")
 class ServedTenant(Protocol):
     """An open tenant: the shell around its core and its log."""
 
-    def call(self, op: str, args: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+    def call(self, call: TenantCall[AnswerT]) -> Coroutine[Any, Any, AnswerT]:
         """Carry out one operation; raises WorkflowsError."""
         ...
 
@@ -273,7 +280,7 @@ class WorkerProcess:
         self,
         tenant_id: str,
         session_id: str,
-        calls: list[tuple[int, str, dict[str, Any]]],
+        calls: list[tuple[int, bytes]],
         forgotten: list[int],
         wait_s: float,
     ) -> list[tuple[int, bool, Any]]:
@@ -293,8 +300,7 @@ class WorkerProcess:
         self._stats.messages += 1
         self._stats.calls += len(calls)
         session.forget(forgotten)
-        session.start(tenant, calls)
-        is_poll = all(op in LONG_OPS for _, op, _ in calls)
+        is_poll = session.start(tenant, calls)
         await session.wait(GRACE_S if calls else wait_s, is_poll=is_poll)
         session.used_us = self._clock.now_us()
         if (self._closing is not None or session.is_broken) and not session.outcomes:
@@ -431,17 +437,27 @@ class _Tenancy:
         """Return whether the client is likely to poll for an outcome."""
         return bool(self._tasks or self.waiting or self.outcomes)
 
-    def start(self, tenant: ServedTenant, calls: list[tuple[int, str, dict[str, Any]]]) -> None:
-        """Run each call in a task of its own, started in this order."""
+    def start(self, tenant: ServedTenant, calls: list[tuple[int, bytes]]) -> bool:
+        """Run each call in a task of its own, started in this order; return whether all of them
+        may take long. One that does not decode has an error for its outcome."""
         loop = asyncio.get_running_loop()
-        for number, op, args in calls:
-            task = loop.create_task(tenant.call(op, args))
+        is_poll = True
+        for number, body in calls:
+            try:
+                call = unpack_call(body)
+            except InvalidError as error:
+                self.outcomes.append((number, False, error))
+                is_poll = False
+                continue
+            task = loop.create_task(tenant.call(call))
             self._tasks[number] = task
-            is_quick = op not in LONG_OPS
+            is_quick = not isinstance(call, LONG_CALLS)
+            is_poll = is_poll and not is_quick
             self._quick += is_quick
             if not is_quick:
                 self._long.add(number)
             task.add_done_callback(partial(self._done, tenant, number, is_quick))
+        return is_poll
 
     def forget(self, numbers: list[int]) -> None:
         """Stop waiting for these calls. What they began continues."""

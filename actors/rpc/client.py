@@ -17,7 +17,9 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from random import Random
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
+
+import msgspec
 
 from dynamic_workflows.eventlog.backoff import Backoff
 from dynamic_workflows.eventlog.errors import (
@@ -28,10 +30,23 @@ from dynamic_workflows.eventlog.errors import (
     needs_operator,
 )
 from dynamic_workflows.eventlog.tracing import mark
+from dynamic_workflows.loaders.protocol.calls import (
+    LONG_CALLS,
+    AnswerT,
+    AwaitResult,
+    ChangeCall,
+    DeleteInstance,
+    GetEvents,
+    GetStatus,
+    TenantCall,
+    TerminateInstance,
+    op_of,
+    pack_call,
+)
 
 from .actor_ref import ActorRef, ActorUnreachable
 from .fork_guard import OwningProcess
-from .serving import LONG_OPS, NotServedHere
+from .serving import NotServedHere
 
 Resolve: TypeAlias = Callable[[str, str | None], Awaitable[ActorRef]]
 """(tenant id, name of the peer that did not serve it any more, or None) -> where the tenant is."""
@@ -40,9 +55,6 @@ BATCH_MAX = 2_000
 """Calls in one message."""
 POLL_S = 10.0
 """Seconds that a long poll waits at the tenant."""
-_TOKEN_OPS = frozenset(
-    "create_batch pause resume terminate restart send_event delete delete_batch".split()
-)
 _BACKOFF = Backoff(0.01, 0.5, factor=3.0, jitter=0.25)
 _MOVED_BACKOFF = Backoff(0.05, 30.0, factor=4.0, jitter=0.25)
 """Of results that wait for a tenant which sleeps."""
@@ -54,12 +66,12 @@ _ROOM_TIMES = 4
 
 
 class _PendingCall:
-    __slots__ = ("args", "future", "made", "number", "op", "since", "timer", "tries")
+    __slots__ = ("body", "call", "future", "made", "number", "since", "timer", "tries")
 
-    def __init__(self, number: int, op: str, args: dict[str, Any]) -> None:
+    def __init__(self, number: int, call: TenantCall[Any]) -> None:
         self.number = number
-        self.op = op
-        self.args = args
+        self.call = call
+        self.body = pack_call(call)
         self.tries = 0
         self.made = self.since = time.monotonic()
         self.timer: asyncio.TimerHandle | None = None
@@ -103,7 +115,7 @@ class TenantClient:
         self._is_closed = False
         self._closed: WorkflowsError = PlatformClosed("the platform was closed: connect again")
 
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
+    async def call(self, call: TenantCall[AnswerT]) -> AnswerT:
         """Carry out one operation; raises WorkflowsError, TimeoutError.
 
         PlatformBusy in a forked child: it has no connection of its own.
@@ -115,42 +127,41 @@ class TenantClient:
         if self._is_closed:
             raise self._closed
         number = next(self._numbers)
-        if op in _TOKEN_OPS and args.get("token") is None:
-            args = args | {"token": f"{self._client_id}-{number}"}
-        call = _PendingCall(number, op, args)
-        self._pending[call.number] = call
-        self._queue.append(call)
+        if isinstance(call, ChangeCall) and call.token is None:
+            call = msgspec.structs.replace(call, token=f"{self._client_id}-{number}")
+        pending = _PendingCall(number, call)
+        self._pending[number] = pending
+        self._queue.append(pending)
         self._nudge.set()
         if not self._is_flushing:
             self._is_flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
-        limit_s = self._limit_s(op, args)
+        limit_s = self._limit_s(call)
         if limit_s is not None:
-            self._look_after(call, limit_s, limit_s)
+            self._look_after(pending, limit_s, limit_s)
         try:
-            return await call.future
+            answer: AnswerT = await pending.future
+            return answer
         except InstanceError as error:
             # The first try may have been carried out, and only its reply lost.
-            if call.tries > 1 and await self._was_done(op, args, error):
-                return None
+            if pending.tries > 1 and await self._was_done(call, error):
+                return cast(AnswerT, None)
             raise
         finally:
-            if call.timer is not None:
-                call.timer.cancel()
-            if self._pending.pop(call.number, None) is not None:
-                self._forgotten.append(call.number)
-                self._handed.discard(call.number)
+            if pending.timer is not None:
+                pending.timer.cancel()
+            if self._pending.pop(number, None) is not None:
+                self._forgotten.append(number)
+                self._handed.discard(number)
 
-    def _limit_s(self, op: str, args: dict[str, Any]) -> float | None:
+    def _limit_s(self, call: TenantCall[Any]) -> float | None:
         """The seconds that a call has; None: as many as it takes while the tenant answers."""
-        if op not in LONG_OPS:
-            return self._timeout_s
-        if op == "result":
-            timeout_s = args.get("timeout_s")
+        if isinstance(call, AwaitResult):
+            timeout_s = call.timeout_s
             return None if timeout_s is None else max(0.0, timeout_s) + RESULT_GRACE_S
-        if op == "events":
-            return float(args.get("wait_s") or 0.0) + self._timeout_s
-        return None
+        if isinstance(call, GetEvents):
+            return float(call.wait_s or 0.0) + self._timeout_s
+        return None if isinstance(call, LONG_CALLS) else self._timeout_s
 
     def _look_after(self, call: _PendingCall, limit_s: float, after_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -161,7 +172,7 @@ class TenantClient:
         if call.future.done():
             return
         now = time.monotonic()
-        if call.op not in LONG_OPS:
+        if not isinstance(call.call, LONG_CALLS):
             left_s = call.since + limit_s - now
             if self._waits_for_room(call) and now - call.made < _ROOM_TIMES * limit_s:
                 left_s = limit_s / 4
@@ -169,7 +180,7 @@ class TenantClient:
                 self._look_after(call, limit_s, left_s)
                 return
         missing = self._missing(call)
-        if call.op == "result":
+        if isinstance(call.call, AwaitResult):
             timeout_s = limit_s - RESULT_GRACE_S
             call.future.set_exception(
                 TimeoutError(f"the time of {timeout_s:g} s is up, and {missing}")
@@ -177,8 +188,8 @@ class TenantClient:
             return
         call.future.set_exception(
             Unavailable(
-                f"{call.op} of tenant {self._tenant_id!r} had no answer in {limit_s:g} s: {missing}"
-                ": look there, then call again"
+                f"{op_of(call.call)} of tenant {self._tenant_id!r} had no answer in {limit_s:g} s: "
+                f"{missing}: look there, then call again"
             )
         )
 
@@ -201,12 +212,12 @@ class TenantClient:
             )
         return f"its actor {self._peer.name} does not answer"
 
-    async def _was_done(self, op: str, args: dict[str, Any], error: InstanceError) -> bool:
-        if op == "delete":
+    async def _was_done(self, call: TenantCall[Any], error: InstanceError) -> bool:
+        if isinstance(call, DeleteInstance):
             return error.code == "instance.not_found"
-        if op == "terminate" and error.code == "instance.cannot_terminate":
-            which = {name: args[name] for name in ("workflow", "id")}
-            return bool((await self.call("status", which)).status == "terminated")
+        if isinstance(call, TerminateInstance) and error.code == "instance.cannot_terminate":
+            found = await self.call(GetStatus(workflow=call.workflow, id=call.id))
+            return found.status == "terminated"
         return False
 
     def close(self, error: WorkflowsError | None = None) -> None:
@@ -261,7 +272,7 @@ class TenantClient:
     ) -> None:
         """One message and its answers; a lost one ends the session."""
         forgotten, self._forgotten = self._forgotten, []
-        calls = [(call.number, call.op, call.args) for call in batch]
+        calls = [(call.number, call.body) for call in batch]
         for call in batch:
             call.tries += 1
         try:
@@ -386,7 +397,10 @@ class TenantClient:
 
     async def _rest(self, tries: int) -> None:
         """Wait before the next try; long when nobody waits but for results of a sleeping tenant."""
-        if any(call.op not in LONG_OPS for call in self._pending.values()) or not self._moves:
+        if (
+            any(not isinstance(one.call, LONG_CALLS) for one in self._pending.values())
+            or not self._moves
+        ):
             await asyncio.sleep(_BACKOFF.rest_s(tries, self._random))
             return
         self._nudge.clear()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dynamic_workflows.eventlog.errors import WorkflowsError
 
-LONG_OPS = frozenset({"result", "events", "invoke"})
-"""Operations that may take as long as they like."""
-
 
 class NotServedHere(WorkflowsError):
     """The tenant is not served here (any more): ask the loader again."""

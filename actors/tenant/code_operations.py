@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from dynamic_workflows.eventlog.clock import Clock
 from dynamic_workflows.eventlog.errors import CodeError, InvalidError
 from dynamic_workflows.loaders.bundles import bundle as bundles
 from dynamic_workflows.loaders.guest import exception_codec
+from dynamic_workflows.loaders.protocol.calls import ChangeSchedule, DeployCode, InvokeMethod
 
 from ..core.tenant_core import TenantCore
 from ..hosting.code_cache import CodeCache
 from ..hosting.code_host import GuestError, HostKey
 from ..hosting.code_hosts import Hosts
+from ..instances import identifiers
 from ..instances.cron import check_declared, is_cron
-from . import call_arguments
 from .commit_pipeline import CommitPipeline
 from .instance_keys import InstanceKeys
 from .supervisor_state import SupervisorState
@@ -43,16 +42,15 @@ class CodeOperations:
         self._keys = keys
         self._clock = clock
 
-    async def invoke(self, args: dict[str, Any]) -> bytes:
+    async def invoke(self, call: InvokeMethod) -> bytes:
         """Call a method of an entrypoint; return codec text.
 
         Raises CodeError, InvalidError, and what the method raised.
         """
-        host_key = await self._code_to_invoke(args)
+        host_key = await self._code_to_invoke(call)
         host = await self._hosts.ready(host_key, fresh=True)
         host = self._hosts.place(host) or host
-        name = call_arguments.optional_text(args, "entrypoint") or "Default"
-        method = call_arguments.text(args, "method")
+        name, method = call.entrypoint or "Default", call.method
         export = host.exports.get(name)
         if export is None:
             raise CodeError(
@@ -69,26 +67,25 @@ class CodeOperations:
             raise InvalidError(f"the entrypoint {name!r} has no public method {method!r}")
         try:
             return await host.invoke(
-                entrypoint=args.get("entrypoint"),
+                entrypoint=call.entrypoint,
                 method=method,
-                args=args["args"],
-                kwargs=args["kwargs"],
-                props=args.get("props"),
+                args=call.args,
+                kwargs=call.kwargs,
+                props=call.props,
             )
         except GuestError as error:
             raise exception_codec.from_wire(error.error) from None
 
-    async def _code_to_invoke(self, args: dict[str, Any]) -> HostKey:
-        limits = bundles.checked_limits(args.get("limits"))
+    async def _code_to_invoke(self, call: InvokeMethod) -> HostKey:
+        limits = bundles.checked_limits(call.limits)
         narrowed = tuple(sorted(limits.items()))
-        code_hash = args.get("code_hash")
-        if code_hash is not None:
-            return code_hash, args.get("worker"), narrowed
+        if call.code_hash is not None:
+            return call.code_hash, call.worker, narrowed
         return (await self._codes.current(None, None)).code_hash, None, narrowed
 
-    async def deploy(self, args: dict[str, Any]) -> str:
+    async def deploy(self, call: DeployCode) -> str:
         """Put code in place; return its hash. Raises CodeError, and changes nothing then."""
-        bundle = bundles.decode(args["bundle"])
+        bundle = bundles.decode(call.bundle)
         check_declared(bundle.schedules)
         code_hash = await self._codes.keep(bundle)
         for name in bundle.schedules:
@@ -100,7 +97,7 @@ class CodeOperations:
         await self._commits.caught_up()
         return code_hash
 
-    async def reload(self, args: dict[str, Any]) -> None:
+    async def reload(self) -> None:
         """Forget what is held of the tenant's code, and what was deployed."""
         await self._codes.forget()
         if self._codes.deployed is not None:
@@ -136,11 +133,10 @@ class CodeOperations:
             )
         )
 
-    async def schedule(self, args: dict[str, Any]) -> None:
+    async def schedule(self, call: ChangeSchedule) -> None:
         """Add or remove one cron expression of a workflow."""
-        workflow = call_arguments.workflow(args)
-        cron = call_arguments.text(args, "cron")
-        if call_arguments.flag(args, "remove"):
+        workflow, cron = identifiers.check_workflow_name(call.workflow), call.cron
+        if call.remove:
             self._state.check_open()
             now_us = self._clock.now_us()
             self._commits.take(self._core.remove_schedule(workflow, cron, now_us=now_us))

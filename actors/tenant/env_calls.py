@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any
 
 import msgspec
 
@@ -18,11 +17,12 @@ from dynamic_workflows.loaders.bundles.bundle import Granted
 from dynamic_workflows.loaders.guest.sanitize import plain
 from dynamic_workflows.loaders.protocol import messages
 from dynamic_workflows.loaders.protocol.calls import (
-    TENANT_OPS,
     Calls,
+    CreateBatch,
     StatusData,
+    WhyData,
     pack_answer,
-    unpack_args,
+    unpack_tenant_call,
 )
 
 from ..code.code_resolver import CodeSource
@@ -109,21 +109,16 @@ class EnvCallHandler:
             del self.services_out[this]
 
     async def _workflows(self, granted: Granted, call: messages.CallRequest) -> bytes:
-        if call.method not in TENANT_OPS:
-            raise InvalidError(f"a workflow binding has no operation {call.method!r}")
-        args = unpack_args(call.args)
-        # These are the platform's to say, and no tenant's.
-        for name in ("metadata", "binding", "token"):
-            args.pop(name, None)
+        asked = unpack_tenant_call(call.method, call.args)
         calls: Calls = self._operations
         if granted.metadata is not None:
-            args["metadata"] = granted.metadata
-            args["binding"] = granted.binding_name
+            if isinstance(asked, CreateBatch):
+                asked.metadata, asked.binding = granted.metadata, granted.binding_name
             tenant_id = _tenant_of(granted.metadata)
             if tenant_id is not None and tenant_id != self._core.tenant_id:
                 calls = self._codes.peer(check_tenant_id(tenant_id))
         try:
-            answer = await calls.call(call.method, args)
+            answer: object = await calls.call(asked)
             # A dispatcher answers its tenants, and says what they are to know; `load` does not.
             return pack_answer(answer if self._codes.is_app else _for_tenant(answer))
         except CodeError as error:
@@ -132,12 +127,12 @@ class EnvCallHandler:
             raise CodeError(_NOT_LOADED, code=_LOAD_FAILED) from None
 
 
-def _for_tenant(answer: Any) -> Any:
+def _for_tenant(answer: object) -> object:
     """The answer without what only the platform is to know."""
     if isinstance(answer, StatusData) and answer.reason_code == _LOAD_FAILED:
         return msgspec.structs.replace(answer, reason_message=_NOT_LOADED)
-    if isinstance(answer, dict) and answer.get("code") == _LOAD_FAILED:
-        return answer | {"text": _NOT_LOADED}
+    if isinstance(answer, WhyData) and answer.code == _LOAD_FAILED:
+        return WhyData(answer.code, _NOT_LOADED)
     return answer
 
 

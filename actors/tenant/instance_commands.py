@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+
+import msgspec
 
 from dynamic_workflows.eventlog.clock import Clock
 from dynamic_workflows.eventlog.errors import WorkflowsError
 from dynamic_workflows.eventlog.ids import Ids
 from dynamic_workflows.eventlog.tracing import mark
+from dynamic_workflows.loaders.protocol.calls import (
+    CreateBatch,
+    DeleteBatch,
+    DeleteFailure,
+    DeleteInstance,
+    DeleteOutcome,
+    PauseInstance,
+    RestartInstance,
+    ResumeInstance,
+    SendEvent,
+    TerminateInstance,
+)
 
 from ..background_tasks import BackgroundTasks
 from ..code.code_resolver import Resolved
@@ -52,21 +65,13 @@ class InstanceCommands:
         self._clock = clock
         self._ids = ids
 
-    def _key(self, args: dict[str, Any]) -> Key:
-        return self._keys.find(args.get("workflow"), args.get("id"))
-
-    async def create_batch(self, args: dict[str, Any]) -> list[str]:
+    async def create_batch(self, call: CreateBatch) -> list[str]:
         """Create instances; return the ids of those that are new, once they are durable."""
-        wanted = args.get("workflow")
-        metadata = call_arguments.metadata(args)
+        wanted, binding, metadata = call.workflow, call.binding, call.metadata
         if wanted is not None:
-            call_arguments.workflow(args)
-        binding = call_arguments.optional_text(args, "binding")
-        strict = call_arguments.flag(args, "strict")
+            identifiers.check_workflow_name(wanted)
         items = call_arguments.create_items(
-            args,
-            workflow=wanted or "TenantWorkflow",
-            code_hash="",
+            call,
             pin=self._config.pin,
             ids=self._ids,
             bytes_max=self._config.value_bytes_max,
@@ -77,7 +82,9 @@ class InstanceCommands:
         ticket = codes[0].ticket
         is_stored = False
         try:
-            created = await self._create(await self._with_code(items, codes, wanted), strict=strict)
+            created = await self._create(
+                await self._with_code(items, codes, wanted), strict=call.strict
+            )
             is_stored = True
             return created
         finally:
@@ -110,74 +117,87 @@ class InstanceCommands:
         now_us = self._clock.now_us()
         await self._commits.commit(self._core.mock_event(key, event_type, payload, now_us=now_us))
 
-    async def _command(self, args: dict[str, Any], name: str, *extra: Any, **named: Any) -> None:
-        """Decide a command on a loaded instance."""
-        key = self._key(args)
+    async def _loaded(self, workflow: str | None, instance_id: str) -> Key:
+        """Load the instance that a command is for; return its key."""
+        key = self._keys.find(workflow, instance_id)
         while not self._core.is_loaded(key):
             await self._loader.load(key)
         self._state.check_open()
-        named |= {
-            "token": call_arguments.optional_text(args, "token"),
-            "now_us": self._clock.now_us(),
-        }
-        await self._commits.commit(getattr(self._core, name)(key, *extra, **named))
+        return key
 
-    async def pause(self, args: dict[str, Any]) -> None:
+    async def pause(self, call: PauseInstance) -> None:
         """Pause an instance."""
-        await self._command(args, "pause")
+        key = await self._loaded(call.workflow, call.id)
+        now_us = self._clock.now_us()
+        await self._commits.commit(self._core.pause(key, token=call.token, now_us=now_us))
 
-    async def resume(self, args: dict[str, Any]) -> None:
+    async def resume(self, call: ResumeInstance) -> None:
         """Resume an instance that was paused or parked."""
-        await self._command(args, "resume")
+        key = await self._loaded(call.workflow, call.id)
+        now_us = self._clock.now_us()
+        await self._commits.commit(self._core.resume(key, token=call.token, now_us=now_us))
 
-    async def terminate(self, args: dict[str, Any]) -> None:
+    async def terminate(self, call: TerminateInstance) -> None:
         """End an instance for good; with rollback, finished steps are undone first."""
-        await self._command(args, "terminate", rollback=call_arguments.flag(args, "rollback"))
-
-    async def restart(self, args: dict[str, Any]) -> None:
-        """Run an instance again, from the top or from a step."""
-        await self._command(args, "restart", from_=call_arguments.restart_target(args))
-
-    async def send_event(self, args: dict[str, Any]) -> None:
-        """Deliver an event to an instance."""
-        event_type = identifiers.check_event_type(args.get("type"))
-        payload = call_arguments.value(args, "payload", self._config.value_bytes_max)
-        await self._command(args, "send_event", event_type, payload)
-
-    async def delete(self, args: dict[str, Any]) -> None:
-        """Delete an instance. Raises `instance.not_found`."""
-        key = self._key(args)
-        self._state.check_open()
-        token = call_arguments.optional_text(args, "token")
-        await self._commits.commit(self._core.delete(key, token=token, now_us=self._clock.now_us()))
-
-    async def delete_batch(self, args: dict[str, Any]) -> Any:
-        """Delete instances; return those deleted, and an error for each of the others."""
-        ids = call_arguments.delete_ids(args)
-        if args.get("workflow") is None:
-            return await self._delete_scattered(args, ids)
-        decision = self._core.delete_batch(
-            call_arguments.workflow(args),
-            ids,
-            token=call_arguments.optional_text(args, "token"),
-            now_us=self._clock.now_us(),
+        key = await self._loaded(call.workflow, call.id)
+        decision = self._core.terminate(
+            key, rollback=call.rollback, token=call.token, now_us=self._clock.now_us()
         )
-        return await self._commits.commit(decision)
+        await self._commits.commit(decision)
 
-    async def _delete_scattered(self, args: dict[str, Any], ids: list[str]) -> dict[str, Any]:
-        deleted: list[str] = []
-        errors: list[dict[str, str]] = []
-        outcomes: dict[str, WorkflowsError | None] = {}
-        for name in ids:
-            if name not in outcomes:
+    async def restart(self, call: RestartInstance) -> None:
+        """Run an instance again, from the top or from a step."""
+        key = await self._loaded(call.workflow, call.id)
+        target = None if call.from_ is None else msgspec.structs.asdict(call.from_)
+        decision = self._core.restart(
+            key, from_=target, token=call.token, now_us=self._clock.now_us()
+        )
+        await self._commits.commit(decision)
+
+    async def send_event(self, call: SendEvent) -> None:
+        """Deliver an event to an instance."""
+        event_type = identifiers.check_event_type(call.type)
+        payload = call_arguments.value(call.payload, self._config.value_bytes_max)
+        key = await self._loaded(call.workflow, call.id)
+        decision = self._core.send_event(
+            key, event_type, payload, token=call.token, now_us=self._clock.now_us()
+        )
+        await self._commits.commit(decision)
+
+    async def delete(self, call: DeleteInstance) -> None:
+        """Delete an instance. Raises `instance.not_found`."""
+        await self._delete(self._keys.find(call.workflow, call.id), call.token)
+
+    async def _delete(self, key: Key, token: str | None) -> None:
+        self._state.check_open()
+        now_us = self._clock.now_us()
+        await self._commits.commit(self._core.delete(key, token=token, now_us=now_us))
+
+    async def delete_batch(self, call: DeleteBatch) -> DeleteOutcome:
+        """Delete instances; return those deleted, and an error for each of the others."""
+        identifiers.check_batch(call.ids)
+        ids = [identifiers.check_id(one) for one in call.ids]
+        if call.workflow is None:
+            return await self._delete_scattered(ids, call.token)
+        workflow = identifiers.check_workflow_name(call.workflow)
+        now_us = self._clock.now_us()
+        decision = self._core.delete_batch(workflow, ids, token=call.token, now_us=now_us)
+        return msgspec.convert(await self._commits.commit(decision), DeleteOutcome)
+
+    async def _delete_scattered(self, ids: list[str], token: str | None) -> DeleteOutcome:
+        """Delete instances of whichever workflows."""
+        outcome = DeleteOutcome()
+        failures: dict[str, WorkflowsError | None] = {}
+        for one in ids:
+            if one not in failures:
                 try:
-                    await self.delete(args | {"id": name})
-                    outcomes[name] = None
+                    await self._delete(self._keys.find(None, one), token)
+                    failures[one] = None
                 except WorkflowsError as error:
-                    outcomes[name] = error
-            failure = outcomes[name]
+                    failures[one] = error
+            failure = failures[one]
             if failure is None:
-                deleted.append(name)
+                outcome.deleted.append(one)
             else:
-                errors.append({"id": name, "code": failure.code, "message": failure.message})
-        return {"deleted": deleted, "errors": errors}
+                outcome.errors.append(DeleteFailure(one, failure.code, failure.message))
+        return outcome

@@ -8,15 +8,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+
+import msgspec
 
 from dynamic_workflows.eventlog.clock import US, Clock
 from dynamic_workflows.eventlog.errors import InvalidError
 from dynamic_workflows.eventlog.events import Row
-from dynamic_workflows.loaders.protocol.calls import EventPage, StatusData
+from dynamic_workflows.loaders.protocol.calls import (
+    AwaitResult,
+    EventPage,
+    ExplainInstance,
+    GetEvents,
+    GetHistory,
+    GetInstance,
+    GetStatus,
+    InstancePage,
+    ListInstances,
+    StatusData,
+    WhyData,
+)
 from dynamic_workflows.loaders.protocol.contract import BATCH_MAX, ENDED
 
 from ..core.tenant_core import TenantCore
+from ..instances import identifiers
 from ..instances.decisions import Key
 from . import call_arguments
 from .commit_pipeline import CommitPipeline
@@ -54,18 +68,15 @@ class InstanceReads:
         self._waiting = waiting
         self._clock = clock
 
-    def _key(self, args: dict[str, Any]) -> Key:
-        return self._keys.find(args.get("workflow"), args.get("id"))
-
-    async def get(self, args: dict[str, Any]) -> None:
+    async def get(self, call: GetInstance) -> None:
         """Raise `instance.not_found` unless the instance exists."""
-        key = self._key(args)
+        key = self._keys.find(call.workflow, call.id)
         await self._commits.caught_up()
         self._keys.check_exists(key)
 
-    async def status(self, args: dict[str, Any]) -> StatusData:
+    async def status(self, call: GetStatus) -> StatusData:
         """Return the status of an instance now."""
-        key = self._key(args)
+        key = self._keys.find(call.workflow, call.id)
         status = await self._status_of(key)
         status.isolation = self._walls_of(key)
         return status
@@ -81,10 +92,10 @@ class InstanceReads:
             await self._loader.load(key)  # It may be forgotten again before we are back.
         return status
 
-    async def result(self, args: dict[str, Any]) -> StatusData:
+    async def result(self, call: AwaitResult) -> StatusData:
         """Return the status of an instance once its run has ended. Raises TimeoutError."""
-        key = self._key(args)
-        timeout_s = call_arguments.seconds(args, "timeout_s")
+        key = self._keys.find(call.workflow, call.id)
+        timeout_s = call_arguments.seconds(call.timeout_s, "timeout_s")
         deadline_us = None if timeout_s is None else self._clock.now_us() + round(timeout_s * US)
         while True:
             self._state.check_open()
@@ -135,36 +146,38 @@ class InstanceReads:
             if cursor is None:
                 return names_found[::-1]
 
-    async def page(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def page(self, call: ListInstances) -> InstancePage:
         """Return a page of instances, newest first."""
         await self._commits.caught_up()
-        workflow = None if args.get("workflow") is None else call_arguments.workflow(args)
-        limit = call_arguments.number(args, "limit", 100)
-        cursor = call_arguments.optional_text(args, "cursor")
-        if not 1 <= limit <= BATCH_MAX:
+        workflow = call.workflow
+        if workflow is not None:
+            identifiers.check_workflow_name(workflow)
+        if not 1 <= call.limit <= BATCH_MAX:
             raise InvalidError(f"a page holds 1 to {BATCH_MAX} instances")
-        answer: dict[str, Any] = self._core.list(
-            workflow, call_arguments.statuses(args), limit=limit, cursor=cursor
-        )
-        return answer
+        statuses = identifiers.check_statuses(call.status)
+        found = self._core.list(workflow, statuses, limit=call.limit, cursor=call.cursor)
+        return msgspec.convert(found, InstancePage)
 
-    async def history(self, args: dict[str, Any]) -> list[Row]:
+    async def history(self, call: GetHistory) -> list[Row]:
         """Return the public rows of the present run, or of all runs."""
-        key = self._key(args)
-        all_runs = call_arguments.flag(args, "all_runs")
-        await self.get(args | {"workflow": key[0]})
-        return [public(row) for row in await self._histories.history(key, all_runs=all_runs)]
+        key = self._keys.find(call.workflow, call.id)
+        rows = await self._rows(key, all_runs=call.all_runs)
+        return [public(row) for row in rows]
+
+    async def _rows(self, key: Key, *, all_runs: bool) -> list[Row]:
+        await self._commits.caught_up()
+        self._keys.check_exists(key)
+        return await self._histories.history(key, all_runs=all_runs)
 
     async def rows_of(self, key: Key) -> list[Row]:
         """The rows of the present run as they are stored, for the testing kit."""
-        await self.get({"workflow": key[0], "id": key[1]})
-        return await self._histories.history(key, all_runs=False)
+        return await self._rows(key, all_runs=False)
 
-    async def events(self, args: dict[str, Any]) -> EventPage:
+    async def events(self, call: GetEvents) -> EventPage:
         """Return the rows after a cursor, once there are any, or after `wait_s` none."""
-        key = self._key(args)
-        asked = cursor = call_arguments.number(args, "cursor", 0)
-        wait_s = call_arguments.seconds(args, "wait_s")
+        key = self._keys.find(call.workflow, call.id)
+        asked = cursor = call.cursor
+        wait_s = call_arguments.seconds(call.wait_s, "wait_s")
         now_us = self._clock.now_us()
         deadline_us = None if wait_s is None else now_us + round(wait_s * US)
         if not self._core.exists(key):
@@ -211,17 +224,17 @@ class InstanceReads:
 
     @property
     def _page_bytes(self) -> int:
-        return page_bytes(self._waiting.number("events"))
+        return page_bytes(self._waiting.number(GetEvents))
 
-    async def why(self, args: dict[str, Any]) -> dict[str, str]:
+    async def why(self, call: ExplainInstance) -> WhyData:
         """Return why an instance is where it is, as a code and a sentence."""
-        key = self._key(args)
+        key = self._keys.find(call.workflow, call.id)
         await self._status_of(key)
         code, text = self._core.why(key, self._clock.now_us())
         walls = self._walls_of(key)
         if walls is not None:
             text = f"{text} (in an isolate, walls: {walls})"
-        return {"code": code, "text": text}
+        return WhyData(code, text)
 
 
 def _expire(future: asyncio.Future[None]) -> None:

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, assert_never, cast
 
-from dynamic_workflows.eventlog.errors import InvalidError
+from dynamic_workflows.loaders.protocol.calls import (
+    WAITING_CALLS,
+    AnswerT,
+    AnyCall,
+    AwaitResult,
+    ChangeSchedule,
+    CreateBatch,
+    DeleteBatch,
+    DeleteInstance,
+    DeployCode,
+    ExplainInstance,
+    GetEvents,
+    GetHistory,
+    GetInstance,
+    GetStatus,
+    InvokeMethod,
+    ListInstances,
+    PauseInstance,
+    ReloadCode,
+    RestartInstance,
+    ResumeInstance,
+    SendEvent,
+    TenantCall,
+    TerminateInstance,
+)
 
 from .code_operations import CodeOperations
 from .instance_commands import InstanceCommands
@@ -26,50 +49,74 @@ class Operations:
         waiting: WaitingCalls,
     ) -> None:
         self._state = state
+        self._reads = reads
+        self._commands = commands
+        self._code = code
         self.waiting = waiting
         """Counts the calls that wait for something to happen."""
         self._quick = 0
         """Other calls that have no answer yet."""
-        self._handlers: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
-            "create_batch": commands.create_batch,
-            "get": reads.get,
-            "status": reads.status,
-            "result": reads.result,
-            "pause": commands.pause,
-            "resume": commands.resume,
-            "terminate": commands.terminate,
-            "restart": commands.restart,
-            "send_event": commands.send_event,
-            "delete": commands.delete,
-            "delete_batch": commands.delete_batch,
-            "list": reads.page,
-            "history": reads.history,
-            "events": reads.events,
-            "why": reads.why,
-            "invoke": code.invoke,
-            "deploy": code.deploy,
-            "reload": code.reload,
-            "schedule": code.schedule,
-        }
 
     @property
     def is_idle(self) -> bool:
         """Whether no call is under way, except those that wait for something to happen."""
         return not self._quick
 
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
+    async def call(self, call: TenantCall[AnswerT]) -> AnswerT:
         """Carry out one operation of `loaders/protocol/calls.py`.
 
         Raises WorkflowsError and TimeoutError.
         """
-        handler = self._handlers.get(op)
-        if handler is None:
-            raise InvalidError(f"there is no operation {op!r}")
         self._state.check_open()
-        is_quick = op not in ("result", "events")
+        is_quick = not isinstance(call, WAITING_CALLS)
         self._quick += is_quick
         try:
-            with self.waiting.one(op):
-                return await handler(args)
+            with self.waiting.one(type(call)):
+                answer: AnswerT = await self._answer(cast(AnyCall, call))
+                return answer
         finally:
             self._quick -= is_quick
+
+    async def _answer(self, call: AnyCall) -> Any:
+        reads, commands, code = self._reads, self._commands, self._code
+        match call:
+            case CreateBatch():
+                return await commands.create_batch(call)
+            case SendEvent():
+                return await commands.send_event(call)
+            case AwaitResult():
+                return await reads.result(call)
+            case GetEvents():
+                return await reads.events(call)
+            case GetStatus():
+                return await reads.status(call)
+            case GetInstance():
+                return await reads.get(call)
+            case ListInstances():
+                return await reads.page(call)
+            case GetHistory():
+                return await reads.history(call)
+            case ExplainInstance():
+                return await reads.why(call)
+            case PauseInstance():
+                return await commands.pause(call)
+            case ResumeInstance():
+                return await commands.resume(call)
+            case TerminateInstance():
+                return await commands.terminate(call)
+            case RestartInstance():
+                return await commands.restart(call)
+            case DeleteInstance():
+                return await commands.delete(call)
+            case DeleteBatch():
+                return await commands.delete_batch(call)
+            case InvokeMethod():
+                return await code.invoke(call)
+            case DeployCode():
+                return await code.deploy(call)
+            case ReloadCode():
+                return await code.reload()
+            case ChangeSchedule():
+                return await code.schedule(call)
+            case _:
+                assert_never(call)

@@ -18,6 +18,7 @@ from dynamic_workflows.eventlog.ids import Ids
 from dynamic_workflows.eventlog.log.event_log import EventLog
 from dynamic_workflows.eventlog.tracing import mark
 from dynamic_workflows.loaders.isolates.interface import Isolates
+from dynamic_workflows.loaders.protocol.calls import AwaitResult, GetEvents
 
 from ..background_tasks import BackgroundTasks
 from ..code.code_resolver import CodeSource
@@ -107,8 +108,8 @@ class TenantSupervisor:
         )
         waiting = WaitingCalls(
             {
-                "events": (config.subscriptions_max, "subscriptions_max"),
-                "result": (config.results_waiting_max, "results_waiting_max"),
+                GetEvents: (config.subscriptions_max, "subscriptions_max"),
+                AwaitResult: (config.results_waiting_max, "results_waiting_max"),
             }
         )
         reads = InstanceReads(

@@ -14,7 +14,7 @@ import msgspec
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.ids import Ids, SystemIds
 
-from ..protocol.calls import Calls
+from ..protocol.calls import Calls, InvokeMethod
 from ..sdk import http
 from ..sdk.service import DispatchStep
 from .bundle import WorkerCode
@@ -45,7 +45,7 @@ class EntrypointStub:
 
     def __init__(
         self,
-        call: Callable[[dict[str, Any]], Awaitable[bytes]],
+        call: Callable[[InvokeMethod], Awaitable[bytes]],
         name: str | None,
         *,
         props: Any = None,
@@ -88,16 +88,16 @@ class EntrypointStub:
 
     async def _invoke(self, method: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         answer = await self._call(
-            {
-                "entrypoint": self._name,
-                "method": method,
-                "args": values.encode([http.to_plain(argument) for argument in args]),
-                "kwargs": values.encode(
+            InvokeMethod(
+                entrypoint=self._name,
+                method=method,
+                args=values.encode([http.to_plain(argument) for argument in args]),
+                kwargs=values.encode(
                     {name: http.to_plain(argument) for name, argument in kwargs.items()}
                 ),
-                "props": self._props,
-                "limits": self._limits,
-            }
+                props=self._props,
+                limits=self._limits,
+            )
         )
         return http.from_plain(values.decode(answer))
 
@@ -144,11 +144,10 @@ class WorkerStub:
         """
         return EntrypointStub(self._call, name, props=props, limits=limits, worker=self)
 
-    async def _call(self, args: dict[str, Any]) -> bytes:
+    async def _call(self, call: InvokeMethod) -> bytes:
         ref = await self.ref()
-        where = {"code_hash": ref.code_hash, "worker": ref.worker}
-        answer: bytes = await self._workers.calls(ref.tenant_id).call("invoke", args | where)
-        return answer
+        call.code_hash, call.worker = ref.code_hash, ref.worker
+        return await self._workers.calls(ref.tenant_id).call(call)
 
 
 class WorkerLoader:

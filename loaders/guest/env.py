@@ -104,10 +104,11 @@ class EnvCalls:
         self._guest = guest
         self._name = name
 
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
+    async def call(self, call: calls.TenantCall[calls.AnswerT]) -> calls.AnswerT:
         """Carry out one operation; raises WorkflowsError."""
-        answer = await self._guest.call(self._name, op, calls.pack_args(args), b"")
-        return calls.unpack_answer(op, answer)
+        body = calls.pack_call(call)
+        answer = await self._guest.call(self._name, calls.op_of(call), body, b"")
+        return calls.unpack_answer(call, answer)
 
 
 async def fetch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Final, Literal, TypeAlias
 
 QUEUED, RUNNING, WAITING = "queued", "running", "waiting"
 PAUSING, PAUSED = "waitingForPause", "paused"
@@ -11,10 +12,13 @@ ENDED = frozenset({COMPLETE, ERRORED, TERMINATED})
 STATUSES = ENDED | {QUEUED, RUNNING, WAITING, PAUSING, PAUSED}
 """The statuses of an instance."""
 
-DO, SLEEP, WAIT = "do", "sleep", "wait_for_event"
+StepType: TypeAlias = Literal["do", "sleep", "wait_for_event"]
+DO: Final = "do"
+SLEEP: Final = "sleep"
+WAIT: Final = "wait_for_event"
 TIMER = "timer"
 """A timer of asyncio that `run` set: it has no name, and is known from the moment it came due."""
-STEP_TYPES = {DO: DO, SLEEP: SLEEP, WAIT: WAIT, "waitForEvent": WAIT}
+STEP_TYPES: dict[str, StepType] = {DO: DO, SLEEP: SLEEP, WAIT: WAIT, "waitForEvent": WAIT}
 """The types of steps, as callers may spell them."""
 
 EVENT_TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*")

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequen
 from datetime import timedelta
 from typing import Any
 
+import msgspec
+
 from dynamic_workflows.eventlog.clock import to_datetime
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import (
@@ -21,7 +23,29 @@ from dynamic_workflows.eventlog.errors import (
 from dynamic_workflows.eventlog.events import INSTANCE_TYPES, TERMINAL_TYPES, Row
 from dynamic_workflows.eventlog.ids import Ids
 
-from ..protocol.calls import Calls, StatusData
+from ..protocol.calls import (
+    AwaitResult,
+    Calls,
+    CreateBatch,
+    DeleteBatch,
+    DeleteInstance,
+    ExplainInstance,
+    GetEvents,
+    GetHistory,
+    GetInstance,
+    GetStatus,
+    InstanceItem,
+    ListInstances,
+    NewInstance,
+    PauseInstance,
+    RestartInstance,
+    RestartTarget,
+    ResumeInstance,
+    Retention,
+    SendEvent,
+    StatusData,
+    TerminateInstance,
+)
 from ..protocol.contract import BATCH_MAX, STATUSES, STEP_TYPES
 from ..protocol.messages import Error
 from . import durations
@@ -59,12 +83,9 @@ class WorkflowInstance:
     def __repr__(self) -> str:
         return f"WorkflowInstance({self._workflow!r}, {self._id!r})"
 
-    async def _call(self, op: str, **args: Any) -> Any:
-        return await self._calls.call(op, {"workflow": self._workflow, "id": self._id, **args})
-
     async def status(self) -> Status:
         """The status now. Raises `instance.not_found`."""
-        return _status(await self._call("status"))
+        return _status(await self._calls.call(GetStatus(workflow=self._workflow, id=self._id)))
 
     async def result(self, timeout: float | timedelta | None = None) -> Any:  # noqa: ASYNC109
         """The output, once the run has ended.
@@ -72,7 +93,9 @@ class WorkflowInstance:
         `timeout` is in seconds of the platform's clock, or a timedelta. Raises WorkflowFailedError,
         WorkflowTerminatedError, or TimeoutError when the time is up.
         """
-        data: StatusData = await self._call("result", timeout_s=seconds_of(timeout))
+        data = await self._calls.call(
+            AwaitResult(workflow=self._workflow, id=self._id, timeout_s=seconds_of(timeout))
+        )
         if data.status == "complete":
             return None if data.output is None else values.decode(data.output)
         if data.status == "terminated":
@@ -82,11 +105,11 @@ class WorkflowInstance:
 
     async def pause(self) -> None:
         """Let running callbacks finish, start nothing more; no effect on an ended instance."""
-        await self._call("pause")
+        await self._calls.call(PauseInstance(workflow=self._workflow, id=self._id))
 
     async def resume(self) -> None:
         """Go on where it was paused or parked; timers keep what was left of them."""
-        await self._call("resume")
+        await self._calls.call(ResumeInstance(workflow=self._workflow, id=self._id))
 
     async def terminate(self, rollback: bool = False) -> None:
         """End it for good; with `rollback`, undo finished steps first.
@@ -96,28 +119,41 @@ class WorkflowInstance:
         """
         if not isinstance(rollback, bool):
             raise TypeError(f"rollback is True or False, not {rollback!r}")
-        await self._call("terminate", rollback=rollback)
+        await self._calls.call(
+            TerminateInstance(workflow=self._workflow, id=self._id, rollback=rollback)
+        )
 
     async def restart(self, from_: Mapping[str, Any] | str | None = None) -> None:
         """Run again with the same id and params, from the top or from a step.
 
         `from_` is {"name", "count" (1), "type" ("do")}; steps that started before it are kept.
         """
-        await self._call("restart", **{"from": _restart_target(from_)})
+        await self._calls.call(
+            RestartInstance(workflow=self._workflow, id=self._id, from_=_restart_target(from_))
+        )
 
     async def send_event(self, type: str, payload: Any = None) -> None:
         """Deliver an event; it is kept until a wait for its type takes it."""
         if not isinstance(type, str):
             raise TypeError(f"the type of an event is text, not {type!r}")
-        await self._call("send_event", type=type, payload=_encoded(payload, "the payload"))
+        await self._calls.call(
+            SendEvent(
+                workflow=self._workflow,
+                id=self._id,
+                type=type,
+                payload=_encoded(payload, "the payload"),
+            )
+        )
 
     async def delete(self) -> None:
         """Remove the instance and everything of it; nothing is rolled back."""
-        await self._call("delete")
+        await self._calls.call(DeleteInstance(workflow=self._workflow, id=self._id))
 
     async def history(self, all_runs: bool = False) -> list[Event]:
         """The events of the present run, or of every run, in order."""
-        rows: list[Row] = await self._call("history", all_runs=bool(all_runs))
+        rows = await self._calls.call(
+            GetHistory(workflow=self._workflow, id=self._id, all_runs=bool(all_runs))
+        )
         return [_event(row) for row in rows]
 
     async def subscribe(
@@ -134,7 +170,9 @@ class WorkflowInstance:
         if isinstance(cursor, bool) or not isinstance(cursor, int):
             raise TypeError(f"the cursor is the seq of an event, a number, not {cursor!r}")
         while True:
-            page = await self._call("events", cursor=cursor, wait_s=_POLL_S)
+            page = await self._calls.call(
+                GetEvents(workflow=self._workflow, id=self._id, cursor=cursor, wait_s=_POLL_S)
+            )
             cursor = page.cursor
             for row in page.rows:
                 if wanted is None or row.type in wanted:
@@ -144,7 +182,8 @@ class WorkflowInstance:
 
     async def why(self) -> Why:
         """Why the instance is where it is, as a code and a sentence."""
-        return Why(**await self._call("why"))
+        found = await self._calls.call(ExplainInstance(workflow=self._workflow, id=self._id))
+        return Why(code=found.code, text=found.text)
 
 
 class WorkflowBinding:
@@ -187,32 +226,32 @@ class WorkflowBinding:
         """
         return await self._create(_items(items), strict=False)
 
-    async def _create(self, items: list[dict[str, Any]], *, strict: bool) -> list[WorkflowInstance]:
+    async def _create(self, items: list[NewInstance], *, strict: bool) -> list[WorkflowInstance]:
         token = None if self._ids is None else self._ids.token()
         created = await self._calls.call(
-            "create_batch",
-            {"workflow": self._workflow, "items": items, "strict": strict, "token": token},
+            CreateBatch(workflow=self._workflow, items=items, strict=strict, token=token)
         )
         return [WorkflowInstance(self._calls, self._workflow, name) for name in created]
 
     async def get(self, id: str) -> WorkflowInstance:
         """The handle of an existing instance; raises `instance.not_found`."""
-        await self._calls.call("get", {"workflow": self._workflow, "id": _text(id)})
+        await self._calls.call(GetInstance(workflow=self._workflow, id=_text(id)))
         return WorkflowInstance(self._calls, self._workflow, id)
 
     async def delete(self, id: str) -> None:
         """Remove one instance and everything of it; raises `instance.not_found`."""
-        await self._calls.call("delete", {"workflow": self._workflow, "id": _text(id)})
+        await self._calls.call(DeleteInstance(workflow=self._workflow, id=_text(id)))
 
     async def delete_batch(self, ids: Sequence[str]) -> DeleteResult:
         """Remove up to 10,000 instances; the answer says what became of each position."""
         if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
             raise InvalidError("delete_batch takes a list of ids", code="batch.invalid")
         _check_size(len(ids))
-        args = {"workflow": self._workflow, "ids": [_text(one) for one in ids]}
-        answer = await self._calls.call("delete_batch", args)
-        errors = [DeleteError(**error) for error in answer["errors"]]
-        return DeleteResult(deleted=list(answer["deleted"]), errors=errors)
+        answer = await self._calls.call(
+            DeleteBatch(workflow=self._workflow, ids=[_text(one) for one in ids])
+        )
+        errors = [DeleteError(**msgspec.structs.asdict(error)) for error in answer.errors]
+        return DeleteResult(deleted=list(answer.deleted), errors=errors)
 
     async def list(
         self,
@@ -226,12 +265,13 @@ class WorkflowBinding:
             raise TypeError(f"the limit of a page is a number, not {limit!r}")
         if not 1 <= limit <= BATCH_MAX:
             raise InvalidError(f"a page holds 1 to {BATCH_MAX:,} instances, not {limit}")
-        args = {"workflow": self._workflow, "status": statuses, "limit": limit, "cursor": cursor}
-        answer = await self._calls.call("list", args)
-        return Page([_summary(item) for item in answer["items"]], answer["cursor"])
+        answer = await self._calls.call(
+            ListInstances(workflow=self._workflow, status=statuses, limit=limit, cursor=cursor)
+        )
+        return Page([_summary(item) for item in answer.items], answer.cursor)
 
 
-def _item(item: Mapping[str, Any]) -> dict[str, Any]:
+def _item(item: Mapping[str, Any]) -> NewInstance:
     if not isinstance(item, Mapping):
         raise TypeError(f"an item of a batch is a dict, not {type(item).__name__}")
     unknown = item.keys() - _ITEM_KEYS
@@ -241,16 +281,16 @@ def _item(item: Mapping[str, Any]) -> dict[str, Any]:
             f"unknown key {names} in an item: use id, params, retention, pin", code="batch.invalid"
         )
     name, params, pin = item.get("id"), item.get("params"), item.get("pin")
-    plain: dict[str, Any] = {"params": _encoded({} if params is None else params, "the params")}
+    new = NewInstance(params=_encoded({} if params is None else params, "the params"))
     if name is not None:
-        plain["id"] = _text(name)
+        new.id = _text(name)
     if pin is not None:
         if pin not in ("hash", "latest"):
             raise InvalidError(f'pin is "hash" or "latest", not {pin!r}')
-        plain["pin"] = pin
+        new.pin = pin
     if item.get("retention") is not None:
-        plain["retention"] = _retention(item["retention"])
-    return plain
+        new.retention = _retention(item["retention"])
+    return new
 
 
 def _encoded(value: Any, what: str) -> bytes:
@@ -269,7 +309,7 @@ def _encoded(value: Any, what: str) -> bytes:
 _ADVICE = re.compile(r", or annotate|; dataclasses, models")
 
 
-def _items(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _items(items: Iterable[Mapping[str, Any]]) -> list[NewInstance]:
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
         raise InvalidError("create_batch takes a list of dicts", code="batch.invalid")
     every = list(items)
@@ -291,13 +331,18 @@ def _text(name: Any) -> str:
     return name
 
 
-def _retention(retention: Any) -> dict[str, int]:
+def _retention(retention: Any) -> Retention:
     if not isinstance(retention, Mapping) or retention.keys() - {"success", "error"}:
         raise InvalidError('retention is {"success": duration, "error": duration}')
-    return {f"{name}_us": durations.parse_ms(kept) * 1000 for name, kept in retention.items()}
+    found: Retention = {}
+    if "success" in retention:
+        found["success_us"] = durations.parse_ms(retention["success"]) * 1000
+    if "error" in retention:
+        found["error_us"] = durations.parse_ms(retention["error"]) * 1000
+    return found
 
 
-def _restart_target(target: Mapping[str, Any] | str | None) -> dict[str, Any] | None:
+def _restart_target(target: Mapping[str, Any] | str | None) -> RestartTarget | None:
     if target is None:
         return None
     if isinstance(target, str):
@@ -312,7 +357,7 @@ def _restart_target(target: Mapping[str, Any] | str | None) -> dict[str, Any] | 
             f"a step is of type do, sleep or wait_for_event, not {kind!r}",
             code="instance.cannot_restart",
         )
-    return {"name": name, "count": count, "type": STEP_TYPES[kind]}
+    return RestartTarget(name=name, count=count, type=STEP_TYPES[kind])
 
 
 def _statuses(status: Any) -> list[str] | None:
@@ -390,14 +435,13 @@ def _event(row: Row) -> Event:
     )
 
 
-def _summary(item: Mapping[str, Any]) -> Summary:
-    ended_us = item.get("ended_us")
+def _summary(item: InstanceItem) -> Summary:
     return Summary(
-        id=item["id"],
-        workflow=item["workflow"],
-        status=item["status"],
-        created_at=to_datetime(item["created_us"]),
-        ended_at=None if ended_us is None else to_datetime(ended_us),
+        id=item.id,
+        workflow=item.workflow,
+        status=item.status,
+        created_at=to_datetime(item.created_us),
+        ended_at=None if item.ended_us is None else to_datetime(item.ended_us),
     )
 
 

@@ -9,6 +9,7 @@ from real_tenants import RealTenant, real_tenant
 
 import dynamic_workflows as dw
 from dynamic_workflows.loaders.bundles.bundle import bundle_of
+from dynamic_workflows.loaders.protocol.calls import DeployCode
 
 CODE = """
 import os
@@ -32,7 +33,7 @@ def version(number: int, **more: Any) -> dw.WorkerCode:
 
 async def deploy(tenant: RealTenant, code: dw.WorkerCode) -> str:
     bundle, _ = bundle_of(code, own_binding=True)
-    code_hash: str = await tenant.shell.call("deploy", {"bundle": bundle.stored()})
+    code_hash = await tenant.shell.call(DeployCode(bundle=bundle.stored()))
     return code_hash
 
 

@@ -14,6 +14,7 @@ from real_tenants import real_tenant
 import dynamic_workflows as dw
 from dynamic_workflows import testing
 from dynamic_workflows.loaders.bundles.bundle import Bundle, bundle_of
+from dynamic_workflows.loaders.protocol.calls import DeployCode
 
 CODE = """
 from dynamic_workflows import Request, WorkerEntrypoint
@@ -152,7 +153,7 @@ async def test_what_a_service_remembers_outlives_isolates_and_versions() -> None
         for version, count in (("1", 1), ("2", 3)):
             code = dw.WorkerCode("index.py", {"index.py": CODE, "version": version}, VAULT)
             stored = bundle_of(code)[0].stored()
-            await tenant.shell.call("deploy", {"bundle": stored})
+            await tenant.shell.call(DeployCode(bundle=stored))
             assert await stub.call("count") == count
             with pytest.raises(dw.WorkflowsError):
                 await stub.end()

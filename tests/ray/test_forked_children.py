@@ -23,6 +23,7 @@ from dynamic_workflows.actors.config import PlatformConfig
 from dynamic_workflows.actors.rpc import fork_guard
 from dynamic_workflows.actors.rpc.client import TenantClient
 from dynamic_workflows.actors.rpc.reconnecting import ReconnectingRef
+from dynamic_workflows.loaders.protocol.calls import AwaitResult, GetInstance
 
 PROGRAM = """
 import asyncio, os, signal, sys, time
@@ -124,7 +125,11 @@ async def test_a_client_that_was_made_before_the_fork_refuses_every_call_at_once
     client = TenantClient("acme", client_id="c", resolve=never, timeout_s=30.0)
     peer = ReconnectingRef("the loader actor", never, timeout_s=30.0)
     fork()
-    for call in (client.call("get", {}), client.call("result", {}), peer.call("stats")):
+    for call in (
+        client.call(GetInstance(id="i")),
+        client.call(AwaitResult(id="i")),
+        peer.call("stats"),
+    ):
         with pytest.raises(dw.PlatformBusy, match="was forked from process .*connect after"):
             await call
 

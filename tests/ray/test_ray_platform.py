@@ -20,6 +20,7 @@ from ray_world import eventually, expected, kill, loader_of, processes
 import dynamic_workflows as dw
 from dynamic_workflows.actors.rpc.client import TenantClient
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
+from dynamic_workflows.loaders.protocol.calls import GetStatus
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
 
@@ -242,15 +243,15 @@ async def test_a_tenants_actor_that_was_stopped_is_named_in_time_and_goes_on_aft
     await eventually(lambda: processes("TenantActor: still"), what="the tenant's title")
     pid = (await slot_stats(platform, "still")).pid
     hasty = TenantClient("still", client_id="c", resolve=cluster_of(platform)._resolve, timeout_s=2)
-    which = {"workflow": "TenantWorkflow", "id": "a"}
-    assert (await hasty.call("status", which)).status != "errored"
+    status = GetStatus(workflow="TenantWorkflow", id="a")
+    assert (await hasty.call(status)).status != "errored"
     os.kill(pid, signal.SIGSTOP)
     try:
         async with asyncio.timeout(20):
             with pytest.raises(TimeoutError, match=r"time of 2 s is up, .*slot-.* not answer"):
                 await instance.result(timeout=2)
             with pytest.raises(Unavailable, match=r"slot-.* not answer"):
-                await hasty.call("status", which)
+                await hasty.call(status)
     finally:
         os.kill(pid, signal.SIGCONT)
         hasty.close()

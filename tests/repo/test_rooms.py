@@ -52,7 +52,8 @@ MAY_IMPORT = {
     "actors.rpc": "actors actors.code eventlog eventlog.store loaders.bundles loaders.protocol",
     "actors.timers": "actors actors.rpc eventlog eventlog.store",
     "actors.placement": """actors actors.code actors.rpc actors.tenant actors.timers eventlog
-        eventlog.log eventlog.store eventlog.wal loaders.bundles loaders.isolates""",
+        eventlog.log eventlog.store eventlog.wal loaders.bundles loaders.isolates
+        loaders.protocol""",
     "actors.diagnosis": """actors actors.core actors.instances actors.rpc actors.tenant
         actors.timers eventlog eventlog.log eventlog.store loaders.protocol loaders.sdk""",
     "actors.in_process": """actors actors.code actors.core actors.tenant eventlog eventlog.store

@@ -31,6 +31,7 @@ from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.loaders.protocol.calls import GetStatus, TenantCall, pack_call
 
 TENANT = "acme"
 START_US = 1_800_000_000 * US
@@ -146,7 +147,7 @@ class NappingTenant:
         if log.due_us is not None:
             self._clock.call_at(log.due_us, self.go_on)
 
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
+    async def call(self, call: TenantCall[Any]) -> Any:
         if self._is_closed:
             raise PlatformClosed("closed")
         if self._world.log.epoch != self.epoch:
@@ -370,7 +371,7 @@ class LifeWorld:
             try:
                 peer = await loader.call("resolve", TENANT, gone, timeout_s=30.0)
                 line = Line(self, client, peer.name)
-                calls: list[Any] = [(1, "look", {})]
+                calls = [(1, pack_call(GetStatus(id="i")))]
                 answers = await line.call("exchange", TENANT, "s", calls, [], 0.0, timeout_s=30.0)
                 if any(is_good for _, is_good, _ in answers):
                     self.unanswered -= 1

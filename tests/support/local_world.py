@@ -29,6 +29,15 @@ from dynamic_workflows.eventlog.ids import SeededIds
 from dynamic_workflows.eventlog.log.event_log import EventLog
 from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.eventlog.store.open_store import open_store
+from dynamic_workflows.loaders.protocol.calls import (
+    AwaitResult,
+    DeleteInstance,
+    GetHistory,
+    GetStatus,
+    ReloadCode,
+    SendEvent,
+    TenantCall,
+)
 
 
 async def until(condition: Callable[[], Any], *, what: str = "it") -> None:
@@ -40,8 +49,24 @@ async def until(condition: Callable[[], Any], *, what: str = "it") -> None:
     raise AssertionError(f"{what} did not come about")
 
 
+def add_call(token: str, amount: int = 1) -> SendEvent:
+    """Add a number, once for each token; answered by the sum."""
+    return SendEvent(id="till", type="add", payload=b"%d" % amount, token=token)
+
+
+SLOW: TenantCall[Any] = GetHistory(id="till")
+"""Answered when the bell was rung."""
+RING = ReloadCode()
+"""Ring the bell."""
+UNKNOWN = GetStatus(id="till")
+"""Refused."""
+
+
 class Till:
-    """A tenant that adds numbers up. What it was told survives it, in the world's books."""
+    """A tenant that adds numbers up. What it was told survives it, in the world's books.
+
+    It makes its own of some calls: see `add`, `SLOW` and `RING`.
+    """
 
     def __init__(self, world: World, tenant_id: str) -> None:
         self.world = world
@@ -52,14 +77,14 @@ class Till:
         self.waiting = 0
         self.epoch = world.epochs[tenant_id]
 
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
+    async def call(self, call: TenantCall[Any]) -> Any:
         if self.is_closed:
             raise PlatformClosed("closed")
         book = self.world.books.setdefault(self.tenant_id, {})
-        if op == "add":
-            book.setdefault(args["token"], args["amount"])
+        if isinstance(call, SendEvent):
+            book.setdefault(str(call.token), int(call.payload))
             return sum(book.values())
-        if op == "result":
+        if isinstance(call, AwaitResult):
             self.waiting += 1
             try:
                 await self.bell.wait()
@@ -67,18 +92,18 @@ class Till:
                 self.waiting -= 1
             if self.is_closed:
                 raise PlatformClosed("closed")
-            return args.get("number")
-        if op == "delete":
-            if book.pop(args["token"], None) is None:
-                raise InstanceError(f"there is no {args['token']}")
+            return call.id
+        if isinstance(call, DeleteInstance):
+            if book.pop(call.id, None) is None:
+                raise InstanceError(f"there is no {call.id}")
             return None
-        if op == "slow":
+        if isinstance(call, GetHistory):
             await self.bell.wait()
             return "at last"
-        if op == "ring":
+        if isinstance(call, ReloadCode):
             self.bell.set()
             return None
-        raise InvalidError(f"no {op}", code="batch.invalid")
+        raise InvalidError(f"no {call}", code="batch.invalid")
 
     def is_idle(self) -> bool:
         return self.tenant_id not in self.world.busy

@@ -30,11 +30,7 @@ class RealTenant:
         self.workflows = dw.WorkflowBinding(shell)
 
     def entrypoint(self, name: str | None = None, **more: Any) -> EntrypointStub:
-        return EntrypointStub(self._invoke, name, **more)
-
-    async def _invoke(self, args: dict[str, Any]) -> bytes:
-        answer: bytes = await self.shell.call("invoke", args)
-        return answer
+        return EntrypointStub(self.shell.call, name, **more)
 
 
 @asynccontextmanager

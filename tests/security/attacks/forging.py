@@ -17,7 +17,7 @@ import dynamic_workflows as dw
 from dynamic_workflows import testing
 from dynamic_workflows.actors.hosting.code_host import Host
 from dynamic_workflows.actors.tenant.tenant import TenantSupervisor
-from dynamic_workflows.loaders.protocol import calls, messages
+from dynamic_workflows.loaders.protocol import messages
 
 CODE = """
 from dynamic_workflows import WorkerEntrypoint, WorkflowEntrypoint
@@ -123,7 +123,7 @@ class Forger:
     async def ask(
         self, op: str, args: dict[str, Any], binding: str = "WORKFLOWS"
     ) -> messages.Reply:
-        return await self.call(binding, op, calls.pack_args(args), b"")
+        return await self.call(binding, op, msgspec.msgpack.encode(args), b"")
 
 
 @asynccontextmanager

@@ -124,7 +124,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
 
 
 def test_every_operation_of_tenants_is_tried() -> None:
-    assert OPERATIONS.keys() == calls.TENANT_OPS
+    assert OPERATIONS.keys() == calls.TENANT_CALLS.keys()
 
 
 @pytest.mark.parametrize("workflow", ["TenantWorkflow", None])
@@ -226,7 +226,7 @@ async def test_what_load_fails_with_is_no_tenants_business(
     failing: list[Callable[[], dw.WorkerCode]] = []
     async with forger(lambda tenant_id: failing[0]() if failing else code(tenant_id)) as forged:
         failing.append(then)
-        await forged.shell.call("reload", {})
+        await forged.shell.call(calls.ReloadCode())
         args = {"workflow": None, "items": [{"params": b"1"}], "strict": False}
         told = (await forged.ask("create_batch", args)).error
         assert told is not None

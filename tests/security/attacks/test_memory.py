@@ -17,6 +17,7 @@ from real_tenants import RealTenant, real_tenant
 import dynamic_workflows as dw
 from dynamic_workflows.actors.config import TenantLimits
 from dynamic_workflows.actors.core.memory_budget import MemoryBudget
+from dynamic_workflows.loaders.protocol.calls import AwaitResult, GetEvents
 
 MIB = 1024 * 1024
 CODE = """
@@ -169,14 +170,14 @@ FLOODS = [
         "subscriptions",
         "subscriptions_max",
         {"subscriptions_max": 30},
-        lambda tenant: tenant.shell._operations.waiting.number("events"),
+        lambda tenant: tenant.shell._operations.waiting.number(GetEvents),
         30,
     ),
     Flood(
         "waiters",
         "results_waiting_max",
         {"results_waiting_max": 30},
-        lambda tenant: tenant.shell._operations.waiting.number("result"),
+        lambda tenant: tenant.shell._operations.waiting.number(AwaitResult),
         30,
     ),
     Flood("run_results", "state_bytes_max", STATE),

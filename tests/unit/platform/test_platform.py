@@ -11,6 +11,7 @@ from service_tenants import HELLO, Gateway, Ledger, hello, with_service
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
+from dynamic_workflows.loaders.protocol.calls import InvokeMethod
 
 
 class Source:
@@ -194,8 +195,7 @@ async def test_what_an_entrypoint_does_not_offer_cannot_be_called() -> None:
             acme.entrypoint("Admin")._secret  # noqa: B018
         with pytest.raises(dw.InvalidError):
             await acme._calls.call(
-                "invoke",
-                {"entrypoint": "Admin", "method": "_secret", "args": b"[]", "kwargs": b"{}"},
+                InvokeMethod(entrypoint="Admin", method="_secret", args=b"[]", kwargs=b"{}")
             )
         with pytest.raises(dw.CodeError) as caught:
             await acme.entrypoint("Nobody").hello()

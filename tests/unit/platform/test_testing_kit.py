@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from kit_tenants import load
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
+from dynamic_workflows.loaders.protocol.calls import AnswerT, TenantCall
 from dynamic_workflows.testing import introspect_instance, introspect_workflow
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
@@ -240,7 +240,7 @@ async def test_a_workflow_session_speaks_for_its_instance_while_there_is_one() -
 
 async def test_introspection_needs_the_testing_platform() -> None:
     class Elsewhere:
-        async def call(self, op: str, args: dict[str, Any]) -> Any:
+        async def call(self, call: TenantCall[AnswerT]) -> AnswerT:
             raise AssertionError("not called")
 
     with pytest.raises(TypeError, match="testing"):

@@ -19,8 +19,15 @@ from dynamic_workflows.eventlog.errors import (
     Unavailable,
     WorkflowsError,
 )
+from dynamic_workflows.loaders.protocol.calls import (
+    ExplainInstance,
+    GetStatus,
+    TenantCall,
+    WhyData,
+)
 
-ANSWER = {"code": "running", "text": "its code runs between steps"}
+ANSWER = WhyData("running", "its code runs between steps")
+WHY, STATUS = ExplainInstance(id="i"), GetStatus(id="i")
 
 
 class Tenant:
@@ -29,10 +36,10 @@ class Tenant:
     def __init__(self, error: WorkflowsError | None = None) -> None:
         self.error = error
 
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
+    async def call(self, call: TenantCall[Any]) -> Any:
         if self.error is not None:
             raise self.error
-        return dict(ANSWER) if op == "why" else op
+        return ANSWER if call == WHY else call
 
 
 class Explained(Bench):
@@ -46,9 +53,9 @@ class Explained(Bench):
         peer: ActorRef = LocalPeer("timer", self.timer, self.asked)
         return peer
 
-    async def why(self, error: WorkflowsError | None = None, op: str = "why") -> Any:
+    async def why(self, error: WorkflowsError | None = None, call: TenantCall[Any] = WHY) -> Any:
         calls = ExplainedCalls(Tenant(error), "acme", find_timer=self.find_timer, clock=self.clock)
-        return await calls.call(op, {})
+        return await calls.call(call)
 
 
 async def late(seconds: float = 120) -> Explained:
@@ -63,10 +70,10 @@ async def late(seconds: float = 120) -> Explained:
 
 async def test_an_answer_says_that_the_tenant_was_late_until_it_was_asked() -> None:
     found = await (await late()).why()
-    assert found["code"] == "running"
-    assert found["text"].startswith(ANSWER["text"] + "; before this call: ")
-    assert "its tenant was due at 2026-01-01 00:01:00+00:00, 120 s ago; " in found["text"]
-    assert "the platform tries again every 60 s: try 6: damaged" in found["text"]
+    assert found.code == "running"
+    assert found.text.startswith(ANSWER.text + "; before this call: ")
+    assert "its tenant was due at 2026-01-01 00:01:00+00:00, 120 s ago; " in found.text
+    assert "the platform tries again every 60 s: try 6: damaged" in found.text
 
 
 @pytest.mark.parametrize("kind", [Corrupt, Unavailable])
@@ -92,7 +99,7 @@ async def test_a_tenant_whose_process_has_ended_is_named_while_no_other_opens_it
     bench.waker.alive.clear()
     bench.waker.failing.add("acme")
     await bench.advance(30)
-    text = (await bench.why())["text"]
+    text = (await bench.why()).text
     assert "its process has ended, and another has not opened it so far; the platform" in text
     assert ": damaged" in text
 
@@ -109,7 +116,7 @@ async def test_who_is_in_time_and_who_asks_something_else_hear_nothing_of_it() -
     assert await bench.why() == ANSWER
     bench = await late()
     bench.asked.clear()
-    assert await bench.why(op="status") == "status"
+    assert await bench.why(call=STATUS) == STATUS
     assert not bench.asked, "other calls cost the timer nothing"
 
 
@@ -128,4 +135,4 @@ async def test_a_timer_that_does_not_answer_is_named_in_time(
 
     for find in (lost, hanging):
         monkeypatch.setattr(bench, "find_timer", find)
-        assert "the timer actor, which wakes tenants, did not answer" in (await bench.why())["text"]
+        assert "the timer actor, which wakes tenants, did not answer" in (await bench.why()).text

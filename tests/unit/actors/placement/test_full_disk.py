@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from faults import FaultDisk
-from local_world import World, until
+from local_world import World, add_call, until
 from patience_limits import SOON_S
 from ray_world import expected, loader_of
 
@@ -62,7 +62,7 @@ def client_of(world: World) -> TenantClient:
 
 async def add(client: TenantClient, token: str) -> Any:
     async with asyncio.timeout(SOON_S):
-        return await client.call("add", {"token": token, "amount": 1})
+        return await client.call(add_call(token))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from local_world import World, until
+from local_world import RING, World, add_call, until
 
 from dynamic_workflows.actors.placement import loader as loader_module
 from dynamic_workflows.actors.placement import process_pool, tenant_assignment
@@ -16,7 +16,8 @@ from dynamic_workflows.actors.placement.worker_process import WorkerProcess
 from dynamic_workflows.actors.rpc.reconnecting import ReconnectingRef
 from dynamic_workflows.actors.rpc.serving import NotServedHere
 from dynamic_workflows.eventlog.clock import US
-from dynamic_workflows.eventlog.errors import Corrupt, PlatformClosed, Unavailable
+from dynamic_workflows.eventlog.errors import Corrupt, InvalidError, PlatformClosed, Unavailable
+from dynamic_workflows.loaders.protocol.calls import pack_call
 
 
 async def advance(world: World, seconds: float) -> None:
@@ -63,7 +64,7 @@ async def test_a_tenant_is_listed_as_open_before_it_serves_anybody() -> None:
     world = await World().start()
     timer_peer, world.timer_peer = world.timer_peer, None
     peer = await world.loader.resolve("acme")
-    call = (1, "add", {"token": "t", "amount": 3})
+    call = (1, pack_call(add_call("t", 3)))
     serving = asyncio.ensure_future(peer.call("exchange", "acme", "s", [call], [], 0.0))
     await until(lambda: world.opened == ["acme"])
     await asyncio.sleep(0.05)
@@ -114,7 +115,7 @@ async def test_a_slot_never_serves_a_second_tenant() -> None:
     with pytest.raises(NotServedHere):
         await peer.call("assign", "other")
     with pytest.raises(NotServedHere):
-        await peer.call("exchange", "other", "s", [(1, "ring", {})], [], 0.0)
+        await peer.call("exchange", "other", "s", [(1, pack_call(RING))], [], 0.0)
     assert (await world.loader.resolve("other")).name != peer.name
     await world.stop()
 
@@ -203,12 +204,23 @@ async def test_a_log_that_was_put_back_from_a_copy_does_not_make_its_tenant_deaf
     await world.stop()
 
 
+async def test_a_call_that_does_not_decode_is_refused_and_its_neighbours_are_answered() -> None:
+    world = await World().start()
+    peer = await world.home("acme")
+    calls = [(1, pack_call(add_call("t", 3))), (2, b"\x80"), (3, b"\xc1"), (4, pack_call(RING))]
+    answers = await peer.call("exchange", "acme", "s", calls, [], 0.0)
+    outcomes = {number: value for number, _, value in answers}
+    assert (outcomes[1], outcomes[4]) == (3, None)
+    assert {type(outcomes[2]), type(outcomes[3])} == {InvalidError}
+    await world.stop()
+
+
 async def test_a_caller_who_meets_a_closing_slot_waits_for_the_next_one() -> None:
     world = await World().start()
     first = await world.home("acme")
     assert await first.call("make_room")
     with pytest.raises(NotServedHere):
-        await first.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
+        await first.call("exchange", "acme", "s", [(1, pack_call(RING))], [], 0.0)
     second = await world.home("acme", first.name)
     assert second.name != first.name
     assert world.opened == ["acme", "acme"]
@@ -295,7 +307,7 @@ async def test_a_tenant_that_cannot_be_opened_says_why_and_is_tried_afresh(
     for _ in range(2):
         peer = await world.loader.resolve("acme")
         with pytest.raises(Corrupt):
-            await peer.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
+            await peer.call("exchange", "acme", "s", [(1, pack_call(RING))], [], 0.0)
         await until(lambda name=peer.name: name in world.killed)  # type: ignore[misc]
     answer = await world.loader.wake(["acme", "other"])
     assert (list(answer.refused), answer.not_yet) == (["acme"], {})
@@ -303,7 +315,7 @@ async def test_a_tenant_that_cannot_be_opened_says_why_and_is_tried_afresh(
     assert await world.loader.residents() == ["other"]
     world.corrupt.clear()
     peer = await world.loader.resolve("acme")
-    await peer.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
+    await peer.call("exchange", "acme", "s", [(1, pack_call(RING))], [], 0.0)
     await world.stop()
 
 
@@ -311,7 +323,7 @@ async def test_a_client_may_come_before_the_word_of_the_loader() -> None:
     world = await World().start()
     peer = world.loader._pool.workers[0]
     early = asyncio.ensure_future(
-        peer.call("exchange", "acme", "s", [(1, "add", {"token": "t", "amount": 3})], [], 0.0)
+        peer.call("exchange", "acme", "s", [(1, pack_call(add_call("t", 3)))], [], 0.0)
     )
     await asyncio.sleep(0.01)
     await peer.call("assign", "acme")
@@ -411,7 +423,7 @@ async def test_a_fenced_tenant_lets_go_and_stays_listed_as_open() -> None:
     peer = await world.home("acme")
     world.tills["acme"].failed = Unavailable("the disk is gone")
     with pytest.raises(NotServedHere):
-        await peer.call("exchange", "acme", "s", [(1, "ring", {})], [], 0.0)
+        await peer.call("exchange", "acme", "s", [(1, pack_call(RING))], [], 0.0)
     await until(lambda: peer.name in world.killed)
     assert await world.timer.due("acme") == -1
     await world.stop()

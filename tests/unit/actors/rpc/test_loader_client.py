@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from local_world import LocalPeer, World, until
+from local_world import RING, SLOW, UNKNOWN, LocalPeer, World, add_call, until
 
 import dynamic_workflows as dw
 from dynamic_workflows import testing
@@ -20,6 +20,7 @@ from dynamic_workflows.eventlog.errors import (
     PlatformClosed,
     Unavailable,
 )
+from dynamic_workflows.loaders.protocol.calls import AwaitResult, DeleteInstance, TenantCall
 
 
 def client_of(world: World, tenant_id: str = "acme", timeout_s: float = 30) -> TenantClient:
@@ -31,8 +32,12 @@ def client_of(world: World, tenant_id: str = "acme", timeout_s: float = 30) -> T
     )
 
 
+def result(name: str) -> TenantCall[Any]:
+    return AwaitResult(id=name)
+
+
 def add(client: TenantClient, token: str, amount: int = 1) -> Any:
-    return client.call("add", {"token": token, "amount": amount})
+    return client.call(add_call(token, amount))
 
 
 async def test_the_calls_of_one_turn_are_one_message() -> None:
@@ -49,11 +54,11 @@ async def test_the_calls_of_one_turn_are_one_message() -> None:
 async def test_a_quick_call_does_not_wait_for_a_slow_one() -> None:
     world = await World().start()
     client = client_of(world)
-    slow = asyncio.ensure_future(client.call("slow", {}))
+    slow = asyncio.ensure_future(client.call(SLOW))
     assert await add(client, "quick") == 1
     assert await add(client, "again") == 2
     assert not slow.done()
-    await client.call("ring", {})
+    await client.call(RING)
     assert await slow == "at last"
     await world.stop()
 
@@ -61,19 +66,19 @@ async def test_a_quick_call_does_not_wait_for_a_slow_one() -> None:
 async def test_a_thousand_results_wait_in_one_long_poll() -> None:
     world = await World().start()
     client = client_of(world)
-    waiting = [asyncio.ensure_future(client.call("result", {"number": i})) for i in range(1_000)]
+    waiting = [asyncio.ensure_future(client.call(result(str(i)))) for i in range(1_000)]
     await until(lambda: world.tills.get("acme") and world.tills["acme"].waiting == 1_000)
     await asyncio.sleep(0.1)
     assert len(world.messages) == 2, "one that carried them, and one poll"
-    await client.call("ring", {})
-    assert await asyncio.gather(*waiting) == list(range(1_000))
+    await client.call(RING)
+    assert await asyncio.gather(*waiting) == [str(i) for i in range(1_000)]
     await world.stop()
 
 
 async def test_errors_arrive_as_themselves() -> None:
     world = await World().start()
     with pytest.raises(InvalidError) as caught:
-        await client_of(world).call("nonsense", {})
+        await client_of(world).call(UNKNOWN)
     assert caught.value.code == "batch.invalid"
     await world.stop()
 
@@ -81,8 +86,8 @@ async def test_errors_arrive_as_themselves() -> None:
 async def test_calls_go_on_through_the_death_of_the_tenants_process() -> None:
     world = await World().start()
     client = client_of(world)
-    waiting = asyncio.ensure_future(client.call("result", {"number": 7}))
-    slow = asyncio.ensure_future(client.call("slow", {}))
+    waiting = asyncio.ensure_future(client.call(result("7")))
+    slow = asyncio.ensure_future(client.call(SLOW))
     await until(lambda: world.tills.get("acme") and world.tills["acme"].waiting)
     slot = world.slot_of("acme")
     world.crash(slot)
@@ -91,8 +96,8 @@ async def test_calls_go_on_through_the_death_of_the_tenants_process() -> None:
     assert not any(call.done() for call in [waiting, slow, *adding])
     await world.restart(slot)
     assert max(await asyncio.gather(*adding)) == 10
-    await client.call("ring", {})
-    assert await waiting == 7
+    await client.call(RING)
+    assert await waiting == "7"
     assert await slow == "at last"
     await world.stop()
 
@@ -124,10 +129,10 @@ async def test_a_delete_whose_reply_was_lost_has_succeeded() -> None:
     client = client_of(world)
     await add(client, "token")
     lose_next_reply(world.slot_of("acme"))
-    await client.call("delete", {"token": "token"})
+    await client.call(DeleteInstance(id="token"))
     assert world.books["acme"] == {}
     with pytest.raises(InstanceError):
-        await client.call("delete", {"token": "token"})
+        await client.call(DeleteInstance(id="token"))
     await world.stop()
 
 
@@ -262,7 +267,7 @@ async def test_who_gives_up_waiting_leaves_nothing_at_the_tenant() -> None:
     world = await World().start()
     client = client_of(world)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(client.call("result", {}), 0.2)
+        await asyncio.wait_for(client.call(AwaitResult(id="i")), 0.2)
     assert world.tills["acme"].waiting == 1
     await add(client, "next")
     await until(lambda: not world.tills["acme"].waiting)
@@ -272,7 +277,7 @@ async def test_who_gives_up_waiting_leaves_nothing_at_the_tenant() -> None:
 async def test_a_closed_client_answers_nobody() -> None:
     world = await World().start()
     client = client_of(world)
-    waiting = asyncio.ensure_future(client.call("result", {}))
+    waiting = asyncio.ensure_future(client.call(AwaitResult(id="i")))
     await until(lambda: world.tills.get("acme") and world.tills["acme"].waiting)
     client.close()
     with pytest.raises(PlatformClosed):

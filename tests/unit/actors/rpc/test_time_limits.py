@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_world import World
+from local_world import SLOW, World
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.rpc.actor_ref import ActorUnreachable
@@ -20,8 +20,15 @@ from dynamic_workflows.actors.rpc.reconnecting import ReconnectingRef
 from dynamic_workflows.eventlog.errors import Unavailable
 from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.eventlog.store.memory import MemoryStore
+from dynamic_workflows.loaders.protocol.calls import (
+    AwaitResult,
+    CreateBatch,
+    GetStatus,
+    NewInstance,
+)
 
 LIMIT_S = 0.3
+CREATE = CreateBatch(items=[NewInstance(params=b"{}")])
 
 
 class Silent:
@@ -62,14 +69,14 @@ def client_of(peer: Any, timeout_s: float = LIMIT_S) -> TenantClient:
 
 async def test_a_call_to_an_actor_that_was_stopped_ends_and_names_it() -> None:
     with soon(), pytest.raises(Unavailable, match=r"create_batch of .*slot-7 does not answer"):
-        await client_of(Silent("slot-7")).call("create_batch", {})
+        await client_of(Silent("slot-7")).call(CREATE)
 
 
 async def test_a_call_whose_actor_lives_while_its_store_hangs_ends_and_says_so() -> None:
     world = await World().start()
     client = TenantClient("acme", client_id="c", resolve=world.loader.resolve, timeout_s=LIMIT_S)
     with soon(), pytest.raises(Unavailable, match="lives, but what .* the store of the log"):
-        await client.call("slow", {})
+        await client.call(SLOW)
     client.close()
     await world.stop()
 
@@ -85,10 +92,10 @@ async def test_an_actor_that_was_stopped_costs_no_more_than_the_limit_though_it_
 
     client = TenantClient("acme", client_id="c", resolve=resolve, timeout_s=LIMIT_S)
     with pytest.raises(Unavailable, match="its actor (slot-7 )?does not answer"):
-        await client.call("status", {})
+        await client.call(GetStatus(id="i"))
     assert len(asked) <= 2
     with soon(), pytest.raises(Unavailable, match="slot-7 did not answer exchange"):
-        await client.call("status", {})
+        await client.call(GetStatus(id="i"))
     client.close()
 
 
@@ -102,7 +109,7 @@ async def test_a_result_ends_in_its_time_though_nobody_answers(has_place: bool) 
     client = TenantClient("acme", client_id="c", resolve=resolve, timeout_s=600)
     what = "slot-7 does not answer" if has_place else "no place for the tenant"
     with soon(), pytest.raises(TimeoutError, match=f"time of 0.1 s is up, and .*{what}"):
-        await client.call("result", {"timeout_s": 0.1})
+        await client.call(AwaitResult(id="i", timeout_s=0.1))
     client.close()
 
 
@@ -112,7 +119,8 @@ async def test_a_tenant_that_waits_for_room_has_more_time_than_one_that_hangs() 
         return Silent("slot", {"exchange": [(1, True, "made")]})
 
     client = TenantClient("acme", client_id="c", resolve=resolve, timeout_s=LIMIT_S)
-    assert await client.call("create_batch", {}) == "made"
+    made: Any = await client.call(CREATE)
+    assert made == "made"
     client.close()
 
 
@@ -144,7 +152,7 @@ async def test_a_loader_that_lives_may_take_its_time() -> None:
 async def test_a_full_disk_is_told_at_once_in_its_own_words() -> None:
     full = Unavailable("/log: No space left on device: free some space", errno=errno.ENOSPC)
     with soon(), pytest.raises(Unavailable, match="^/log: No space left on device"):
-        await client_of(Silent("slot", {"exchange": full}), 600).call("create_batch", {})
+        await client_of(Silent("slot", {"exchange": full}), 600).call(CREATE)
 
 
 async def test_the_reason_of_an_outage_is_told_and_not_what_followed_from_it() -> None:
@@ -161,7 +169,7 @@ async def test_the_reason_of_an_outage_is_told_and_not_what_followed_from_it() -
             raise next(problems, ActorUnreachable("and again"))
 
     with soon(), pytest.raises(Unavailable, match="the disk is gone"):
-        await client_of(Failing("slot")).call("create_batch", {})
+        await client_of(Failing("slot")).call(CREATE)
 
 
 class HangingStore(MemoryStore):

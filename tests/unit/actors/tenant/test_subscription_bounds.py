@@ -15,6 +15,7 @@ from dynamic_workflows.actors.tenant.subscriptions import Feeds
 from dynamic_workflows.eventlog.clock import US
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.store.open_store import open_store
+from dynamic_workflows.loaders.protocol.calls import AwaitResult, GetEvents
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding, WorkflowInstance
 
 CODE = """
@@ -159,16 +160,18 @@ async def test_calls_that_wait_have_a_number_and_make_room_when_they_end(limit: 
     instance = await begun(platform, waits=True)
     tenant = await platform.tenant("acme")
     last = (await instance.history())[-1].seq
-    op = "events" if limit == "subscriptions_max" else "result"
-    args = {"workflow": "TenantWorkflow", "id": instance.id, "cursor": last}
-    waiting = [asyncio.ensure_future(tenant.call(op, args)) for _ in range(3)]
+    which: dict[str, Any] = {"workflow": "TenantWorkflow", "id": instance.id}
+    call: Any = AwaitResult(**which)
+    if limit == "subscriptions_max":
+        call = GetEvents(**which, cursor=last)
+    waiting = [asyncio.ensure_future(tenant.call(call)) for _ in range(3)]
     await asyncio.sleep(0.01)
     with pytest.raises(dw.LimitExceededError) as caught:
-        await tenant.call(op, args)
+        await tenant.call(call)
     assert (caught.value.limit, caught.value.retry_after > 0) == (limit, True)
     waiting[0].cancel()
     await asyncio.sleep(0.01)
-    waiting[0] = asyncio.ensure_future(tenant.call(op, args))
+    waiting[0] = asyncio.ensure_future(tenant.call(call))
     await instance.send_event("end")
     async with asyncio.timeout(30):
         await asyncio.gather(*waiting)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from kit_tenants import stored_objects
 
@@ -17,7 +18,12 @@ from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 from dynamic_workflows.eventlog.events import Row
 from dynamic_workflows.eventlog.store.base import NotFound
 from dynamic_workflows.loaders.isolates.interface import Exit
-from dynamic_workflows.loaders.protocol.calls import pack_args
+from dynamic_workflows.loaders.protocol.calls import (
+    AwaitResult,
+    GetInstance,
+    pack_call,
+    unpack_tenant_call,
+)
 from dynamic_workflows.loaders.protocol.messages import CallRequest, End, pack
 
 CODE = """
@@ -113,7 +119,7 @@ async def test_a_fenced_tenant_acknowledges_nothing_more() -> None:
         old = await shell(platform)
         await platform.crash("acme")
         with pytest.raises((Fenced, dw.PlatformClosed, Unavailable)):
-            await old.call("get", {"workflow": "TenantWorkflow", "id": "w"})
+            await old.call(GetInstance(workflow="TenantWorkflow", id="w"))
         assert (await (await workflows.get("w")).status()).status == "waiting"
 
 
@@ -254,7 +260,7 @@ async def test_a_tenant_with_nothing_to_do_says_when_it_has_to_wake() -> None:
         await tenant.close()
         assert tenant.next_wake_us() == wake_us
         with pytest.raises(dw.PlatformClosed):
-            await tenant.call("get", {"workflow": "TenantWorkflow", "id": "b"})
+            await tenant.call(GetInstance(workflow="TenantWorkflow", id="b"))
         with pytest.raises(dw.PlatformClosed):
             await instance.status()
 
@@ -349,7 +355,7 @@ async def test_hostile_arguments_are_refused_and_change_nothing(
         tenant = await shell(platform)
         before = tenant.core.last_seq
         with pytest.raises((dw.InvalidError, dw.UnserialisableValueError)):
-            await tenant.call(op, args)
+            await tenant.call(unpack_tenant_call(op, msgspec.msgpack.encode(args)))
         assert tenant.core.last_seq == before
 
 
@@ -401,7 +407,7 @@ async def test_a_guest_that_floods_the_platform_with_calls_loses_its_isolate() -
         tenant = await shell(platform)
         (host,) = tenant._hosts
         (life,) = host.lives
-        asked = pack_args({"workflow": "TenantWorkflow", "id": instance.id})
+        asked = pack_call(AwaitResult(workflow="TenantWorkflow", id=instance.id))
         call = pack(CallRequest(1, "WORKFLOWS", "result", asked, b""), life=life)
         for _ in range(300):
             host.on_frames([call])

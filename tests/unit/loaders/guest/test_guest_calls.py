@@ -166,11 +166,11 @@ async def test_the_workflow_binding_is_the_drivers_own(world: World) -> None:
     """)
 
     def serve(call: messages.CallRequest) -> messages.Reply:
-        args = calls.unpack_args(call.args)
-        if call.method == "create_batch":
-            assert args["workflow"] == "Flow"
-            return messages.Reply(call.call, calls.pack_answer([args["items"][0]["id"]]))
-        if call.method == "status":
+        asked = calls.unpack_tenant_call(call.method, call.args)
+        if isinstance(asked, calls.CreateBatch):
+            assert asked.workflow == "Flow"
+            return messages.Reply(call.call, calls.pack_answer([asked.items[0].id]))
+        if isinstance(asked, calls.GetStatus):
             answer = calls.pack_answer(calls.StatusData(status="queued"))
             return messages.Reply(call.call, answer)
         missing = InstanceError("there is none", code="instance.not_found")

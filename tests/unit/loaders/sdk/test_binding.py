@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +14,27 @@ from hypothesis import strategies as st
 import dynamic_workflows as dw
 from dynamic_workflows import testing
 from dynamic_workflows.loaders.protocol.calls import (
+    TENANT_CALLS,
+    AnswerT,
+    CreateBatch,
+    DeleteInstance,
+    DeployCode,
     EventPage,
+    GetEvents,
+    GetStatus,
+    InstanceItem,
+    InstancePage,
+    ListInstances,
+    NewInstance,
+    RestartInstance,
+    RestartTarget,
     StatusData,
+    TenantCall,
     pack_answer,
-    pack_args,
+    pack_call,
     unpack_answer,
-    unpack_args,
+    unpack_call,
+    unpack_tenant_call,
 )
 from dynamic_workflows.loaders.sdk.binding import WorkflowBinding
 from dynamic_workflows.loaders.sdk.records import Status
@@ -67,8 +83,9 @@ class Default(WorkerEntrypoint):
         return [status in ("queued", "running", "waiting"), paused, output, types[0], seen,
                 [one.id for one in page], gone.deleted, [e.code for e in gone.errors], code]
 
-    async def forge(self, op, args):
-        return await self.env.WORKFLOWS._calls.call(op, args)
+    async def forge(self, op, body):
+        calls = self.env.WORKFLOWS._calls
+        return await calls._guest.call(calls._name, op, body, b"")
 """
 
 
@@ -96,7 +113,7 @@ async def test_the_binding_in_env_does_what_the_drivers_does() -> None:
 async def test_tenant_code_cannot_call_what_is_the_platforms(op: str) -> None:
     async with testing.connect(load=load) as platform:
         with pytest.raises(dw.InvalidError, match="no operation"):
-            await platform.tenant("acme").entrypoint().forge(op, {})
+            await platform.tenant("acme").entrypoint().forge(op, b"\x80")
 
 
 async def test_tenant_code_cannot_send_metadata_of_its_own() -> None:
@@ -109,7 +126,9 @@ async def test_tenant_code_cannot_send_metadata_of_its_own() -> None:
             "metadata": b'{"tenant_id":"other"}',
             "binding": "WORKFLOWS",
         }
-        assert await platform.tenant("acme").entrypoint().forge("create_batch", args) == ["x"]
+        body = msgspec.msgpack.encode(args)
+        answer = await platform.tenant("acme").entrypoint().forge("create_batch", body)
+        assert answer == pack_answer(["x"])
         rows = platform.query("select tenant_id from instances").to_pylist()
         assert rows == [{"tenant_id": "acme"}]
 
@@ -299,8 +318,8 @@ async def test_events_are_read_by_attribute_and_by_key() -> None:
 
 
 class NeverCalled:
-    async def call(self, op: str, args: dict[str, Any]) -> Any:
-        raise AssertionError(f"{op} was called with wrong arguments")
+    async def call(self, call: TenantCall[AnswerT]) -> AnswerT:
+        raise AssertionError(f"{call} was called with wrong arguments")
 
 
 WRONG: list[tuple[type[Exception], Any]] = [
@@ -371,25 +390,44 @@ plain = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(), plain, max_size=4))
-def test_the_arguments_of_a_call_cross_the_wall_unchanged(args: dict[str, Any]) -> None:
-    assert unpack_args(pack_args(args)) == args
-
-
-@given(st.binary(max_size=64))
-def test_arguments_that_do_not_decode_are_refused(data: bytes) -> None:
+@given(st.sampled_from(sorted(TENANT_CALLS)), st.dictionaries(st.text(), plain, max_size=4))
+def test_arguments_of_another_form_are_refused(op: str, args: dict[str, Any]) -> None:
     try:
-        assert isinstance(unpack_args(data), dict)
+        assert type(unpack_tenant_call(op, msgspec.msgpack.encode(args))) is TENANT_CALLS[op]
     except dw.InvalidError:
         pass
 
 
+@given(st.sampled_from(sorted(TENANT_CALLS)), st.binary(max_size=64))
+def test_arguments_that_do_not_decode_are_refused(op: str, data: bytes) -> None:
+    for unpack in (unpack_call, lambda data: unpack_tenant_call(op, data)):
+        try:
+            assert isinstance(unpack(data), TenantCall)
+        except dw.InvalidError:
+            pass
+
+
+def test_a_call_crosses_the_wall_unchanged_but_for_what_no_tenant_may_say() -> None:
+    item = NewInstance(id="x", params=b"1", retention={"error_us": 2**62 - 1}, pin="latest")
+    forged = CreateBatch(items=[item], strict=True, token="t", binding="B", metadata=b"1")
+    assert unpack_call(pack_call(forged)) == forged
+    honest = CreateBatch(items=[item], strict=True)
+    assert unpack_tenant_call("create_batch", pack_call(forged)) == honest
+    restart = RestartInstance(id="i", from_=RestartTarget(name="s", type="do", count=2))
+    assert unpack_tenant_call("restart", pack_call(restart)) == restart
+
+
+def test_a_call_is_not_taken_for_another() -> None:
+    with pytest.raises(dw.InvalidError):
+        unpack_tenant_call("status", pack_call(DeleteInstance(id="i")))
+    with pytest.raises(dw.InvalidError, match="no operation 'deploy'"):
+        unpack_tenant_call("deploy", pack_call(DeployCode(bundle=b"")))
+
+
 def test_answers_cross_the_wall_as_what_they_are() -> None:
     status = StatusData(status="complete", output=b"1")
-    assert unpack_answer("status", pack_answer(status)) == status
+    assert unpack_answer(GetStatus(id="i"), pack_answer(status)) == status
     page = EventPage(rows=[], cursor=7, ended=True)
-    assert unpack_answer("events", pack_answer(page)) == page
-    assert unpack_answer("list", pack_answer({"items": [], "cursor": None})) == {
-        "items": [],
-        "cursor": None,
-    }
+    assert unpack_answer(GetEvents(id="i"), pack_answer(page)) == page
+    instances = InstancePage([InstanceItem("i", "W", "queued", 1)], "7")
+    assert unpack_answer(ListInstances(), pack_answer(instances)) == instances
