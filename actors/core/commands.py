@@ -111,6 +111,8 @@ class Commands:
         late, life.late = life.late, []
         held, life.held = life.held, {}
         for step in late:
+            if summary.lifetime is not life:
+                return  # It gave its slot back; the next lifetime finds what is due.
             self._steps.on_due(d, summary, step, now_us)
         for step in list(instance.open.values()):
             if step.kind == WAIT and step.token is not None and summary.lifetime is life:

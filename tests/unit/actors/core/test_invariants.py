@@ -13,7 +13,7 @@ from collections import Counter
 from typing import Any
 
 from core_world import Fatal, StepApi, StepFailed, World, config, gather, payload
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dynamic_workflows.actors.core.tenant_core import TenantCore
@@ -290,6 +290,9 @@ _quick = settings(
 
 @_quick
 @given(_programs, st.integers(0, 2**32), st.booleans(), st.booleans())
+@example(
+    [("do", "a", 0, 0, False), ("par", [[("sleep", 50)], [("sleep", 50)]])], 32127, False, True
+)
 def test_whatever_disturbs_it_a_program_ends_as_undisturbed(
     ops: list[Op], seed: int, slow: bool, every_step: bool
 ) -> None:
