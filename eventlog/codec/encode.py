@@ -71,16 +71,18 @@ def count_nodes(value: dict[Any, Any] | list[Any], depth: int) -> int:
     return nodes
 
 
-def tagged(value: Any) -> Any:
+def tagged(value: Any, *, takes_objects: bool = True) -> Any:
     """A copy of the value in which everything that JSON lacks is tagged."""
-    return PlainWriter().write(value, 1, None, "")
+    return PlainWriter(takes_objects=takes_objects).write(value, 1, None, "")
 
 
 class PlainWriter:
     """The slow pass: it counts nodes and keeps the path, for error messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_objects: bool = True) -> None:
+        """`takes_objects`: whether dataclasses and models are written, as dicts of their fields."""
         self._nodes = 0
+        self._takes_objects = takes_objects
 
     def write(self, value: Any, depth: int, path: _Path, place: str) -> Any:
         """The value at a depth and a place, with what JSON lacks tagged."""
@@ -127,7 +129,9 @@ class PlainWriter:
                 name = self.write(key, depth + 3, path, f"{place} key {short(key)}")
                 pairs.append([name, self.write(item, depth + 3, path, f"{place}[{short(key)}]")])
             return {"$dict": pairs}
-        fields = _fields(value)
+        fields = _NONE
+        if self._takes_objects or issubclass(kind, EncodedRecord):
+            fields = _fields(value)
         if fields is not _NONE:
             return self.write(fields, depth + 1, path, place)
         raise refused(value, place)
@@ -223,8 +227,8 @@ def refused(value: Any, place: str) -> UnserialisableValueError:
     else:
         message += (
             ": return None, bool, int, float, str, bytes, datetime, date, time, timedelta, Decimal,"
-            " UUID, or lists, tuples, sets and dicts of them; dataclasses, models, paths and the"
-            " like come back as themselves where the function's return annotation names them"
+            " UUID, or lists, tuples, sets and dicts of them; steps also take dataclasses, models,"
+            " enums, paths and the like"
         )
     return UnserialisableValueError(message, place=f"value{place}", type=name)
 

@@ -7,8 +7,8 @@ with `$`, or a key that is no text, is written as `{"$dict": [[key, value], …]
 `encode` writes, a `$` at the start of a key is always ours: nobody's data can pass for a tag.
 
 Exact types only. A subclass would come back as its base, so it is refused, with the place and the
-type; dataclasses and pydantic models become dicts of their fields. Where an annotation names
-classes (`loaders/values/typed_values.py`), objects are written as their fields, or as a value, and
+type; dataclasses and pydantic models become dicts of their fields, unless `takes_objects` is false.
+Of steps (`loaders/values/typed_values.py`), objects are written as their fields, or as a value, and
 where the class cannot be told from the place, with a mark:
 `{"name": "rex", "$object": "pets:Dog"}`,
 `{"$value": "/srv/x", "$object": "pathlib:PosixPath"}`. Read here, without their classes, they are
@@ -18,11 +18,12 @@ texts: equal values give equal texts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from .decode import invalid, revive
+from .decode import OBJECT, invalid, revive
 from .encode import DEPTH_MAX as DEPTH_MAX
 from .encode import TAGGED_NODES_MAX, count_nodes, tagged, too_deep, too_large
 
@@ -37,19 +38,22 @@ _from_json = msgspec.json.Decoder().decode
 _skim = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def encode(value: Any, *, bytes_max: int = VALUE_BYTES_MAX) -> bytes:
+def encode(value: Any, *, bytes_max: int = VALUE_BYTES_MAX, takes_objects: bool = True) -> bytes:
     """Return the value as JSON text in UTF-8; equal up to the order of dicts, equal bytes.
 
-    Raises UnserialisableValueError with the place and the type, or ValueTooLargeError.
+    `takes_objects`: whether dataclasses and models are written, as dicts of their fields. Raises
+    UnserialisableValueError with the place and the type, or ValueTooLargeError.
     """
     try:
         kind = type(value)
         if kind is dict or kind is list:
-            text = _to_json(value if count_nodes(value, 1) >= 0 else tagged(value))
+            if count_nodes(value, 1) < 0:
+                value = tagged(value, takes_objects=takes_objects)
+            text = _to_json(value)
         elif kind is str or kind is bool or value is None:
             text = _to_json(value)
         else:
-            text = _to_json(tagged(value))
+            text = _to_json(tagged(value, takes_objects=takes_objects))
     except RecursionError:
         raise too_deep(None) from None
     except UnicodeEncodeError:
@@ -83,6 +87,8 @@ def size(text: bytes) -> int:
 
 _BYTES = b'{"$bytes":"'
 """In the text of a value, these characters begin a tag and nothing else."""
+_MARK = b'"%s"' % OBJECT.encode()
+"""In the text of a value with objects in it; seldom elsewhere."""
 _LIFTED_FROM = 64 * 1024
 _LOOKS_MAX = 10_000
 _from_base64 = msgspec.json.Decoder(bytes).decode
@@ -113,11 +119,16 @@ def lift(text: bytes) -> tuple[bytes, list[bytes]]:
     return b"".join((*parts, text[kept:])), lifted
 
 
-def decode(text: bytes) -> Any:
-    """Return the value that `encode` wrote; raises UnserialisableValueError for any other text."""
+def decode(text: bytes, read_objects: Callable[[bytes], Any] | None = None) -> Any:
+    """Return the value that `encode` wrote; raises UnserialisableValueError for any other text.
+
+    `read_objects` reads a text with objects in it instead; without it they are their fields.
+    """
     try:
         if not _has_tags(text):
             return _from_json(text)
+        if read_objects is not None and _MARK in text:
+            return read_objects(text)
         short, lifted = lift(text)
         value = revive(_from_json(short), lifted)
     except RecursionError:

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Protocol
 
-from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import WorkflowsError
 
 from ..protocol import messages
@@ -69,7 +68,7 @@ class RollbackHandler:
         function: Callable[[Any], Any],
         settled: NormalizedConfig,
         step_settled: NormalizedConfig,
-        reviver: TypedCodec | None,
+        reviver: TypedCodec,
         context: Context,
     ) -> None:
         self.function = function
@@ -300,12 +299,10 @@ class StepWork(ABC):
         """What follows is a turn of its own before the limits of CPU time."""
         self.life.guest.on_resume(self.life.number)
 
-    def text_of(self, value: Any, reviver: TypedCodec | None) -> bytes:
+    def text_of(self, value: Any, reviver: TypedCodec) -> bytes:
         """The value as codec text. Raises WorkflowsError that names the step."""
         bytes_max = self.life.guest.value_bytes_max
         try:
-            if reviver is None:
-                return values.encode(value, bytes_max=bytes_max)
             return reviver.encode(value, bytes_max=bytes_max, rest=self._rest)
         except WorkflowsError as error:
             message = f'step "{self.name}": {error.message}'
@@ -377,6 +374,7 @@ class PendingStep(StepWork):
         # Writing, sending and reading back a large value is our work, not the function's: each is
         # a turn of its own before the limits.
         life.guest.on_resume(life.number)
+        assert self.reviver is not None
         text = self.text_of(value, self.reviver)
         self.finish(attempt)
         if len(text) > _LARGE:
@@ -460,8 +458,7 @@ class RollbackCall(StepWork):
         message, handler = self.message, self.handler
         output = None
         if message.output is not None:
-            decode = handler.reviver.decode if handler.reviver else values.decode
-            output = decode(message.output)
+            output = handler.reviver.decode(message.output)
         ctx = AttrView(
             step=AttrView(name=self.name, count=self.count),
             attempt=message.step_attempt,

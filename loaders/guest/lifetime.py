@@ -209,10 +209,8 @@ class GuestLifetime(Scope):
             schedule=None if run.schedule is None else ScheduleView(values.decode(run.schedule)),
         )
 
-    def _output(self, result: Any, reviver: TypedCodec | None) -> bytes:
+    def _output(self, result: Any, reviver: TypedCodec) -> bytes:
         try:
-            if reviver is None:
-                return values.encode(result, bytes_max=self.guest.value_bytes_max)
             # A reader of the output may not have its classes, and gets their fields.
             return reviver.encode(result, bytes_max=self.guest.value_bytes_max, is_read=False)
         except WorkflowsError as error:

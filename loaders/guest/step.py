@@ -71,7 +71,7 @@ class StepCall:
         count: int,
         callback: Callable[..., Any],
         settled: NormalizedConfig,
-        reviver: TypedCodec | None,
+        reviver: TypedCodec,
         undo: NormalizedConfig | None,
         declared: DeclaredStep | None,
     ) -> None:
@@ -86,9 +86,7 @@ class StepCall:
 
     def read(self, text: bytes | None) -> Any:
         """The value of a text; a new one each time."""
-        if text is None:
-            return None
-        return values.decode(text) if self.reviver is None else self.reviver.decode(text)
+        return None if text is None else self.reviver.decode(text)
 
 
 class GuestStep:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Coroutine, Generator
 from types import CodeType
 from typing import Any, NamedTuple, Protocol
 
-from dynamic_workflows.eventlog.codec import values as codec
-
 from ..sdk.entrypoints import WorkflowFatalError
 from ..values.typed_values import TypedCodec
 from .signature import shape_of
@@ -86,7 +84,7 @@ class DeclaredStep:
         self._shape = shape_of(function) if callable(function) else None
         self._needs = {parameter: step.declared(parameter) for parameter in self._parameters()}
         self._flights: list[asyncio.Future[None]] = []
-        self._memo: tuple[bytes | None, TypedCodec | None] | None = None
+        self._memo: tuple[bytes | None, TypedCodec] | None = None
         self.__name__ = str(name)
         self.__doc__ = getattr(function, "__doc__", None)
         self.__wrapped__ = function
@@ -150,7 +148,7 @@ class DeclaredStep:
         flight.set_result(None)
         return value
 
-    def remember(self, text: bytes | None, reviver: TypedCodec | None) -> None:
+    def remember(self, text: bytes | None, reviver: TypedCodec) -> None:
         """An occurrence has succeeded: the first one's value is what dependents get."""
         if self._memo is None:
             self._memo = (text, reviver)
@@ -178,9 +176,7 @@ class DeclaredStep:
         if self._memo is None:
             return await self._fly(self._begin(), is_dependency=True)
         text, reviver = self._memo
-        if text is None:
-            return None
-        return codec.decode(text) if reviver is None else reviver.decode(text)
+        return None if text is None else reviver.decode(text)
 
 
 class _Failure(Exception):

@@ -2,8 +2,8 @@
 
 What a function returns is written, read back and written again before it is recorded: either both
 texts are one, and so `run` gets the same class with the same fields, live and replayed; or the
-value is refused in a sentence. Where no class is named, the codec's own rule holds: builtin types
-come back as they were, dataclasses and models as dicts of their fields.
+value is refused in a sentence. Where no class is named, what the codec knows is written by the
+codec alone, and objects carry the names of their classes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dynamic_workflows.eventlog.codec.encode import too_deep
 from dynamic_workflows.eventlog.errors import UnserialisableValueError, WorkflowsError
 
 from .object_codec import ClassNames, ExactReader, ExactWriter
-from .type_hints import PLAIN, Hint, Names, hint_of, is_plain
+from .type_hints import PLAIN, Hint, Names, hint_of
 
 _PLAIN_NAMES = frozenset(
     "None bool int float str bytes datetime date time timedelta Decimal UUID tuple list set"
@@ -40,6 +40,7 @@ class TypedCodec:
     """Writes and reads the values of one annotation."""
 
     def __init__(self, hint: Hint | None, names: ClassNames) -> None:
+        """`hint`: None where the annotation names no class, or there is none."""
         self._hint = hint
         self._names = names
 
@@ -56,6 +57,14 @@ class TypedCodec:
         `is_read`: it will be read as itself, and not as plain data alone. `rest` is called between
         the parts of the work, each as long as the value is large.
         """
+        if self._hint is None:
+            try:
+                # What has no objects in it costs no more than the codec. Who reads it without
+                # classes gets fields in any case.
+                return values.encode(value, bytes_max=bytes_max, takes_objects=not is_read)
+            except UnserialisableValueError:
+                if not is_read:
+                    raise
         rest = rest or _go_on
         try:
             plain, objects = self._written(value)
@@ -70,6 +79,9 @@ class TypedCodec:
 
     def decode(self, text: bytes) -> Any:
         """The value of a text; as plain data where the classes are not there as they were."""
+        return values.decode(text, self._read) if self._hint is None else self._read(text)
+
+    def _read(self, text: bytes) -> Any:
         try:
             has_tags = b'"$' in text
             short, lifted = values.lift(text) if has_tags else (text, [])
@@ -128,8 +140,9 @@ def _text_of(plain: Any, value: Any) -> bytes:
 def _changed(value: Any, reason: str) -> UnserialisableValueError:
     name = type(value).__qualname__
     return UnserialisableValueError(
-        f"the value of type {name} cannot be stored: {reason}. Classes have to be found by name at"
-        " the top of a module, and hold nothing that only they can rebuild; or return plain data",
+        f"the value of type {name} cannot be stored: {reason}. Put its classes at the top of a"
+        " module, or annotate the function with the class that it returns; classes that hold what"
+        " only they can rebuild cannot be stored: return a dict of plain data",
         type=name,
     )
 
@@ -168,19 +181,20 @@ class Revivers:
 
     def __init__(self, names: ClassNames | None = None) -> None:
         self._names = names or ClassNames()
-        self._cached: dict[Any, TypedCodec | None] = {}
+        self._untyped = TypedCodec(None, self._names)
+        self._cached: dict[Any, TypedCodec] = {}
 
-    def of(self, function: Callable[..., Any]) -> TypedCodec | None:
-        """What writes and reads the function's values, or None where the codec does."""
+    def of(self, function: Callable[..., Any]) -> TypedCodec:
+        """What writes and reads the function's values."""
         bare = _bare(function)
         annotation = getattr(bare, "__annotations__", _NOTHING).get("return")
         if annotation is None or (
             annotation in _PLAIN_NAMES if isinstance(annotation, str) else _is_in(annotation)
         ):
-            return None
+            return self._untyped
         return self._of(bare, annotation)
 
-    def _of(self, function: Any, annotation: Any) -> TypedCodec | None:
+    def _of(self, function: Any, annotation: Any) -> TypedCodec:
         inner = inspect.unwrap(function)
         inner = getattr(inner, "__func__", inner)
         module = getattr(inner, "__globals__", {})
@@ -201,13 +215,12 @@ class Revivers:
             self._cached[key] = made
         return made
 
-    def _made(self, annotation: Any, names: Names) -> TypedCodec | None:
+    def _made(self, annotation: Any, names: Names) -> TypedCodec:
         annotation = names.resolve(annotation)
         if typing.get_origin(annotation) in _WAITED:
             annotation = names.resolve(typing.get_args(annotation)[-1])
-        if is_plain(annotation, names):
-            return None
-        return TypedCodec(hint_of(annotation, names), self._names)
+        hint = hint_of(annotation, names)
+        return self._untyped if hint is None else TypedCodec(hint, self._names)
 
 
 def _is_in(annotation: Any) -> bool:

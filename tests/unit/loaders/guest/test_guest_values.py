@@ -138,32 +138,6 @@ async def test_the_output_of_run_that_cannot_be_stored_says_what_to_do(world: Wo
         await world.run(flow("return {'colour': Colour.RED}", before=TYPES))
 
 
-async def test_without_an_annotation_models_are_dicts(world: World) -> None:
-    code = flow(
-        """
-    got = await step.do("s", lambda: Order([]))
-    return [type(got).__name__, got]
-    """,
-        before=TYPES,
-    )
-    assert await world.run(code) == ["dict", {"lines": [], "parent": None}]
-
-
-async def test_without_an_annotation_an_enum_is_refused_with_a_hint(world: World) -> None:
-    code = flow(
-        """
-    try:
-        await step.do("s", lambda: Colour.RED)
-    except UnserialisableValueError as error:
-        return str(error)
-    """,
-        before=TYPES,
-    )
-    text = await world.run(code)
-    assert "Colour" in text
-    assert "annotate" in text
-
-
 async def test_classes_defined_inside_run_are_found(world: World) -> None:
     code = "from __future__ import annotations\n" + flow(
         """
