@@ -25,10 +25,11 @@ from ..protocol.heartbeat import HeartbeatReader
 from ..protocol.messages import FROM_GUEST, Frame, Idle, Log, ProtocolViolation
 from ..sandbox import linux
 from ..sandbox.sandbox import UNSAFE
+from .fork_server import Exited
 from .interface import Exit, Limits, OnExit, OnFrames
 from .stdout_pipe import LogPipe
 from .watchdog import UsageSample, Watchdog
-from .zygote import Exited, Spawn
+from .zygote import Spawn
 from .zygote_client import Child, Spawner
 
 _log = logging.getLogger("dynamic_workflows.isolates")

@@ -26,7 +26,8 @@ class Lifeline:
     """A pipe that the zygote makes, and whose other end each isolate holds."""
 
     def __init__(self) -> None:
-        self.fd, self._zygotes_end = os.pipe()
+        fd, self._zygotes_end = os.pipe()
+        self.fd = linux.move_up(fd)
 
     def hold(self, page_fd: int) -> HeartbeatWriter:
         """End with the zygote, and report usage; to be called in an isolate without the zygote's

@@ -8,13 +8,11 @@ socket ends, and the kernel's parent-death signal), and its isolates die with it
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import gc
 import importlib
 import importlib.util
 import os
-import select
 import socket
 import sys
 import threading
@@ -33,10 +31,7 @@ from ..sandbox import linux
 from ..sandbox.readable_paths import find_readable
 from ..sandbox.sandbox import UNSAFE, Sandbox, SandboxPlan
 from . import fork_hooks, page_packing
-from .child_processes import children
-
-# --- the control socket: one message a packet, descriptors beside it ------------------------------
-
+from .fork_server import FILES_MAX, Exited, ForkServer, Spawned, SpawnFailed
 
 GUEST = "dynamic_workflows.loaders.guest.guest:Guest"
 """The guest that tenants get; tests have others."""
@@ -65,12 +60,6 @@ class Spawn(msgspec.Struct, array_like=True, tag=1):
     """It will wait for its owner: time to rehearse, so that it starts faster."""
 
 
-class Kill(msgspec.Struct, array_like=True, tag=2):
-    """End an isolate, for a supervisor that has no descriptor of it."""
-
-    id: int
-
-
 class Ready(msgspec.Struct, array_like=True, tag=1):
     """The zygote is sandboxed and forks isolates from now on."""
 
@@ -87,36 +76,8 @@ class Refused(msgspec.Struct, array_like=True, tag=2):
     message: str
 
 
-class Spawned(msgspec.Struct, array_like=True, tag=3):
-    """The process exists. Beside it: its pidfd, where the kernel has such a thing."""
-
-    id: int
-    pid: int
-
-
-class SpawnFailed(msgspec.Struct, array_like=True, tag=4):
-    """The fork failed."""
-
-    id: int
-    message: str
-
-
-class Exited(msgspec.Struct, array_like=True, tag=5):
-    """An isolate ended and was reaped."""
-
-    id: int
-    status: int
-    """As from wait(2)."""
-    cpu_s: float
-    rss_max_bytes: int
-
-
 Report = Ready | Refused | Spawned | SpawnFailed | Exited
-_decode = msgspec.msgpack.Decoder(Spawn | Kill).decode
 _SPAWN_FDS = 3
-FILES_MAX = 4096
-"""Descriptors of a zygote, and of an isolate at its start. It closes all that are not its own, one
-by one where the kernel or the C library lacks close_range: so there is a bound."""
 _encode = msgspec.msgpack.Encoder().encode
 
 # Modules that start-up does not import by itself and that tenants use. Native ones have to be here:
@@ -141,8 +102,8 @@ PRELOADED = """
 _RUN_AT_STARTS = frozenset(
     f"{__package__.rpartition('.')[0]}.{name}"
     for name in """
-    guest.isolate_main guest.logs isolates.zygote protocol.heartbeat sandbox.landlock sandbox.linux
-    sandbox.sandbox sandbox.seccomp
+    guest.isolate_main guest.logs isolates.fork_server isolates.zygote protocol.heartbeat
+    sandbox.landlock sandbox.linux sandbox.sandbox sandbox.seccomp
     """.split()
 )
 
@@ -170,7 +131,8 @@ def main(fd: int, stdlib: list[str]) -> NoReturn:
     gc.freeze()
     shared_bytes = linux.memory_bytes(os.getpid())[1]
     channel.send(_encode(Ready(sandbox.level, notes + sandbox.notes, shared_bytes)))
-    ZygoteServer(channel, sandbox, guest, rehearse).serve()
+    be_isolate = IsolateForks(sandbox, guest, rehearse).be_isolate
+    ForkServer(channel, Spawn, fds=_SPAWN_FDS, be_child=be_isolate).serve()
 
 
 def _receive_plan(channel: control_socket.Control) -> ZygotePlan:
@@ -209,73 +171,22 @@ def _import_ahead(plan: ZygotePlan, stdlib: list[str]) -> tuple[Any, list[str]]:
     return guest, notes
 
 
-class ZygoteServer:
-    """Forks isolates on request, reaps them, and reports to the supervisor."""
+class IsolateForks:
+    """What each forked process does to become an isolate."""
 
-    def __init__(
-        self,
-        channel: control_socket.Control,
-        sandbox: Sandbox,
-        guest: Any,
-        rehearse: Callable[[], None],
-    ) -> None:
-        self._channel = channel
+    def __init__(self, sandbox: Sandbox, guest: Any, rehearse: Callable[[], None]) -> None:
         self._sandbox = sandbox
         self._guest = guest
         self._rehearse = rehearse
-        self._poll = select.poll()
-        self._poll.register(channel, select.POLLIN)
-        self._children = children(self._poll)
         self._lifeline = None
         if sandbox.level == UNSAFE and not (linux.has_parent_signal() and linux.has_cpu_clocks()):
             lifeline = importlib.import_module(".parent_death", __package__)
             self._lifeline = lifeline.Lifeline()
 
-    def serve(self) -> NoReturn:
-        """Answer the supervisor and reap isolates until the supervisor ends."""
-        while True:
-            for fd, _ in self._poll.poll():
-                if fd == self._channel.fileno():
-                    self._receive()
-                else:
-                    for ended in self._children.reap(fd):
-                        self._channel.send(_encode(Exited(*ended)))
-
-    def _receive(self) -> None:
-        messages = self._channel.receive()
-        if messages is None:
-            # The supervisor is gone, and so is the reason of every isolate. The kernel's signal at
-            # our death does the same; this is faster where it was cleared by a change of user.
-            self._children.kill_all()
-            os._exit(0)
-        for data, fds in messages:
-            match _decode(data):
-                case Spawn() as spawn:
-                    self._spawn(spawn, fds)
-                case Kill(id):
-                    self._children.kill(id)
-
-    def _spawn(self, spawn: Spawn, fds: list[int]) -> None:
-        try:
-            if len(fds) != _SPAWN_FDS:
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            pid = os.fork()
-        except OSError as error:
-            self._channel.send(_encode(SpawnFailed(spawn.id, str(error))))
-        else:
-            if pid == 0:
-                self._be_isolate(spawn, fds)
-            held = self._children.add(spawn.id, pid)
-            self._channel.send(_encode(Spawned(spawn.id, pid)), held)
-        for fd in fds:
-            os.close(fd)
-
-    def _be_isolate(self, spawn: Spawn, fds: list[int]) -> NoReturn:
+    def be_isolate(self, spawn: Spawn, fds: list[int]) -> NoReturn:
         """Run the child as an isolate; never returns into the zygote's code."""
         status = isolate_main.FAILED
         try:
-            os.setsid()
-            self._children.leave()
             line = self._lifeline
             _arrange(fds, keep=[*self._sandbox.kept_fds, *([line.fd] if line else [])])
             linux.name_process("dw-isolate")

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -24,8 +23,9 @@ from dynamic_workflows.eventlog.errors import SandboxUnavailable, Unavailable
 from ..protocol import control_socket
 from ..sandbox import linux
 from ..sandbox.sandbox import SandboxPlan
-from . import zygote
-from .zygote import Exited, Kill, Ready, Refused, Spawn, Spawned, SpawnFailed, ZygotePlan
+from . import fresh_python, zygote
+from .fork_server import Exited, Kill, Spawned, SpawnFailed
+from .zygote import Ready, Refused, Spawn, ZygotePlan
 
 _decode = msgspec.msgpack.Decoder(zygote.Report).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -37,6 +37,11 @@ _BOOT = (
     "from dynamic_workflows.loaders.isolates import fork_hooks; fork_hooks.hold_back(); "
     "from dynamic_workflows.loaders.isolates.zygote import main; main(int(sys.argv[1]), stdlib)"
 )
+
+
+# One arena: an isolate has one thread, and each arena costs address space and page tables.
+# One seed: a set of texts is gone through in the same order in every lifetime.
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "PYTHONHASHSEED": "0"}
 
 
 class ExitListener(Protocol):
@@ -113,10 +118,10 @@ class Spawner:
                 self._process = subprocess.Popen(
                     [
                         *(sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", "-c", _BOOT),
-                        *(str(theirs.fileno()), *_search_path(), *self._path),
+                        *(str(theirs.fileno()), *fresh_python.search_path(), *self._path),
                     ],
                     pass_fds=[theirs.fileno()],
-                    env=_environment(),
+                    env=fresh_python.environment(**_ENVIRONMENT),
                     cwd="/",
                     stdin=subprocess.DEVNULL,
                     stdout=errors_end,
@@ -276,22 +281,3 @@ class Spawner:
         self._on_lost = lambda spawner: None
         self._lose()
         await asyncio.shield(self._reaped)
-
-
-def _environment() -> dict[str, str]:
-    # One arena: an isolate has one thread, and each arena costs address space and page tables.
-    # One seed: a set of texts is gone through in the same order in every lifetime.
-    clean = {"MALLOC_ARENA_MAX": "1", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
-    for name in ("LD_LIBRARY_PATH", "PYTHONHOME"):
-        if name in os.environ:
-            clean[name] = os.environ[name]
-    return clean
-
-
-def _search_path() -> list[str]:
-    """Return where the zygote finds the SDK and the installed packages, however installed."""
-    sdk = Path(__file__).parents[2]
-    if sdk.name != "dynamic_workflows":  # loaded through the checkout's link, resolved
-        sdk = sdk / "dynamic_workflows"
-    places = [str(sdk.parent), *(path for path in sys.path if os.path.isdir(path))]
-    return list(dict.fromkeys(places))

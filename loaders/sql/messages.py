@@ -40,6 +40,13 @@ class SqlOpening(msgspec.Struct, frozen=True):
     sql_bytes_max: int
 
 
+class SqlSpawn(msgspec.Struct, array_like=True, tag=1):
+    """Ask the zygote to fork a process around the socket that is sent with this message."""
+
+    id: int
+    opening: SqlOpening
+
+
 class SqlQuestion(msgspec.Struct, frozen=True):
     """A statement; `params` is the codec's text, empty for none."""
 

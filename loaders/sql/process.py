@@ -15,24 +15,27 @@ import sys
 import tempfile
 import threading
 import time
-from typing import Any
 
 import msgspec
 
 from dynamic_workflows.eventlog.bounded_dict import BoundedDict
 from dynamic_workflows.eventlog.errors import SandboxUnavailable, Unavailable
 
-from ..isolates.zygote_client import _search_path
+from ..isolates import fresh_python
+from ..isolates.fork_server import Exited, Kill, Spawned, SpawnFailed
 from ..protocol import control_socket
 from ..sandbox import linux
-from .messages import DONE, FAILED, SqlFailure, SqlFrames, SqlOpening
+from .messages import DONE, FAILED, SqlFailure, SqlFrames, SqlOpening, SqlSpawn
 
 START_S = 60.0
 """A zygote imports for half a second, on a machine that has nothing else to do."""
 _ENDED_S = 2.0
 _ENDS_KEPT = 1024
 _failure = msgspec.msgpack.Decoder(SqlFailure).decode
+_report = msgspec.msgpack.Decoder(Spawned | SpawnFailed | Exited).decode
 _encode = msgspec.msgpack.Encoder().encode
+# Arrow's own allocators reserve more than a process may have.
+_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
 _BOOT = (
     "import sys; sys.path += sys.argv[3:]; "
     "from dynamic_workflows.loaders.sql.zygote import main; main(int(sys.argv[1]), sys.argv[2])"
@@ -54,10 +57,10 @@ class SqlZygote:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _BOOT),
-                    *(str(theirs.fileno()), isolation, *_search_path()),
+                    *(str(theirs.fileno()), isolation, *fresh_python.search_path()),
                 ],
                 pass_fds=[theirs.fileno()],
-                env=_environment(),
+                env=fresh_python.environment(**_ENVIRONMENT),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -74,27 +77,26 @@ class SqlZygote:
             self._next_id += 1
             id = self._next_id
             try:
-                self._control.send(_encode(_tagged(1, id, opening)), [theirs.fileno()])
+                self._control.send(_encode(SqlSpawn(id, opening)), [theirs.fileno()])
             except OSError as error:
                 ours.close()
                 raise Unavailable(f"the SQL zygote has ended: {self._stderr_tail()}") from error
             spawned, fds = self._wait_for(id)
-        pid, message = spawned
-        if not pid:
+        if isinstance(spawned, SpawnFailed):
             ours.close()
-            raise Unavailable(f"no process could be started for this query: {message}")
-        made = SqlProcess(self, id, pid, fds[0] if fds else None, SqlFrames(ours))
+            raise Unavailable(f"no process could be started for this query: {spawned.message}")
+        made = SqlProcess(self, id, spawned.pid, fds[0] if fds else None, SqlFrames(ours))
         made.wait_until_ready()
         return made
 
-    def _wait_for(self, id: int) -> tuple[tuple[int, str], list[int]]:
+    def _wait_for(self, id: int) -> tuple[Spawned | SpawnFailed, list[int]]:
         until_s = time.monotonic() + START_S
         while True:
-            for (tag, one, *rest), fds in self._reports(until_s):
-                if tag == 1 and one == id:
-                    return (int(rest[0]), str(rest[1])), fds
+            for report, fds in self._reports(until_s):
+                if not isinstance(report, Exited) and report.id == id:
+                    return report, fds
 
-    def _reports(self, until_s: float) -> list[tuple[list[Any], list[int]]]:
+    def _reports(self, until_s: float) -> list[tuple[Spawned | SpawnFailed | Exited, list[int]]]:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         if not poll.poll(max(0.0, until_s - time.monotonic()) * 1000):
@@ -102,8 +104,8 @@ class SqlZygote:
         messages = self._control.receive()
         if messages is None:
             raise Unavailable(f"the SQL zygote has ended: {self._stderr_tail()}")
-        reports = [(msgspec.msgpack.decode(data), fds) for data, fds in messages]
-        self._ended.update({one[1]: one[2] for one, _ in reports if one[0] == 2})
+        reports = [(_report(data), fds) for data, fds in messages]
+        self._ended.update({one.id: one.status for one, _ in reports if isinstance(one, Exited)})
         return reports
 
     def status_of(self, id: int) -> int | None:
@@ -118,7 +120,7 @@ class SqlZygote:
     def kill(self, id: int) -> None:
         """Have the zygote send SIGKILL to a process without a pidfd."""
         with self._lock, contextlib.suppress(OSError):
-            self._control.send(_encode(_tagged(2, id)))
+            self._control.send(_encode(Kill(id)))
 
     def _stderr_tail(self) -> str:
         self._stderr.seek(0)
@@ -235,19 +237,5 @@ def release_zygote(zygote: SqlZygote) -> None:
         zygote.close()
 
 
-def _tagged(tag: int, *fields: Any) -> list[Any]:
-    """Return a message to the zygote, whose own structs are defined beside DuckDB."""
-    return [tag, *fields]
-
-
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-
-
-def _environment() -> dict[str, str]:
-    # No credentials. Arrow's own allocators reserve more than a process may have.
-    clean = {"LC_ALL": "C.UTF-8", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
-    for name in ("LD_LIBRARY_PATH", "PYTHONHOME"):
-        if name in os.environ:
-            clean[name] = os.environ[name]
-    return clean
