@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .loaders.bundles.worker import WorkerLoader as WorkerLoader
     from .loaders.bundles.worker import WorkerStub as WorkerStub
     from .loaders.guest.env import fetch as fetch
+    from .loaders.sdk.attr_view import WorkflowEvent as WorkflowEvent
     from .loaders.sdk.binding import WorkflowBinding as WorkflowBinding
     from .loaders.sdk.binding import WorkflowInstance as WorkflowInstance
     from .loaders.sdk.egress import AllowList as AllowList
@@ -75,6 +76,7 @@ _HOMES = {
         SandboxUnavailable Unavailable UnserialisableValueError ValueTooLargeError
         WorkflowFailedError WorkflowTerminatedError WorkflowsError
     """,
+    "loaders.sdk.attr_view": "WorkflowEvent",
     "loaders.sdk.binding": "WorkflowBinding WorkflowInstance",
     "loaders.guest.env": "fetch",
     "loaders.bundles.bundle": "WorkerCode",

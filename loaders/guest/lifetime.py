@@ -19,6 +19,7 @@ from dynamic_workflows.eventlog.errors import WorkflowsError
 from ..protocol import messages
 from ..sdk.attr_view import AttrView, ScheduleView, WorkflowEvent
 from ..sdk.entrypoints import WorkflowFatalError, build
+from ..values.payloads import event_annotation, read_payload
 from ..values.typed_values import TypedCodec
 from .attempt import ATTEMPT, Attempt, PendingStep, RollbackCall, RollbackHandler
 from .cancellation import PendingEnd, TrackedWork
@@ -173,7 +174,7 @@ class GuestLifetime(Scope):
         self.guest.on_resume(self.number)
         try:
             run = self._entrypoint().run
-            result = run(self._event(), self.step)
+            result = run(self._event(run), self.step)
             if inspect.isawaitable(result):
                 result = await result
             end = messages.End(value=self._output(result, self.guest.revivers.of(run)))
@@ -199,10 +200,14 @@ class GuestLifetime(Scope):
         props = None if run.props is None else values.decode(run.props)
         return build(kind, env=self.guest.env(), ctx=AttrView(props=props))
 
-    def _event(self) -> WorkflowEvent:
+    def _event(self, function: Any) -> WorkflowEvent[Any]:
         run = self.run
+        payload = values.decode(run.params)
+        wanted = event_annotation(function, WorkflowEvent)
+        if wanted is not None:
+            payload = read_payload(payload, wanted, f"the params of instance {run.instance_id!r}")
         return WorkflowEvent(
-            payload=values.decode(run.params),
+            payload=payload,
             timestamp=to_datetime(run.timestamp_us),
             instance_id=run.instance_id,
             workflow_name=run.workflow_name or run.workflow,

@@ -22,6 +22,8 @@ from ..sdk.attr_view import Received
 from ..sdk.durations import Duration
 from ..sdk.entrypoints import WorkflowFatalError
 from ..sdk.step_config import DEFAULT, NormalizedConfig, StepConfig, normalize
+from ..values.payloads import read_payload
+from ..values.type_hints import Names
 from ..values.typed_values import TypedCodec
 from .attempt import ATTEMPT, AttemptHost, PendingStep, RollbackHandler
 from .replay import DO, ERROR, NESTED, SLEEP, VALUE, WAIT
@@ -293,11 +295,18 @@ class GuestStep:
         return perform()
 
     def wait_for_event(
-        self, name: str, type: str, timeout: Duration | None = "24 hours"
+        self,
+        name: str,
+        type: str,
+        timeout: Duration | None = "24 hours",
+        *,
+        payload_type: Any = None,
     ) -> Coroutine[Any, Any, Any]:
         """Wait for an event: an object with `payload`, `timestamp`, `type`.
 
-        Raises WorkflowTimeoutError after `timeout` (1 second to 365 days; None: 24 hours).
+        `payload_type`: the annotation that the payload is read by; None: as it was sent. Raises
+        WorkflowTimeoutError after `timeout` (1 second to 365 days; None: 24 hours), and ValueError
+        for a payload that does not fit.
         """
         self._check(name)
         is_type = isinstance(type, str) and len(type) <= TYPE_CHARACTERS_MAX
@@ -317,7 +326,9 @@ class GuestStep:
         count = self._take(WAIT, name)
         known = life.replay.take((WAIT, name, count)) if life.replay.known else None
         if known is not None and known.outcome:
-            return _received(life, known) if known.outcome == VALUE else _error(life, known)
+            if known.outcome == VALUE:
+                return _received(life, known, payload_type)
+            return _error(life, known)
         if life.is_rollback:
             return _nothing()
         work = self._pending(WAIT, name, count, known)
@@ -325,11 +336,8 @@ class GuestStep:
         async def perform() -> Any:
             life.refuse()
             token = work.token = life.next_token()
-            return _event(
-                await self._outcome(
-                    work, messages.Wait(token, name, count, type, timeout_ms, work.at)
-                )
-            )
+            message = messages.Wait(token, name, count, type, timeout_ms, work.at)
+            return _event(life, work.name, await self._outcome(work, message), payload_type)
 
         return perform()
 
@@ -402,10 +410,10 @@ async def _slept(life: StepHost, known: messages.RecordedStep) -> None:
         await _turn(life, known)
 
 
-async def _received(life: StepHost, known: messages.RecordedStep) -> Any:
+async def _received(life: StepHost, known: messages.RecordedStep, payload_type: Any) -> Any:
     if not life.replay.comes_next(known):
         await _turn(life, known)
-    return _event(known.value)
+    return _event(life, known.name, known.value, payload_type)
 
 
 async def _error(life: StepHost, known: messages.RecordedStep) -> Any:
@@ -430,12 +438,16 @@ async def _nothing() -> None:
     return None
 
 
-def _event(text: bytes | None) -> Any:
+def _event(life: StepHost, name: str, text: bytes | None, payload_type: Any) -> Any:
     if text is None:
         return None
     facts = values.decode(text)
+    payload = facts["payload"]
+    if payload_type is not None:
+        what = f"the event that wait {name!r} of instance {life.run.instance_id!r} got"
+        payload = read_payload(payload, (payload_type, Names({}, {})), what)
     return Received(
-        payload=facts["payload"],
+        payload=payload,
         timestamp=to_datetime(facts["timestamp_us"]),
         type=facts["type"],
     )

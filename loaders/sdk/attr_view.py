@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dynamic_workflows.eventlog.codec.encode import EncodedRecord
 
@@ -35,8 +35,16 @@ class AttrView(EncodedRecord):
             return default
 
 
-class WorkflowEvent(AttrView):
-    """What `run` is told: `payload`, `timestamp`, `instance_id`, `workflow_name`, `schedule`."""
+Payload = TypeVar("Payload")
+
+
+class WorkflowEvent(AttrView, Generic[Payload]):
+    """What `run` is told: `payload`, `timestamp`, `instance_id`, `workflow_name`, `schedule`.
+
+    With `event: WorkflowEvent[Order]` the payload is an Order.
+    """
+
+    payload: Payload
 
     aliases = {"instanceId": "instance_id", "workflowName": "workflow_name"}
 

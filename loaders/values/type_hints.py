@@ -247,6 +247,11 @@ def _fields(kind: Any, names: Names) -> dict[str, Any]:
     return found
 
 
+def field_annotations(kind: Any, names: Names) -> dict[str, tuple[Any, Names]]:
+    """The annotations of a class's fields, each with where it is looked up."""
+    return {name: _with(found, names) for name, found in _fields(kind, names).items()}
+
+
 def _module(kind: type[Any]) -> dict[str, Any]:
     module = sys.modules.get(kind.__module__)
     return {} if module is None else vars(module)

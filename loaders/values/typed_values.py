@@ -186,7 +186,7 @@ class Revivers:
 
     def of(self, function: Callable[..., Any]) -> TypedCodec:
         """What writes and reads the function's values."""
-        bare = _bare(function)
+        bare = bare_function(function)
         annotation = getattr(bare, "__annotations__", _NOTHING).get("return")
         if annotation is None or (
             annotation in _PLAIN_NAMES if isinstance(annotation, str) else _is_in(annotation)
@@ -199,7 +199,7 @@ class Revivers:
         inner = getattr(inner, "__func__", inner)
         module = getattr(inner, "__globals__", {})
         key = None
-        if not isinstance(annotation, str) and not _closure(inner):
+        if not isinstance(annotation, str) and not closure_of(inner):
             key = (annotation, id(module))
             try:
                 if key in self._cached:
@@ -210,7 +210,7 @@ class Revivers:
             key = (annotation, 0)
             if key in self._cached:
                 return self._cached[key]
-        made = self._made(annotation, Names(module, _closure(inner)))
+        made = self._made(annotation, Names(module, closure_of(inner)))
         if key is not None and len(self._cached) < _CACHED_MAX:
             self._cached[key] = made
         return made
@@ -230,7 +230,8 @@ def _is_in(annotation: Any) -> bool:
         return False
 
 
-def _bare(function: Any) -> Any:
+def bare_function(function: Any) -> Any:
+    """The function that has the annotations, out of partials and objects that are called."""
     while isinstance(function, functools.partial):
         function = function.func
     if not hasattr(function, "__annotations__") and not inspect.isroutine(function):
@@ -238,7 +239,7 @@ def _bare(function: Any) -> Any:
     return function
 
 
-def _closure(function: Any) -> dict[str, Any]:
+def closure_of(function: Any) -> dict[str, Any]:
     """The names that a function knows from the functions around it."""
     names: dict[str, Any] = {}
     code = getattr(function, "__code__", None)
