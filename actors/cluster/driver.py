@@ -40,9 +40,10 @@ from ..diagnosis.explained_calls import ExplainedCalls
 from ..placement.connection_warmup import ConnectionWarmup
 from ..placement.wiring import Clients
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
-from ..rpc.actor_settings import Rule, Setup
+from ..rpc.actor_settings import Setup
 from ..rpc.fork_guard import OwningProcess
 from ..rpc.reconnecting import LoaderCodeSource, ReconnectingRef
+from ..rpc.services import ActorApi, LoaderApi, remote
 from ..rpc.time_limits import within
 from . import callback_pickling, embedded_memory, load_precedence, ray_connection
 from . import ray_actors as door
@@ -370,7 +371,7 @@ class RayPlatform:
         self._stage = "the control service of Ray, or the loader actor,"
         # Registering an actor asks Ray's control service and waits: not in the loop.
         loader = await door.in_thread(door.start_supervisors, setup)
-        rule: Rule = await self._loader.call("rule", timeout_s=_START_S)
+        rule = await remote(self._loader, LoaderApi.rule, timeout_s=_START_S)()
         if not setup.has_callbacks or rule.fingerprint == setup.fingerprint:
             return True
         root, version = self._order.root, setup.load_version
@@ -383,7 +384,7 @@ class RayPlatform:
         while await door.in_thread(find) is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await door.in_thread(door.start_supervisors, setup)
-        await self._loader.call("rule", timeout_s=_START_S)
+        await remote(self._loader, LoaderApi.rule, timeout_s=_START_S)()
         if rule.has_callbacks:
             load_precedence.tell_replacing(root, rule, version)
         return True
@@ -392,9 +393,10 @@ class RayPlatform:
         """Tell this program when another driver's `load` rules instead of its own."""
         while True:
             try:
-                rule: Rule | None = await self._loader.call(
-                    "replaced", setup.fingerprint, _REPLACED_S, timeout_s=_REPLACED_S + _GRACE_S
+                replaced = remote(
+                    self._loader, LoaderApi.replaced, timeout_s=_REPLACED_S + _GRACE_S
                 )
+                rule = await replaced(setup.fingerprint, _REPLACED_S)
             except Unavailable:
                 await asyncio.sleep(1.0)
                 continue
@@ -476,11 +478,10 @@ class RayPlatform:
         peer: ActorRef = await self._timer()
         return peer
 
-    async def loader_call(self, op: str, *args: Any) -> Any:
-        """Call the loader, through its restarts."""
-        if self._is_closed:
-            raise PlatformClosed("the platform was closed: connect again")
-        return await self._loader.call(op, *args)
+    @property
+    def loader(self) -> ActorRef:
+        """The loader, to be called through its restarts."""
+        return self._loader
 
     async def _find_loader(self) -> ActorRef:
         if self._broken is not None:
@@ -497,11 +498,10 @@ class RayPlatform:
 
     async def _resolve(self, tenant_id: str, gone: str | None) -> ActorRef:
         try:
-            peer: ActorRef = await self._loader.call("resolve", tenant_id, gone)
+            return await remote(self._loader, LoaderApi.resolve)(tenant_id, gone)
         except PlatformClosed as error:
             # It is another driver that ends it: what comes next is for `_lost` to say.
             raise ActorUnreachable(error.message) from error
-        return peer
 
     def _pickle(self, source: Any) -> bytes:
         is_elsewhere = self._session is not None and self._session.is_elsewhere
@@ -539,7 +539,7 @@ class RayPlatform:
                     continue
                 try:
                     # As long as it lives: each of hundreds of tenants seals its log first.
-                    await within(_CLOSE_S, actor.name, actor.call("close"))
+                    await within(_CLOSE_S, actor.name, remote(actor, ActorApi.close)())
                 finally:
                     await door.in_thread(door.kill_actor, peer)
             except (ActorUnreachable, WorkflowsError) as error:

@@ -27,11 +27,11 @@ from ..placement.isolate_setup import begin
 from ..rpc.actor_ref import ActorRef, ActorUnreachable, pack_call, serve, unpack_outcome
 from ..rpc.actor_settings import Setup
 from ..rpc.connection import CURRENT
+from ..rpc.services import ActorApi, LoaderApi, TimerApi, WorkerApi
 
 if TYPE_CHECKING:
     from ..config import PlatformConfig
     from ..placement.tenant_process import TenantProcess
-    from ..placement.wiring import TimerService
 
 T = TypeVar("T")
 
@@ -102,19 +102,19 @@ class _Actor:
         self._opened = asyncio.ensure_future(self._open_after(after_s))
         self._opened.add_done_callback(self._open_again)
 
-    async def _open_after(self, rest_s: float) -> Any:
+    async def _open_after(self, rest_s: float) -> ActorApi:
         if rest_s:
             await asyncio.sleep(rest_s)
         return await self._open()
 
-    def _open_again(self, opened: asyncio.Future[Any]) -> None:
+    def _open_again(self, opened: asyncio.Future[ActorApi]) -> None:
         """Who waited hears what is wrong; the disk may come back, so it is tried again."""
         if not opened.cancelled() and isinstance(opened.exception(), Unavailable):
             _log.error("%s", opened.exception())
             # Calls that come from now on wait for the next try.
             self._begin_to_open(_OPEN_AGAIN_S)
 
-    async def _open(self) -> Any:
+    async def _open(self) -> ActorApi:
         """What answers the calls; Unavailable where another try may help."""
         raise NotImplementedError
 
@@ -222,18 +222,18 @@ class TimerActor(_Actor):
         from ..placement.wiring import TimerService
 
         setup = self._setup = _whole(parts)
-        self._house = TimerService(setup, finder(setup, "loader"))
+        self._service = TimerService(setup, finder(setup, "loader"))
         super().__init__()
 
-    async def _open(self) -> Any:
-        await self._house.open()
-        return _Closing(self._house, self._house.target)
+    async def _open(self) -> TimerApi:
+        await self._service.open()
+        return self._service
 
     async def _samples(self) -> list[metrics.MetricSample]:
-        return await self._house.samples()
+        return await self._service.samples()
 
     def _failed(self) -> WorkflowsError | None:
-        return self._house.failed
+        return self._service.failed
 
 
 class LoaderActor(_Actor):
@@ -243,32 +243,18 @@ class LoaderActor(_Actor):
         from ..placement.wiring import LoaderService
 
         setup = self._setup = _whole(parts)
-        self._house = LoaderService(setup, RayLauncher(setup), finder(setup, "timer-0"))
+        self._service = LoaderService(setup, RayLauncher(setup), finder(setup, "timer-0"))
         super().__init__()
 
-    async def _open(self) -> Any:
-        await self._house.open()
-        return self._house
+    async def _open(self) -> LoaderApi:
+        await self._service.open()
+        return self._service
 
     async def _samples(self) -> list[metrics.MetricSample]:
-        return await self._house.samples()
+        return await self._service.samples()
 
     def _failed(self) -> WorkflowsError | None:
-        return self._house.failed
-
-
-class _Closing:
-    """The timer's ops, and `close` for the whole house."""
-
-    def __init__(self, house: TimerService, target: Any) -> None:
-        self._house = house
-        self._target = target
-
-    def __getattr__(self, op: str) -> Any:
-        return getattr(self._target, op)
-
-    async def close(self) -> None:
-        await self._house.close()
+        return self._service.failed
 
 
 class TenantActor(_Actor):
@@ -282,17 +268,17 @@ class TenantActor(_Actor):
         self._is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         # After a crash a tenant waits for it, however it began.
         self._is_spare = is_spare and not self._is_restarted
-        self._house: TenantProcess | None = None
+        self._process: TenantProcess | None = None
         super().__init__()
 
-    async def _open(self) -> Any:
+    async def _open(self) -> WorkerApi:
         setup = self._setup
         # The zygote starts while this process imports what comes next, which takes as long.
         isolates = await begin(setup.config)
         from ..placement.tenant_process import TenantProcess
 
         loader, timer = finder(setup, "loader"), finder(setup, "timer-0")
-        house = TenantProcess(
+        process = TenantProcess(
             setup,
             self._name,
             isolates,
@@ -302,16 +288,16 @@ class TenantActor(_Actor):
             lambda: os._exit(0),
             began_s=self._began_s,
         )
-        await house.open()
-        self._house = house
+        worker = await process.open()
+        self._process = process
         if self._is_restarted:
-            house.report_restart()
+            process.report_restart()
         if self._is_spare:
-            await house.rehearse()
-        return house.target
+            await process.rehearse()
+        return worker
 
     async def _samples(self) -> list[metrics.MetricSample]:
-        return [] if self._house is None else await self._house.samples()
+        return [] if self._process is None else await self._process.samples()
 
     def _adopted(self, tenant_id: str) -> None:
         # Ray writes the class's name into the process title after each call.

@@ -13,10 +13,10 @@ from dynamic_workflows.eventlog.log.stream_reader import StreamReader
 from dynamic_workflows.eventlog.store.base import Store
 
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
+from ..rpc.services import TimerApi, remote
 from ..timers.tenant_entry import OPEN
 from ..timers.timer_index import LATE, TIMER_STREAM
 from ..timers.wake_schedule import AGAIN
-from ..timers.wake_service import WakeState
 
 LATE_US = 30 * US
 """What is due for so long is overdue: a platform at work wakes within a second or two."""
@@ -57,7 +57,7 @@ async def asked_lateness(
     """
     try:
         timer = await asyncio.wait_for(find_timer(), TIMER_S)
-        state = WakeState(*await timer.call("wake_state", tenant_id, timeout_s=TIMER_S))
+        state = await remote(timer, TimerApi.wake_state, timeout_s=TIMER_S)(tenant_id)
     except (ActorUnreachable, TimeoutError, WorkflowsError):
         return "the timer actor, which wakes tenants, did not answer"
     tried = f": try {state.tries}: {state.reason}" if state.reason else ""

@@ -10,6 +10,7 @@ from typing import Any
 from dynamic_workflows.eventlog.errors import WorkflowsError
 
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
+from ..rpc.services import WorkerApi, remote
 from .tenant_assignment import GIVE_UP_S
 
 
@@ -117,6 +118,6 @@ async def _leaves(placement: Placement) -> bool:
     if worker is None:
         return False
     try:
-        return bool(await worker.call("make_room", timeout_s=5.0))
+        return await remote(worker, WorkerApi.make_room, timeout_s=5.0)()
     except (ActorUnreachable, WorkflowsError):
         return False

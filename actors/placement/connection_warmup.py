@@ -16,6 +16,7 @@ from dynamic_workflows.eventlog.errors import Unavailable, WorkflowsError
 from ..background_tasks import stop_all
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from ..rpc.reconnecting import ReconnectingRef
+from ..rpc.services import LoaderApi, WorkerApi, remote
 
 _WAIT_S = 60.0
 _GRACE_S = 30.0
@@ -49,9 +50,10 @@ class ConnectionWarmup:
         with contextlib.suppress(WorkflowsError):
             while True:
                 try:
-                    workers = await self._loader.call(
-                        "pool_members", self.names, _WAIT_S, timeout_s=_WAIT_S + _GRACE_S
+                    members = remote(
+                        self._loader, LoaderApi.pool_members, timeout_s=_WAIT_S + _GRACE_S
                     )
+                    workers = await members(self.names, _WAIT_S)
                 except Unavailable:
                     await asyncio.sleep(_REST_S)
                     continue
@@ -68,5 +70,5 @@ class ConnectionWarmup:
     async def _connect(self, worker: ActorRef) -> None:
         # One that does not answer is not asked again before it is needed.
         with contextlib.suppress(ActorUnreachable, WorkflowsError):
-            await worker.call("who", timeout_s=_GRACE_S)
+            await remote(worker, WorkerApi.who, timeout_s=_GRACE_S)()
         self._known[worker.name] = worker

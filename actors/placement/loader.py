@@ -29,9 +29,9 @@ from dynamic_workflows.eventlog.tracing import mark
 
 from ..background_tasks import BackgroundTasks, seen
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
+from ..rpc.services import WakeAnswer, WorkerApi, remote
 from ..rpc.serving import NotServedHere
 from ..timers.timer_index import TimerRowLog
-from ..timers.wake_service import WakeAnswer
 from .capacity import Capacity, Placement
 from .process_pool import Launcher, Pool
 from .tenant_assignment import GIVE_UP_S, TenantAssignment
@@ -410,7 +410,7 @@ class Loader:
         if worker is None:
             return
         try:
-            tenant_id, state = await worker.call("who", timeout_s=GIVE_UP_S)
+            tenant_id, state = await remote(worker, WorkerApi.who, timeout_s=GIVE_UP_S)()
         except (ActorUnreachable, WorkflowsError):
             await self._launcher.kill(name)
             return
@@ -439,7 +439,7 @@ class Loader:
         if worker is None:
             return
         try:
-            tenant_id, state = await worker.call("who", timeout_s=GIVE_UP_S)
+            tenant_id, state = await remote(worker, WorkerApi.who, timeout_s=GIVE_UP_S)()
         except (ActorUnreachable, WorkflowsError):
             tenant_id, state = None, ""
         if self._placements.get(placement.tenant_id) is not placement:
@@ -458,7 +458,7 @@ class Loader:
         async with turns:
             if placement.worker is not None and not placement.released.is_set():
                 try:
-                    await placement.worker.call("close", timeout_s=GIVE_UP_S)
+                    await remote(placement.worker, WorkerApi.close, timeout_s=GIVE_UP_S)()
                 except (ActorUnreachable, WorkflowsError):
                     pass  # it stays listed as open, and is opened again at the next connect
                 await self._launcher.kill(placement.worker.name)

@@ -13,6 +13,7 @@ from dynamic_workflows.eventlog.ids import Ids
 
 from ..background_tasks import BackgroundTasks
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
+from ..rpc.services import WorkerApi, remote
 
 WATCHERS_MAX = 16
 """Drivers that are told of the worker processes in the pool."""
@@ -119,7 +120,7 @@ class Pool:
         worker = await self._launcher.start(self._new_name(), is_spare=True)
         self._blank.add(worker.name)
         try:
-            await worker.call("who")
+            await remote(worker, WorkerApi.who)()
             self._started(worker.name)
             self.workers.append(worker)
             self._notify_watchers()

@@ -10,7 +10,9 @@ from typing import Any
 from dynamic_workflows.eventlog.errors import Unavailable, WorkflowsError
 
 from ..background_tasks import BackgroundTasks, seen
+from ..code.code_resolver import PrefetchedCode
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
+from ..rpc.services import WorkerApi, remote
 
 GIVE_UP_S = 15.0
 """How long a worker process may be unreachable before its tenant moves to another one."""
@@ -37,7 +39,12 @@ class TenantAssignment:
         return code
 
     async def assign(
-        self, worker: ActorRef, tenant_id: str, *, is_wanted: bool, code: asyncio.Future[Any] | None
+        self,
+        worker: ActorRef,
+        tenant_id: str,
+        *,
+        is_wanted: bool,
+        code: asyncio.Future[PrefetchedCode] | None,
     ) -> bool:
         """Have the process open the tenant; raises why it cannot, Unavailable for a lost
         process.
@@ -46,12 +53,12 @@ class TenantAssignment:
         """
         waited_s = 0.0
         while True:
-            assigned = asyncio.ensure_future(worker.call("assign", tenant_id, is_wanted))
+            assigned = asyncio.ensure_future(remote(worker, WorkerApi.assign)(tenant_id, is_wanted))
             # The code follows: the worker process does not wait for it before it begins.
             if code is not None:
                 self._code_sends.begin(self._send_code(code, tenant_id, worker))
             try:
-                return bool(await assigned)
+                return await assigned
             except ActorUnreachable as error:
                 # A worker process that died is restarted in its place, under the same name.
                 if waited_s >= GIVE_UP_S:
@@ -63,8 +70,10 @@ class TenantAssignment:
         """Stop sending code."""
         await self._code_sends.stop()
 
-    async def _send_code(self, code: asyncio.Future[Any], tenant_id: str, worker: ActorRef) -> None:
+    async def _send_code(
+        self, code: asyncio.Future[PrefetchedCode], tenant_id: str, worker: ActorRef
+    ) -> None:
         """Send the code; a process that does not receive it asks the loader, and gets its
         errors."""
         with contextlib.suppress(ActorUnreachable, WorkflowsError):
-            await worker.call("take_code", tenant_id, await asyncio.shield(code))
+            await remote(worker, WorkerApi.take_code)(tenant_id, await asyncio.shield(code))

@@ -35,10 +35,11 @@ from ..code.code_resolver import Codes, CodeSource
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from ..rpc.actor_settings import Setup
 from ..rpc.reconnecting import LoaderCodeSource, ReconnectingRef
+from ..rpc.services import ActorApi, LoaderApi, remote
 from ..tenant.open_tenant import open_tenant
 from ..tenant.tenant import TenantSupervisor
 from . import metrics
-from .wiring import Clients, Find, notify
+from .wiring import Clients, Find
 from .worker_process import WorkerProcess
 
 _log = logging.getLogger("dynamic_workflows.resident")
@@ -88,11 +89,10 @@ class TenantProcess:
             "the loader actor", loader, timeout_s=setup.config.client_timeout_seconds
         )
         self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, self._ids)
-        self.target: WorkerProcess | None = None
         self._tenant: TenantSupervisor | None = None
 
-    async def open(self) -> None:
-        """Prepare everything that does not depend on the tenant."""
+    async def open(self) -> WorkerProcess:
+        """Prepare everything that does not depend on the tenant; return what answers calls."""
         self._store: Store = open_store(self._setup.log_root)
         self._codes = LoaderCodeSource(
             self._loader,
@@ -107,7 +107,7 @@ class TenantProcess:
             # A worker process can wait for its tenant on a full disk too; opening the log fails.
             if not needs_operator(error):
                 raise
-        self.target = WorkerProcess(
+        worker = WorkerProcess(
             self._name,
             open_tenant=self._open_tenant,
             loader=self._find_loader,
@@ -120,6 +120,7 @@ class TenantProcess:
             on_end=self._on_end,
         )
         _freeze_heap()
+        return worker
 
     async def samples(self) -> list[metrics.MetricSample]:
         """Return the metrics of this process."""
@@ -133,9 +134,12 @@ class TenantProcess:
     def report_restart(self) -> None:
         """Tell the loader that this process was restarted and is blank, though no client calls
         it."""
-        self._reporting = asyncio.ensure_future(
-            notify(self._loader, "worker_restarted", self._name)
-        )
+        self._reporting = asyncio.ensure_future(self._report())
+
+    async def _report(self) -> None:
+        # It may be lost: the loader finds the fact out by itself later.
+        with contextlib.suppress(ActorUnreachable, Unavailable):
+            await remote(self._loader, LoaderApi.worker_restarted)(self._name)
 
     async def rehearse(self) -> None:
         """Open a tenant that does not exist, so that later nothing runs for the first time.
@@ -160,7 +164,7 @@ class TenantProcess:
         """Look up the loader and the timer, and connect to each."""
         for find in (self._find_loader, self._find_timer):
             with contextlib.suppress(ActorUnreachable, WorkflowsError):
-                await (await find()).call("stats", timeout_s=_REHEARSAL_S)
+                await remote(await find(), ActorApi.stats, timeout_s=_REHEARSAL_S)()
 
     async def _perform(self, store: Store, codes: Codes) -> None:
         nobody = await self._open_on("nobody", store, codes)
@@ -235,10 +239,9 @@ class TenantProcess:
 
     async def _resolve(self, tenant_id: str, gone: str | None) -> ActorRef:
         try:
-            peer: ActorRef = await self._loader.call("resolve", tenant_id, gone)
+            return await remote(self._loader, LoaderApi.resolve)(tenant_id, gone)
         except Unavailable as error:
             raise ActorUnreachable(str(error)) from error
-        return peer
 
 
 def _remove_old_stages() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 import cloudpickle
 
@@ -22,19 +23,20 @@ from dynamic_workflows.eventlog.log.event_log import EventLog
 from dynamic_workflows.eventlog.store.base import Store, can_write
 from dynamic_workflows.eventlog.store.open_store import open_store
 from dynamic_workflows.eventlog.wal.recovery import newest_manifest
+from dynamic_workflows.loaders.bundles.worker import WorkerRef
 
 from ..claims import BEAT_S, Claims
 from ..code.callbacks import Callbacks
 from ..code.code_resolver import Codes, PrefetchedCode, Resolved
 from ..code.dispatcher_runs import PendingDispatch
-from ..rpc.actor_ref import ActorRef, ActorUnreachable
+from ..rpc.actor_ref import ActorRef
 from ..rpc.actor_settings import Rule, Setup
 from ..rpc.client import TenantClient
-from ..rpc.reconnecting import ReconnectingRef
+from ..rpc.services import WakeAnswer, WakeState
 from ..timers.timer_index import TIMER_STREAM
-from ..timers.wake_service import WakeService
+from ..timers.wake_service import TimerStats, WakeService
 from . import metrics
-from .loader import Loader
+from .loader import Loader, LoaderStats
 from .process_pool import Launcher
 from .service_log import OPEN_WITHIN_S, SupervisorLog, who
 
@@ -45,27 +47,6 @@ _logger = logging.getLogger("dynamic_workflows.house")
 LOADER_STREAM = "loader"
 # Ray carries what is larger by way of its object store, which takes longer than reading the log's.
 _HANDED_BYTES_MAX = 64 * 1024
-_LOADER_OPS = frozenset("wake residents pool_members stats worker_restarted released".split())
-
-
-class _Explaining:
-    """An operation of an actor whose errors say which platform took its log over."""
-
-    def __init__(self, target: Any, log: EventLog, setup: Setup) -> None:
-        self._target = target
-        self._log = log
-        self._setup = setup
-
-    def __getattr__(self, op: str) -> Any:
-        method = getattr(self._target, op)
-
-        async def call(*args: Any) -> Any:
-            try:
-                return await method(*args)
-            except Fenced as error:
-                raise await taken_over(self._log, self._setup, error) from error
-
-        return call
 
 
 async def taken_over(log: EventLog, setup: Setup, error: Fenced) -> Fenced:
@@ -123,8 +104,6 @@ class TimerService:
         self._clock = clock or SystemClock()
         self._log: SupervisorLog | None = None
         self._timer: WakeService | None = None
-        self.target: Any = None
-        """What answers the calls of peers."""
 
     async def open(self) -> None:
         """Open the log and start; raises Unavailable, and may be called again then."""
@@ -142,7 +121,36 @@ class TimerService:
         except BaseException:
             await kept.close()
             raise
-        self.target = _Explaining(self._timer, kept.log, self._setup)
+
+    @asynccontextmanager
+    async def _service(self) -> AsyncIterator[WakeService]:
+        """The open wake service; errors say which platform took its log over."""
+        assert self._timer is not None
+        assert self._log is not None
+        try:
+            yield self._timer
+        except Fenced as error:
+            raise await taken_over(self._log.log, self._setup, error) from error
+
+    async def opened(self, tenants: Sequence[tuple[str, int]]) -> dict[str, int]:
+        """Do as `WakeService.opened`."""
+        async with self._service() as timer:
+            return await timer.opened(tenants)
+
+    async def slept(self, tenants: Sequence[tuple[str, int, int | None]]) -> None:
+        """Do as `WakeService.slept`."""
+        async with self._service() as timer:
+            await timer.slept(tenants)
+
+    async def wake_state(self, tenant_id: str) -> WakeState:
+        """Do as `WakeService.wake_state`."""
+        async with self._service() as timer:
+            return await timer.wake_state(tenant_id)
+
+    async def stats(self) -> TimerStats:
+        """Do as `WakeService.stats`."""
+        async with self._service() as timer:
+            return await timer.stats()
 
     async def samples(self) -> list[metrics.MetricSample]:
         """Return the metrics of the timer."""
@@ -174,7 +182,6 @@ class LoaderService:
         self._log: SupervisorLog | None = None
         self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, SystemIds())
         self._codes: Codes | None = None
-        self.target: LoaderService | None = None
         self._loader: Loader | None = None
         self._renewing: asyncio.Task[None] | None = None
 
@@ -205,7 +212,6 @@ class LoaderService:
         )
         await self._loader.open()
         self._renewing = asyncio.ensure_future(_renew_claim_forever(setup, store))
-        self.target = self
 
     @property
     def failed(self) -> WorkflowsError | None:
@@ -221,11 +227,34 @@ class LoaderService:
             raise await taken_over(self._log.log, self._setup, failed)
         return await self._loader.resolve(tenant_id, gone)
 
-    def __getattr__(self, op: str) -> Any:
-        # What the loader itself does is called under its own name.
-        if op in _LOADER_OPS:
-            return getattr(self.__dict__["_loader"], op)
-        raise AttributeError(op)
+    @property
+    def _open_loader(self) -> Loader:
+        assert self._loader is not None, "calls wait until it is open"
+        return self._loader
+
+    async def wake(self, tenant_ids: Sequence[str]) -> WakeAnswer:
+        """Do as `Loader.wake`."""
+        return await self._open_loader.wake(tenant_ids)
+
+    async def residents(self) -> list[str]:
+        """Do as `Loader.residents`."""
+        return await self._open_loader.residents()
+
+    async def pool_members(self, known: Sequence[str], wait_s: float) -> list[ActorRef] | None:
+        """Do as `Loader.pool_members`."""
+        return await self._open_loader.pool_members(known, wait_s)
+
+    async def worker_restarted(self, name: str) -> None:
+        """Do as `Loader.worker_restarted`."""
+        await self._open_loader.worker_restarted(name)
+
+    async def released(self, name: str, tenant_id: str | None) -> None:
+        """Do as `Loader.released`."""
+        await self._open_loader.released(name, tenant_id)
+
+    async def stats(self) -> LoaderStats:
+        """Do as `Loader.stats`."""
+        return await self._open_loader.stats()
 
     async def samples(self) -> list[metrics.MetricSample]:
         """Return the metrics of the loader."""
@@ -263,7 +292,7 @@ class LoaderService:
         assert self._codes is not None
         await self._codes.dispatched(ticket, is_stored)
 
-    async def code_worker(self, name: str | None, pickled: bytes) -> Any:
+    async def code_worker(self, name: str | None, pickled: bytes) -> WorkerRef:
         """Load a worker; `pickled` is its code, or the callback that returns it."""
         assert self._codes is not None
         return await self._codes.worker(name, cloudpickle.loads(pickled))
@@ -342,12 +371,3 @@ class Clients:
         self._is_closed = True
         for client in self._clients.values():
             client.close()
-
-
-async def notify(peer: ReconnectingRef, op: str, *args: Any) -> None:
-    """Send an actor a message that may be lost, since the actor finds the fact out by itself
-    later."""
-    try:
-        await peer.call(op, *args)
-    except (ActorUnreachable, Unavailable):
-        pass

@@ -19,7 +19,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Concatenate, Protocol, TypeAlias
 
 import msgspec
 
@@ -41,7 +41,9 @@ from dynamic_workflows.loaders.protocol.calls import (
 )
 
 from ..background_tasks import seen
+from ..code.code_resolver import PrefetchedCode
 from ..rpc.actor_ref import ActorRef, ActorUnreachable, portable
+from ..rpc.services import CallOutcome, LoaderApi, P, TimerApi, remote
 from ..rpc.serving import NotServedHere
 from ..timers.open_registration import OpenRegistration
 from .worker_state import WorkerState, after
@@ -242,7 +244,7 @@ class WorkerProcess:
                 await tenant.close()
         raise Unavailable(f"tenant {tenant_id!r} is being opened elsewhere")
 
-    async def take_code(self, tenant_id: str, code: Any) -> None:
+    async def take_code(self, tenant_id: str, code: PrefetchedCode) -> None:
         """Receive from the loader the code of the tenant."""
         if self._tenant_id in (None, tenant_id):
             self._on_code(code)
@@ -283,7 +285,7 @@ class WorkerProcess:
         calls: list[tuple[int, bytes]],
         forgotten: list[int],
         wait_s: float,
-    ) -> list[tuple[int, bool, Any]]:
+    ) -> list[CallOutcome]:
         """Start these calls and return the outcomes that are ready, of earlier calls too.
 
         With calls: as soon as every quick one has its outcome (where none is quick: as soon as any
@@ -383,7 +385,7 @@ class WorkerProcess:
             await self._close_stopped()
             if tenant is not None and tenant_id is not None:
                 await self._close_tenant(tenant, tenant_id)
-            await self._notify(self._loader, "released", self._name, tenant_id)
+            await self._notify(self._loader, LoaderApi.released, self._name, tenant_id)
         finally:
             self._move("told")
             self._on_end()
@@ -399,19 +401,25 @@ class WorkerProcess:
         if tenant.failed is None:
             due_us = tenant.next_wake_us()
             due_us = self._clock.now_us() if due_us == 0 else due_us
-            await self._notify(self._timer, "slept", [(tenant_id, tenant.epoch, due_us)])
+            await self._notify(self._timer, TimerApi.slept, [(tenant_id, tenant.epoch, due_us)])
 
-    async def _notify(self, whom: Callable[[], Awaitable[ActorRef]], op: str, *args: Any) -> None:
+    async def _notify(
+        self,
+        whom: Callable[[], Awaitable[ActorRef]],
+        method: Callable[Concatenate[Any, P], Coroutine[Any, Any, None]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
         """Notify an actor, through its restarts, for a while; it finds the fact out by itself
         later."""
         for _ in range(20):
             try:
-                await (await whom()).call(op, *args, timeout_s=5.0)
+                await remote(await whom(), method, timeout_s=5.0)(*args, **kwargs)
                 return
             except (ActorUnreachable, Unavailable):
                 await asyncio.sleep(0.25)
             except WorkflowsError as error:
-                _logger.warning("%s was not told of %s: %s", op, self._name, error)
+                _logger.warning("%s was not told of %s: %s", method.__name__, self._name, error)
                 return
 
 
@@ -419,7 +427,7 @@ class _Tenancy:
     """The calls of one client over one unbroken connection, and the outcomes not yet returned."""
 
     def __init__(self) -> None:
-        self.outcomes: list[tuple[int, bool, Any]] = []
+        self.outcomes: list[CallOutcome] = []
         self.is_broken = False
         """A call ended because the tenant closed or stopped: it has to be made again elsewhere."""
         self.waiting = 0
@@ -482,7 +490,7 @@ class _Tenancy:
             if entry in self._changed:
                 self._changed.remove(entry)
 
-    def take(self) -> list[tuple[int, bool, Any]]:
+    def take(self) -> list[CallOutcome]:
         """Return the outcomes that were not returned yet."""
         outcomes, self.outcomes = self.outcomes, []
         return outcomes

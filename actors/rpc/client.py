@@ -46,6 +46,7 @@ from dynamic_workflows.loaders.protocol.calls import (
 
 from .actor_ref import ActorRef, ActorUnreachable
 from .fork_guard import OwningProcess
+from .services import CallOutcome, WorkerApi, remote
 from .serving import NotServedHere
 
 Resolve: TypeAlias = Callable[[str, str | None], Awaitable[ActorRef]]
@@ -276,14 +277,9 @@ class TenantClient:
         for call in batch:
             call.tries += 1
         try:
-            answers = await peer.call(
-                "exchange",
-                self._tenant_id,
-                f"{self._client_id}/{session}",
-                calls,
-                forgotten,
-                wait_s,
-                timeout_s=wait_s + self._timeout_s,
+            exchange = remote(peer, WorkerApi.exchange, timeout_s=wait_s + self._timeout_s)
+            answers = await exchange(
+                self._tenant_id, f"{self._client_id}/{session}", calls, forgotten, wait_s
             )
         except (ActorUnreachable, Unavailable) as error:
             self._note(error)
@@ -318,7 +314,7 @@ class TenantClient:
         if not (isinstance(error, ActorUnreachable) and isinstance(self._problem, Unavailable)):
             self._problem = error
 
-    def _settle(self, answers: Iterable[tuple[int, bool, Any]]) -> None:
+    def _settle(self, answers: Iterable[CallOutcome]) -> None:
         for number, has_succeeded, value in answers:
             call = self._pending.pop(number, None)
             self._handed.discard(number)

@@ -23,6 +23,7 @@ from ..code.code_resolver import Bundles, PrefetchedCode, Resolved
 from ..code.dispatcher_runs import PendingDispatch
 from .actor_ref import ActorRef, ActorUnreachable
 from .fork_guard import OwningProcess
+from .services import ActorApi, LoaderApi, remote
 
 _HANDED_WITHIN_S = 0.5
 _BACKOFF = Backoff(0.02, 0.5, jitter=0.5)
@@ -90,7 +91,7 @@ class ReconnectingRef:
         try:
             while not (await asyncio.wait({call}, timeout=ping_s))[0]:
                 try:
-                    await peer.call("stats", timeout_s=ping_s)
+                    await remote(peer, ActorApi.stats, timeout_s=ping_s)()
                 except ActorUnreachable as error:
                     if not call.done():
                         return alive, ActorUnreachable(f"{self.name} does not answer: {error}")
@@ -149,26 +150,22 @@ class LoaderCodeSource:
                 if stored is not None:
                     self._bundles.hold(handed.code_hash, stored)
                 return handed
-        resolved: Resolved = await self._loader.call("code_current", tenant_id, binding, metadata)
-        return resolved
+        return await remote(self._loader, LoaderApi.code_current)(tenant_id, binding, metadata)
 
     async def dispatch(
         self, tenant_id: str, binding: str | None, metadata: bytes, asked: Sequence[PendingDispatch]
     ) -> list[Resolved]:
         """The code for each of these new instances."""
-        found: list[Resolved] = await self._loader.call(
-            "code_dispatch", tenant_id, binding, metadata, list(asked)
-        )
-        return found
+        call = remote(self._loader, LoaderApi.code_dispatch)
+        return await call(tenant_id, binding, metadata, list(asked))
 
     async def dispatched(self, ticket: str, is_stored: bool) -> None:
         """What became of the instances of the ticket."""
-        await self._loader.call("code_dispatched", ticket, is_stored)
+        await remote(self._loader, LoaderApi.code_dispatched)(ticket, is_stored)
 
     async def worker(self, name: str | None, source: Any) -> WorkerRef:
         """Load a worker of the WorkerLoader; the callback travels to the loader actor."""
-        ref: WorkerRef = await self._loader.call("code_worker", name, self._pickle(source))
-        return ref
+        return await remote(self._loader, LoaderApi.code_worker)(name, self._pickle(source))
 
     async def bundle(self, code_hash: str) -> Bundle:
         """The stored bundle."""
@@ -181,7 +178,7 @@ class LoaderCodeSource:
     async def forget(self, tenant_id: str) -> None:
         """Ask the callback again next time."""
         self._is_ahead_used = True
-        await self._loader.call("code_forget", tenant_id)
+        await remote(self._loader, LoaderApi.code_forget)(tenant_id)
 
     def live(self, code_hash: str) -> Grants:
         """Nothing: services were made elsewhere, and are unpickled from their bundle."""

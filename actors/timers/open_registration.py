@@ -15,6 +15,7 @@ from dynamic_workflows.eventlog.tracing import mark
 
 from ..background_tasks import seen
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
+from ..rpc.services import TimerApi, remote
 
 ANSWER_S = 5.0
 """How long the timer may take to answer before it is told again."""
@@ -59,9 +60,8 @@ class OpenRegistration:
         while True:
             try:
                 timer = await self._timer()
-                higher: dict[str, int] = await timer.call(
-                    "opened", [(self._tenant_id, epoch)], timeout_s=ANSWER_S
-                )
+                opened = remote(timer, TimerApi.opened, timeout_s=ANSWER_S)
+                higher = await opened([(self._tenant_id, epoch)])
                 return higher.get(self._tenant_id)
             except (ActorUnreachable, Unavailable) as error:
                 if needs_operator(error):

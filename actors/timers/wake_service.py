@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -25,6 +24,7 @@ from dynamic_workflows.eventlog.errors import WorkflowsError
 
 from ..background_tasks import stop_all
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
+from ..rpc.services import LoaderApi, WakeAnswer, WakeState, remote
 from .tenant_entry import OPEN, TenantEntry
 from .timer_index import TimerIndex, TimerRowLog
 from .wake_schedule import WakeSchedule
@@ -61,30 +61,6 @@ class Overdue(msgspec.Struct):
     count: int = 0
     oldest_s: float = 0.0
     """Seconds since the earliest of their due times."""
-
-
-class WakeState(NamedTuple):
-    """What the timer knows of one tenant."""
-
-    due_us: int | None
-    """When it has to be awake; OPEN, or None if it sleeps for good."""
-    tries: int
-    """How often the loader was asked for it in vain."""
-    next_us: int | None
-    """When the loader is asked again."""
-    reason: str
-    """What it said last."""
-    rest_s: float
-    """The rest after that, in seconds; 0 while it has said nothing."""
-
-
-class WakeAnswer(NamedTuple):
-    """The loader's answer for tenants that it was asked to open; those not in it are open."""
-
-    refused: dict[str, str]
-    """Those that cannot be opened, and why."""
-    not_yet: dict[str, str]
-    """Those that are not open so far, and why."""
 
 
 class WakeService:
@@ -223,7 +199,7 @@ class WakeService:
     async def _wake(self, names: list[str]) -> None:
         try:
             loader = await asyncio.wait_for(self._loader(), ANSWER_S)
-            answer = WakeAnswer(*await loader.call("wake", names, timeout_s=ANSWER_S))
+            answer = await remote(loader, LoaderApi.wake, timeout_s=ANSWER_S)(names)
             self._losses.ended()
         except Exception as error:  # whatever it is, these tenants are still wanted
             self._losses.failed()
@@ -255,7 +231,7 @@ class WakeService:
         listed = set(self._index.open)
         try:
             loader = await asyncio.wait_for(self._loader(), ANSWER_S)
-            alive = set(await loader.call("residents", timeout_s=ANSWER_S))
+            alive = set(await remote(loader, LoaderApi.residents, timeout_s=ANSWER_S)())
             lost = sorted((listed & self._index.open) - alive)
             self._stats.reopened += self._schedule.lost(lost, self._clock.now_us())
         except (ActorUnreachable, TimeoutError, WorkflowsError):

@@ -19,6 +19,7 @@ from ray_world import eventually, expected, kill, loader_of, processes
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.rpc.client import TenantClient
+from dynamic_workflows.actors.rpc.services import LoaderApi, remote
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 from dynamic_workflows.loaders.protocol.calls import GetStatus
 
@@ -39,7 +40,7 @@ def cluster_of(platform: dw.Platform) -> Any:
 
 
 async def slot_stats(platform: dw.Platform, tenant_id: str) -> Any:
-    peer = await cluster_of(platform).loader_call("resolve", tenant_id, None)
+    peer = await remote(cluster_of(platform).loader, LoaderApi.resolve)(tenant_id, None)
     return await peer.call("stats")
 
 
@@ -92,7 +93,7 @@ async def test_a_tenant_sleeps_without_an_actor_and_wakes_by_itself(
     await workflows.create(id="nap", params={"steps": 1, "sleep": "12 seconds"})
 
     async def is_resident() -> bool:
-        return "sleeper" in await cluster.loader_call("residents")
+        return "sleeper" in await remote(cluster.loader, LoaderApi.residents)()
 
     async def is_away() -> bool:
         return not await is_resident()

@@ -28,6 +28,7 @@ from ray_world import (
 )
 
 import dynamic_workflows as dw
+from dynamic_workflows.actors.rpc.services import LoaderApi, remote
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
 
@@ -67,7 +68,7 @@ class Site:
 
     async def stats(self, tenant_id: str) -> Any:
         backend: Any = self.platform._backend
-        peer = await backend.loader_call("resolve", tenant_id, None)
+        peer = await remote(backend.loader, LoaderApi.resolve)(tenant_id, None)
         return await peer.call("stats")
 
 

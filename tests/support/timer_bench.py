@@ -8,8 +8,8 @@ from typing import Any
 from local_world import until
 
 from dynamic_workflows.actors.rpc.actor_ref import ActorRef, ActorUnreachable
+from dynamic_workflows.actors.rpc.services import WakeAnswer
 from dynamic_workflows.actors.timers.wake_service import (
-    WakeAnswer,
     WakeService,
 )
 from dynamic_workflows.eventlog.clock import US, VirtualClock

@@ -36,18 +36,18 @@ async def test_a_platform_whose_log_was_taken_over_says_by_whom_and_what_to_do(
 ) -> None:
     first, second = house(tmp_path, "blue"), house(tmp_path, "green")
     await first.open()
-    await first.target.opened([("acme", 1)])
+    await first.opened([("acme", 1)])
     await second.open()
     for _ in range(2):
         with pytest.raises(Fenced, match="another platform has taken over the log") as caught:
-            await first.target.opened([("zoo", 1)])
+            await first.opened([("zoo", 1)])
         message = caught.value.message
         assert str(tmp_path) in message
         assert f"(namespace 'green', process {os.getpid()} on {socket.gethostname()}; since" in (
             message
         )
         assert "close one of the two" in message
-    await second.target.opened([("zoo", 1)])
+    await second.opened([("zoo", 1)])
     await first.close()
     await second.close()
 
@@ -64,7 +64,7 @@ async def test_a_log_that_cannot_be_opened_is_given_up_with_the_reason_and_opene
     assert "Not a directory" in caught.value.message
     (tmp_path / "file").unlink()
     await one.open()
-    await one.target.opened([("acme", 1)])
+    await one.opened([("acme", 1)])
     await one.close()
 
 
@@ -96,8 +96,8 @@ async def test_the_timer_finds_in_its_sealed_log_what_it_had_noted(tmp_path: Pat
     for number in range(3):
         one = TimerService(setup, no_loader, clock=clock)
         await one.open()
-        assert (await one.target.stats()).open == number
-        await one.target.opened([(f"tenant-{number}", 1)])
+        assert (await one.stats()).open == number
+        await one.opened([(f"tenant-{number}", 1)])
         await one.close()
         tail = read_tail(open_store(tmp_path), "timers/0")
         assert tail is not None
