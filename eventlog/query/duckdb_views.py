@@ -17,8 +17,9 @@ from ..store.base import NotFound, Store
 from . import corruption
 from .events_sql import DEAD, SEALED, STORED, TABLES, TAIL, events_sql, files_relation, quoted
 from .instance_views_sql import FOLDS
-from .limits import MIB, QueryLimits, answer_of, deadline
+from .limits import MIB, QueryLimits, answer_of, deadline, out_of_memory
 from .log_files import LogFiles, StreamDelta, StreamState
+from .parameters import check_parameters
 from .plain_json import MACROS, NESTED, NESTED_MACROS
 from .spill_directory import spill_folder
 from .sql_guard import HIDDEN, SelectGuard
@@ -159,6 +160,9 @@ class LogViews:
             return None
         if lost is not None:
             return corruption.lost(lost)
+        # What an answer in batches raises has lost its class.
+        if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory Error" in str(error):
+            return out_of_memory(self._limits.memory_mb)
         segments = self._segment_infos()
         if isinstance(error, (duckdb.InternalException, duckdb.FatalException)):
             # DuckDB takes no more statements after such an error.
@@ -180,6 +184,7 @@ class LogViews:
         return text
 
     def _answer(self, sql: str, params: Params) -> pa.Table:
+        check_parameters(params)
         if self._tenant is None:
             self._guard.check_read(self.connection, sql)
         else:

@@ -83,6 +83,14 @@ def timed_out(timeout_s: float) -> QueryError:
     )
 
 
+def out_of_memory(memory_mb: int) -> QueryError:
+    """Return the error for a query that needed more memory than it may have, in MiB."""
+    return QueryError(
+        f"the query was ended, since it ran out of memory, of which it has {memory_mb} MiB: ask for"
+        " less, or raise query_memory_mb in the platform's config (--memory-mb on the command line)"
+    )
+
+
 def answer_of(relation: duckdb.DuckDBPyRelation, *, bytes_max: int | None) -> pa.Table:
     """Return the whole answer; raises QueryError where it would hold more than `bytes_max` in
     memory."""

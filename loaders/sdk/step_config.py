@@ -147,11 +147,12 @@ def _settle(config: Any) -> NormalizedConfig:
     retries = _as_dict(given.get("retries"), "config.retries", Retries)
     if "retries" in given and isinstance(given["retries"], Mapping):
         _require(retries, "limit")
-        if retries["limit"] != 0 or type(retries["limit"]) is bool:
-            _require(retries, "delay")
     limit = retries.get("limit", 5)
+    # What is wrong is told before what is missing.
     if type(limit) is not int or not 0 <= limit <= RETRIES_MAX:
         raise _bad(f"config.retries.limit is a number from 0 to {RETRIES_MAX}, not {limit!r:.80}")
+    if "retries" in given and isinstance(given["retries"], Mapping) and limit != 0:
+        _require(retries, "delay")
     backoff = retries.get("backoff", "exponential")
     if backoff not in _BACKOFFS:
         raise _bad(f"config.retries.backoff is one of {', '.join(_BACKOFFS)}, not {backoff!r:.80}")

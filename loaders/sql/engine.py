@@ -32,6 +32,7 @@ from dynamic_workflows.eventlog.query.limits import (
     MIB,
     PARAMS_BYTES_MAX,
     QueryLimits,
+    out_of_memory,
     timed_out,
     too_large,
 )
@@ -241,9 +242,11 @@ class SqlEngine:
         if isinstance(problem, QueryError):
             return problem
         if isinstance(problem, EOFError):
+            return out_of_memory(self._limits.memory_mb)
+        if isinstance(problem, Exception) and "precision" in str(problem):
             return QueryError(
-                "the query was ended, since it ran out of memory: ask for less, or raise "
-                "query_memory_mb in the platform's config (--memory-mb on the command line)"
+                "the answer of this query holds a number of more than 38 digits: cast it to text"
+                " (::varchar)"
             )
         return QueryError("the answer of this query cannot be read")
 

@@ -258,7 +258,7 @@ async def test_a_name_defined_elsewhere_opens_none_of_duckdbs_own_views(store: S
 
 async def test_memory_of_a_tenants_query_is_capped(store: Store) -> None:
     reader = Reader(store, tenant="evil", memory_mb=64, threads=1)
-    with pytest.raises(QueryError, match="[Oo]ut of [Mm]emory"):
+    with pytest.raises(QueryError, match="out of memory, of which it has 64 MiB.*query_memory_mb"):
         reader.query("select list(repeat('x', 1000) || range) from range(1000000)")
     assert reader.query("select count(*) > 0 as ok from events").to_pylist() == [{"ok": True}]
     reader.close()
