@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.code.code_resolver import Codes
+from dynamic_workflows.actors.code.code_resolver import CodeResolver
 from dynamic_workflows.actors.placement.isolate_setup import isolates_of
 from dynamic_workflows.actors.tenant.open_tenant import open_tenant
 from dynamic_workflows.actors.tenant.tenant import TenantSupervisor
@@ -180,7 +180,7 @@ async def main(share: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store, clock = open_store(folder), SystemClock()
         code = dw.WorkerCode("index.py", {"index.py": CODE})
-        codes = Codes(store, clock=clock, ttl_s=60, load=lambda tenant_id: code)
+        codes = CodeResolver(store, clock=clock, ttl_s=60, load=lambda tenant_id: code)
         isolates = isolates_of(SETTINGS)
 
         async def opened() -> TenantSupervisor:

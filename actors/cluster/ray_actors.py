@@ -437,7 +437,7 @@ class RayLauncher:
             actor["name"]
             for actor in named
             if actor["namespace"] == self._setup.namespace
-            and actor["name"].startswith(self._setup.name("slot-"))
+            and actor["name"].startswith(self._setup.name("worker-"))
         ]
 
     async def find(self, name: str) -> ActorRef | None:

@@ -1,9 +1,9 @@
 """Code resolver: finds the code of a tenant's new instances, and the bundles that older ones are
 pinned to.
 
-`CodeSource` is what a tenant calls. `Codes` implements it on the platform's side: it runs the
-callbacks, makes bundles of what they return, stores each under its content hash before any caller
-learns the hash, and caches the answers for a while.
+`CodeSource` is what a tenant calls. `CodeResolver` implements it on the platform's side: it runs
+the callbacks, makes bundles of what they return, stores each under its content hash before any
+caller learns the hash, and caches the answers for a while.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Bundles:
         return code_hash
 
 
-class Codes:
+class CodeResolver:
     """The platform's side of loading: one object, in the loader actor or in the one process."""
 
     def __init__(

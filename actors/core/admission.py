@@ -23,27 +23,27 @@ class Queues:
     def __len__(self) -> int:
         return len(self._woken) + len(self._new)
 
-    def add(self, summary: IndexEntry, queue: int) -> None:
+    def add(self, entry: IndexEntry, queue: int) -> None:
         """Put it at the end of `WOKEN` or `NEW`; where it is in that queue already it keeps its
         place."""
-        if summary.queue == queue:
+        if entry.queue == queue:
             return
-        self.remove(summary)
-        summary.queue = queue
-        (self._woken if queue == WOKEN else self._new)[id(summary)] = summary
+        self.remove(entry)
+        entry.queue = queue
+        (self._woken if queue == WOKEN else self._new)[id(entry)] = entry
 
-    def remove(self, summary: IndexEntry) -> None:
+    def remove(self, entry: IndexEntry) -> None:
         """Take it out of whatever queue it is in."""
-        if summary.queue == NOT_QUEUED:
+        if entry.queue == NOT_QUEUED:
             return
-        del (self._woken if summary.queue == WOKEN else self._new)[id(summary)]
-        self._failing.pop(id(summary), None)
-        summary.queue = NOT_QUEUED
+        del (self._woken if entry.queue == WOKEN else self._new)[id(entry)]
+        self._failing.pop(id(entry), None)
+        entry.queue = NOT_QUEUED
 
-    def note_failing(self, summary: IndexEntry) -> None:
+    def note_failing(self, entry: IndexEntry) -> None:
         """Its code cannot be loaded: offer it after all others."""
-        if summary.queue != NOT_QUEUED:
-            self._failing[id(summary)] = summary
+        if entry.queue != NOT_QUEUED:
+            self._failing[id(entry)] = entry
 
     def first(self, free: int) -> Iterator[IndexEntry]:
         """Up to `free` of them in order; the caller may start each as it goes."""
@@ -51,13 +51,13 @@ class Queues:
             skipped = 0
             while free > 0:
                 chunk = list(islice(queue.values(), skipped, skipped + _LOOK))
-                for summary in chunk:
-                    if free > 0 and summary.queue and id(summary) not in self._failing:
-                        yield summary
+                for entry in chunk:
+                    if free > 0 and entry.queue and id(entry) not in self._failing:
+                        yield entry
                         free -= 1
-                    skipped += id(summary) in queue
+                    skipped += id(entry) in queue
                 if len(chunk) < _LOOK:
                     break
-        for summary in list(islice(self._failing.values(), max(free, 0))):
-            if summary.queue:
-                yield summary
+        for entry in list(islice(self._failing.values(), max(free, 0))):
+            if entry.queue:
+                yield entry

@@ -21,47 +21,47 @@ class Audit:
         will wake."""
         found = []
         busy = self._lifetimes.slots_taken()
-        loaded = sum(summary.weight for summary in self._state.directory)
+        loaded = sum(entry.weight for entry in self._state.index)
         if loaded != self._state.loaded_bytes:
             found.append(f"{self._state.loaded_bytes} bytes are counted and {loaded} are loaded")
         if busy != self._lifetimes.busy:
             found.append(f"{self._lifetimes.busy} slots are counted and {busy} are taken")
-        for summary in self._state.directory:
-            problem = _problem(summary)
+        for entry in self._state.index:
+            problem = _problem(entry)
             if problem:
-                found.append(f"{summary.key}: status {summary.status}, {problem}")
+                found.append(f"{entry.key}: status {entry.status}, {problem}")
         return found
 
     def repair(self, now_us: int) -> None:
         """Count the slots anew, and give every open instance that has no wake source one."""
         self._lifetimes.busy = self._lifetimes.slots_taken()
-        self._state.loaded_bytes = sum(summary.weight for summary in self._state.directory)
-        for summary in self._state.directory:
-            if summary.lifetime is None and _problem(summary):
-                self._state.rest(summary, now_us)
+        self._state.loaded_bytes = sum(entry.weight for entry in self._state.index)
+        for entry in self._state.index:
+            if entry.lifetime is None and _problem(entry):
+                self._state.rest(entry, now_us)
 
     def facts(self) -> dict[Key, tuple[object, ...]]:
         """Everything that the log decides, for comparing a live core with a replayed one."""
-        return {summary.key: _facts(summary) for summary in self._state.directory}
+        return {entry.key: _facts(entry) for entry in self._state.index}
 
 
-def _facts(summary: IndexEntry) -> tuple[object, ...]:
-    instance = summary.instance
+def _facts(entry: IndexEntry) -> tuple[object, ...]:
+    instance = entry.instance
     return (
-        summary.run, summary.status, summary.created_seq, summary.created_us, summary.started_us,
-        summary.ended_us, summary.paused_us, summary.code_hash, summary.rolling_back, summary.kept,
-        dict(summary.extra or {}), instance and instance.facts(),
+        entry.run, entry.status, entry.created_seq, entry.created_us, entry.started_us,
+        entry.ended_us, entry.paused_us, entry.code_hash, entry.rolling_back, entry.kept,
+        dict(entry.extra or {}), instance and instance.facts(),
     )  # fmt: skip
 
 
-def _problem(summary: IndexEntry) -> str | None:
-    life = summary.lifetime
-    if summary.is_ended:
-        return None if summary.timer is not None else "no end of retention"
-    if summary.status == PAUSED:
-        return None if life is None and not summary.queue else "paused but under way"
+def _problem(entry: IndexEntry) -> str | None:
+    life = entry.lifetime
+    if entry.is_ended:
+        return None if entry.timer is not None else "no end of retention"
+    if entry.status == PAUSED:
+        return None if life is None and not entry.queue else "paused but under way"
     if life is None:
-        has_source = summary.queue != NOT_QUEUED or summary.timer is not None
+        has_source = entry.queue != NOT_QUEUED or entry.timer is not None
         return None if has_source else "nothing will wake it"
     if not life.idle:
         return None  # Running: its isolate's death would be reported.

@@ -68,87 +68,87 @@ class Commands:
     def pause(self, key: Key, *, token: str | None = None, now_us: int) -> Decision:
         """Stop gently: callbacks in flight finish first. No-op where there is nothing to pause."""
         d = Decision(durable=True)
-        summary = self._state.find(key)
+        entry = self._state.find(key)
         if (
-            is_repeated(summary, token)
-            or summary.status not in (QUEUED, RUNNING, WAITING)
-            or summary.rolling_back
+            is_repeated(entry, token)
+            or entry.status not in (QUEUED, RUNNING, WAITING)
+            or entry.rolling_back
         ):
             return d
-        life = summary.lifetime
+        life = entry.lifetime
         if life is None or life.idle:
-            self._suspension.pause(d, summary, now_us, token)
+            self._suspension.pause(d, entry, now_us, token)
         else:
             body = None if token is None else Paused(token=token)
-            self._state.emit(d, summary, "workflow_waiting_for_pause", body, now_us=now_us)
+            self._state.emit(d, entry, "workflow_waiting_for_pause", body, now_us=now_us)
         return d
 
     def resume(self, key: Key, *, token: str | None = None, now_us: int) -> Decision:
         """Go on: cancels a pending pause, or moves every timer by the length of the pause and
         queues the instance. No-op where nothing is paused."""
         d = Decision(durable=True)
-        summary = self._state.find(key)
-        if is_repeated(summary, token):
+        entry = self._state.find(key)
+        if is_repeated(entry, token):
             return d
-        if summary.status == PAUSING:
-            self._state.emit(d, summary, "workflow_resumed", Resumed(0, token=token), now_us=now_us)
-            assert summary.lifetime is not None
-            self._release(d, summary.lifetime, now_us)
-        elif summary.status == PAUSED:
+        if entry.status == PAUSING:
+            self._state.emit(d, entry, "workflow_resumed", Resumed(0, token=token), now_us=now_us)
+            assert entry.lifetime is not None
+            self._release(d, entry.lifetime, now_us)
+        elif entry.status == PAUSED:
             self._state.loaded(key)
-            shift_us = max(now_us - summary.paused_us, 0)
+            shift_us = max(now_us - entry.paused_us, 0)
             body = Resumed(shift_us, token=token)
-            self._state.emit(d, summary, "workflow_resumed", body, now_us=now_us)
-            summary.deaths = 0
-            self._state.rest(summary, now_us)
+            self._state.emit(d, entry, "workflow_resumed", body, now_us=now_us)
+            entry.deaths = 0
+            self._state.rest(entry, now_us)
         return d
 
     def _release(self, d: Decision, life: Lifetime, now_us: int) -> None:
         """Let go on what a pending pause held back."""
-        summary = life.summary
-        instance = summary.instance
+        entry = life.entry
+        instance = entry.instance
         assert instance is not None
         late, life.late = life.late, []
         held, life.held = life.held, {}
         for step in late:
-            if summary.lifetime is not life:
+            if entry.lifetime is not life:
                 return  # It gave its slot back; the next lifetime finds what is due.
-            self._steps.on_due(d, summary, step, now_us)
+            self._steps.on_due(d, entry, step, now_us)
         for step in list(instance.open.values()):
-            if step.kind == WAIT and step.token is not None and summary.lifetime is life:
-                self._waits.deliver(d, summary, step, now_us)
+            if step.kind == WAIT and step.token is not None and entry.lifetime is life:
+                self._waits.deliver(d, entry, step, now_us)
         for message in held.values():
-            if summary.lifetime is not life:
+            if entry.lifetime is not life:
                 return
             try:
                 self._steps.on_request(d, life, message, now_us)
             except ProtocolViolation as violation:  # Seen late, for it was held back.
-                self._attempts.interrupt(d, summary, str(violation), now_us)
+                self._attempts.interrupt(d, entry, str(violation), now_us)
 
     def terminate(
         self, key: Key, *, rollback: bool, token: str | None = None, now_us: int
     ) -> Decision:
         """Stop for good, with `rollback` after the handlers of what was started. Raises
         `instance.cannot_terminate` where the run has ended."""
-        summary = self._state.find(key)
-        if is_repeated(summary, token):
+        entry = self._state.find(key)
+        if is_repeated(entry, token):
             return Decision(durable=True)
-        if summary.status in ENDED:
+        if entry.status in ENDED:
             raise InstanceError(
-                f"instance {key[1]!r} is {summary.status} already: there is nothing to terminate",
+                f"instance {key[1]!r} is {entry.status} already: there is nothing to terminate",
                 code="instance.cannot_terminate",
             )
         d = Decision(durable=True)
-        if summary.rolling_back:
+        if entry.rolling_back:
             if not rollback:
                 cut = error_body(own_error("Terminated", "terminated during its rollback"))
-                self._ends.terminate(d, summary, RollbackBody("failed", cut), now_us, token)
+                self._ends.terminate(d, entry, RollbackBody("failed", cut), now_us, token)
             return d
         total = len(eligible(self._state.loaded(key)[1])) if rollback else 0
         if total:
-            self._rollbacks.begin_terminate(d, summary, total, now_us, token)
+            self._rollbacks.begin_terminate(d, entry, total, now_us, token)
         else:
-            self._ends.terminate(d, summary, None, now_us, token)
+            self._ends.terminate(d, entry, None, now_us, token)
         return d
 
     def restart(
@@ -161,42 +161,42 @@ class Commands:
     ) -> Decision:
         """Run again with the same params, from the top or from a step of history; counts as a
         create. Raises `instance.cannot_restart` where there is no such step."""
-        summary, instance = self._state.loaded(key)
-        if is_repeated(summary, token):
+        entry, instance = self._state.loaded(key)
+        if is_repeated(entry, token):
             return Decision(durable=True)
         target = None if from_ is None else parse_from(from_)
         keeps = None if target is None else kept(instance, target)
         self._creation.admit(1, now_us)
         d = Decision(durable=True)
-        self._lifetimes.end(d, summary)
+        self._lifetimes.end(d, entry)
         if keeps:
             # What goes on in the new run has its attempts closed in the old one.
             lost = own_error("WorkflowInternalError", "the attempt was cut off by a restart")
-            self._attempts.lose_in_flight(d, summary, lost, now_us)
+            self._attempts.lose_in_flight(d, entry, lost, now_us)
         restarted = Restarted(target, keeps, token=token)
-        self._state.emit(d, summary, "workflow_restarted", restarted, now_us=now_us)
+        self._state.emit(d, entry, "workflow_restarted", restarted, now_us=now_us)
         body = Queued(
             Raw(instance.params),
             "restart",
-            summary.get("pin") or "hash",
-            summary.get("retention"),
+            entry.get("pin") or "hash",
+            entry.get("retention"),
             raw(instance.schedule),
-            summary.token,
-            summary.get("workflow_name"),
-            summary.created_us,
+            entry.token,
+            entry.get("workflow_name"),
+            entry.created_us,
             target,
         )
         self._state.emit(
             d,
-            summary,
+            entry,
             "workflow_queued",
             body,
             now_us=now_us,
-            code_hash=summary.code_hash,
+            code_hash=entry.code_hash,
             metadata=instance.metadata,
-            run=summary.run + 1,
+            run=entry.run + 1,
         )
-        self._state.rest(summary, now_us)
+        self._state.rest(entry, now_us)
         return d
 
     def delete(self, key: Key, *, token: str | None = None, now_us: int) -> Decision:
@@ -244,7 +244,7 @@ class Commands:
     def park(self, key: Key, code: str, message: str, *, now_us: int) -> Decision:
         """Pause an instance with a reason; `resume` releases it. No-op where it has ended."""
         d = Decision(durable=True)
-        summary = self._state.directory.get(key)
-        if summary is not None and summary.status not in ENDED:
-            self._attempts.park(d, summary, code, message, now_us)
+        entry = self._state.index.get(key)
+        if entry is not None and entry.status not in ENDED:
+            self._attempts.park(d, entry, code, message, now_us)
         return d

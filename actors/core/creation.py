@@ -48,7 +48,7 @@ class Creation:
             check_workflow_name(item.workflow)
             check_new_id(item.instance_id)
             key = (item.workflow, item.instance_id)
-            known = self._state.directory.get(key)
+            known = self._state.index.get(key)
             is_again = known is not None and item.token is not None and known.token == item.token
             if key in seen or (known is not None and not is_again):
                 if strict:
@@ -62,7 +62,7 @@ class Creation:
 
     def _check_instances(self, n: int) -> None:
         most = self._config.instances_max
-        known = len(self._state.directory)
+        known = len(self._state.index)
         if known + n > most:
             raise LimitExceededError(
                 f"tenant {self._state.tenant_id!r} has {known:,} instances, ended ones "
@@ -75,7 +75,7 @@ class Creation:
     def admit(self, n: int, now_us: int) -> None:
         """Take n creates from the tenant's rate. Raises LimitExceededError where the rate or the
         queue has no room for them."""
-        queued = self._state.directory.counts[QUEUED]
+        queued = self._state.index.counts[QUEUED]
         if queued + n > self._config.queued_max:
             raise LimitExceededError(
                 f"tenant {self._state.tenant_id!r} has {queued} queued instances and may have "
@@ -93,7 +93,7 @@ class Creation:
 
     def create_one(self, d: Decision, item: CreateItem, now_us: int) -> IndexEntry:
         """Write the first row of an instance that is checked and admitted, and queue it."""
-        summary = IndexEntry((item.workflow, item.instance_id))
+        entry = IndexEntry((item.workflow, item.instance_id))
         body = Queued(
             Raw(item.params),
             item.trigger,
@@ -105,7 +105,7 @@ class Creation:
         )
         self._state.emit(
             d,
-            summary,
+            entry,
             "workflow_queued",
             body,
             now_us=now_us,
@@ -113,9 +113,9 @@ class Creation:
             metadata=item.metadata,
         )
         if self._mocks.were_set:
-            self._mocks.created(summary.key)
-        self._state.rest(summary, now_us)
-        return summary
+            self._mocks.created(entry.key)
+        self._state.rest(entry, now_us)
+        return entry
 
 
 def _bucket(config: CoreConfig) -> TokenBucket:

@@ -27,29 +27,29 @@ LOADS_AGAIN = (
 _STEPS_MAX = 5
 
 
-def explain(summary: IndexEntry, shown: str, now_us: int) -> tuple[str, str]:
+def explain(entry: IndexEntry, shown: str, now_us: int) -> tuple[str, str]:
     """(code, sentence) of a loaded instance, or of one that rests; `shown` is its status as shown.
 
     The code of an instance that the platform has parked is that of the reason, else the status.
     """
-    if summary.is_ended:
-        return shown, _ended(summary, shown)
-    reason = summary.get("reason")
+    if entry.is_ended:
+        return shown, _ended(entry, shown)
+    reason = entry.get("reason")
     if reason is not None:
-        return reason[0], _parked(summary, *reason)
+        return reason[0], _parked(entry, *reason)
     if shown == QUEUED:
         return QUEUED, "it is queued and starts when a slot is free and its code is loaded"
     if shown == PAUSED:
-        since = f" at {_time(summary.paused_us)}" if summary.paused_us else ""
+        since = f" at {_time(entry.paused_us)}" if entry.paused_us else ""
         return PAUSED, f"it was paused{since} by a call of pause(): resume() lets it go on"
-    if summary.rolling_back:
+    if entry.rolling_back:
         return "rollback", "it rolls back the steps that were started"
     if shown == PAUSING:
         return PAUSING, "it pauses when the callbacks in flight have ended"
-    if summary.instance is None:
+    if entry.instance is None:
         return shown, "it rests; its steps are in its history"
-    life = summary.lifetime
-    if not summary.instance.open and life is not None and life.awaits is not None:
+    life = entry.lifetime
+    if not entry.instance.open and life is not None and life.awaits is not None:
         if life.awaits_timer:
             return AWAITS, (
                 f"run awaits a timer of asyncio (a sleep or a time-out) at {life.awaits}, and holds"
@@ -59,7 +59,7 @@ def explain(summary: IndexEntry, shown: str, now_us: int) -> tuple[str, str]:
             f"run awaits something that is no step, at {life.awaits}; the platform knows of nothing"
             " that will wake it"
         )
-    return shown, _steps(summary.instance, now_us)
+    return shown, _steps(entry.instance, now_us)
 
 
 def _time(us: int) -> str:
@@ -74,9 +74,9 @@ def _error(error: Error) -> str:
 # --- ended ---------------------------------------------------------------------------------------
 
 
-def _ended(summary: IndexEntry, shown: str) -> str:
-    when = f"at {_time(summary.ended_us)}"
-    instance = summary.instance
+def _ended(entry: IndexEntry, shown: str) -> str:
+    when = f"at {_time(entry.ended_us)}"
+    instance = entry.instance
     rollback = "" if instance is None else _rollback(instance)
     if shown == COMPLETE:
         return f"the run has ended: complete {when}; result() answers its output"
@@ -138,18 +138,18 @@ _MEND_PINNED = (
 )
 
 
-def _parked(summary: IndexEntry, code: str, message: str) -> str:
-    since = f" at {_time(summary.paused_us)}" if summary.paused_us else ""
+def _parked(entry: IndexEntry, code: str, message: str) -> str:
+    since = f" at {_time(entry.paused_us)}" if entry.paused_us else ""
     text = plain(message, MESSAGE_CHARACTERS_MAX).rstrip(" .")
-    return f"parked{since}: {text}. What to do: {remedy(summary, code)}"
+    return f"parked{since}: {text}. What to do: {remedy(entry, code)}"
 
 
-def remedy(summary: IndexEntry, code: str) -> str:
+def remedy(entry: IndexEntry, code: str) -> str:
     """What people can do about an instance that the platform has parked for the reason `code`."""
     mend = (
         _MEND_LATEST
-        if summary.get("pin") == "latest"
-        else _MEND_PINNED.format(code=(summary.code_hash or "")[:12])
+        if entry.get("pin") == "latest"
+        else _MEND_PINNED.format(code=(entry.code_hash or "")[:12])
     )
     match code:
         case "run.stuck":

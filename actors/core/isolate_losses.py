@@ -69,10 +69,10 @@ class IsolateLosses:
         """Code of this instance ran on after its lifetime was dropped, and its isolate was killed
         for it. After DEATHS_MAX times without progress the instance is parked."""
         d = Decision()
-        summary = self._state.directory.get(key)
-        if summary is not None and summary.instance is not None and summary.lifetime is None:
-            if not summary.is_ended and summary.status != PAUSED:
-                self._count_death(d, summary, f"the isolate died: {reason}", now_us)
+        entry = self._state.index.get(key)
+        if entry is not None and entry.instance is not None and entry.lifetime is None:
+            if not entry.is_ended and entry.status != PAUSED:
+                self._count_death(d, entry, f"the isolate died: {reason}", now_us)
         return d
 
     def _lose_life(
@@ -85,23 +85,21 @@ class IsolateLosses:
         exempt: bool,
         now_us: int,
     ) -> None:
-        summary = life.summary
+        entry = life.entry
         had_in_flight = life.running > 0
-        self._lifetimes.end(d, summary)
-        self._attempts.lose_in_flight(d, summary, error, now_us, own=is_culprit, exempt=exempt)
-        if summary.status == PAUSING:
-            self._suspension.pause(d, summary, now_us)
+        self._lifetimes.end(d, entry)
+        self._attempts.lose_in_flight(d, entry, error, now_us, own=is_culprit, exempt=exempt)
+        if entry.status == PAUSING:
+            self._suspension.pause(d, entry, now_us)
         elif had_in_flight or not is_suspect:
-            self._state.rest(summary, now_us)
+            self._state.rest(entry, now_us)
         else:
-            self._count_death(d, summary, error.message, now_us)
+            self._count_death(d, entry, error.message, now_us)
 
-    def _count_death(self, d: Decision, summary: IndexEntry, what: str, now_us: int) -> None:
-        summary.deaths += 1
-        if summary.deaths < DEATHS_MAX:
-            self._state.rest(
-                summary, now_us, not_before_us=now_us + BACKOFF.rest_us(summary.deaths)
-            )
+    def _count_death(self, d: Decision, entry: IndexEntry, what: str, now_us: int) -> None:
+        entry.deaths += 1
+        if entry.deaths < DEATHS_MAX:
+            self._state.rest(entry, now_us, not_before_us=now_us + BACKOFF.rest_us(entry.deaths))
             return
-        text = f"{what}; {summary.deaths} times in a row without progress. "
-        self._attempts.park(d, summary, "isolate.died", text + "Fix the code, then resume.", now_us)
+        text = f"{what}; {entry.deaths} times in a row without progress. "
+        self._attempts.park(d, entry, "isolate.died", text + "Fix the code, then resume.", now_us)

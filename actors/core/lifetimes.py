@@ -29,30 +29,30 @@ class Lifetimes:
         """How many lifetimes more may be at work; negative after `running_max` was lowered."""
         return self._config.running_max - self.busy
 
-    def begin(self, summary: IndexEntry, mode: str) -> Lifetime:
+    def begin(self, entry: IndexEntry, mode: str) -> Lifetime:
         """Begin a lifetime, which takes a slot, of an instance that has none. `mode`: "run", or
         "rollback", in which only handlers are registered."""
         self._last_number += 1
-        life = Lifetime(self._last_number, summary, mode)
+        life = Lifetime(self._last_number, entry, mode)
         self.by_number[life.number] = life
-        summary.lifetime = life
+        entry.lifetime = life
         self.busy += 1
-        self._state.cancel_timer(summary)
-        self._state.queues.remove(summary)
-        self._state.resting.pop(summary.key, None)
-        self._state.loaded_queued.pop(summary.key, None)
+        self._state.cancel_timer(entry)
+        self._state.queues.remove(entry)
+        self._state.resting.pop(entry.key, None)
+        self._state.loaded_queued.pop(entry.key, None)
         return life
 
-    def end(self, d: Decision, summary: IndexEntry) -> None:
+    def end(self, d: Decision, entry: IndexEntry) -> None:
         """End the lifetime of an instance, if it has one, and tell its isolate to drop it."""
-        life = summary.lifetime
+        life = entry.lifetime
         if life is None:
             return
-        summary.lifetime = None
+        entry.lifetime = None
         del self.by_number[life.number]
         if not life.idle:
             self.busy -= 1
-        self._state.cancel_timer(summary)
+        self._state.cancel_timer(entry)
         for step in life.tokens.values():
             if step.timer is not None:
                 self._state.timers.cancel(step.timer)
@@ -67,16 +67,16 @@ class Lifetimes:
         dropped: it has ended, and its instance is queued."""
         if not life.idle:
             return True
-        summary = life.summary
+        entry = life.entry
         if may_drop and self.free_slots() <= 0:
-            self.end(d, summary)
-            self._state.enqueue(summary, WOKEN)
+            self.end(d, entry)
+            self._state.enqueue(entry, WOKEN)
             return False
         life.idle = False
         self.busy += 1
-        self._state.cancel_timer(summary)
-        if summary.status == WAITING:
-            self._emit(d, summary, "workflow_running", now_us=now_us)
+        self._state.cancel_timer(entry)
+        if entry.status == WAITING:
+            self._emit(d, entry, "workflow_running", now_us=now_us)
         return True
 
     def release_slot(self, life: Lifetime) -> None:
@@ -106,7 +106,7 @@ class Lifetimes:
             return
         self.disarm(step)
         life.answered.append(step)
-        instance = life.summary.instance
+        instance = life.entry.instance
         assert instance is not None
         if instance.told < step.ended:
             instance.told = step.ended
@@ -122,7 +122,7 @@ class Lifetimes:
         attempt."""
         if step.timer is not None:
             self._state.timers.cancel(step.timer)
-        step.timer = self._state.timers.arm(due_us, STEP, life.summary, step)
+        step.timer = self._state.timers.arm(due_us, STEP, life.entry, step)
 
     def disarm(self, step: StepState) -> None:
         """Disarm the timer of a step, if it has one."""
@@ -133,7 +133,7 @@ class Lifetimes:
     def key_of(self, life: int) -> Key | None:
         """The instance that a lifetime is of; None after the lifetime has ended."""
         lifetime = self.by_number.get(life)
-        return None if lifetime is None else lifetime.summary.key
+        return None if lifetime is None else lifetime.entry.key
 
     def life_of(self, key: Key) -> int | None:
         """The number of the lifetime that an instance is in, or None."""
@@ -144,7 +144,7 @@ class Lifetimes:
         """The name and attempt of the step that a lifetime runs; (None, 0) if it runs none or
         several."""
         lifetime = self.by_number.get(life)
-        instance = None if lifetime is None else lifetime.summary.instance
+        instance = None if lifetime is None else lifetime.entry.instance
         steps = [] if instance is None else [s for s in instance.open.values() if s.in_flight]
         return (steps[0].name, steps[0].attempt) if len(steps) == 1 else (None, 0)
 

@@ -40,55 +40,55 @@ class LogReplay:
             self._schedules.take_in(row, body)
             return
         key = (row.workflow, row.instance_id)
-        summary = state.directory.get(key)
-        if summary is None:
+        entry = state.index.get(key)
+        if entry is None:
             if row.type != "workflow_queued":
                 state.note_deletion(key, body)
                 return  # A row of an instance that was deleted.
-            summary = IndexEntry(key)
-        state.take_in(summary, row, body, None)
+            entry = IndexEntry(key)
+        state.take_in(entry, row, body, None)
         if row.type in EVENT_KINDS:
             state.note_event(row, body)
-        if summary.status == NONE:
-            state.forget(summary)
-        elif summary.instance is None:
-            summary.set("wake_us", None)  # It has moved on, unseen: `recover` will wake it.
-        elif summary.status in ENDED:
-            self._unload(summary)
+        if entry.status == NONE:
+            state.forget(entry)
+        elif entry.instance is None:
+            entry.set("wake_us", None)  # It has moved on, unseen: `recover` will wake it.
+        elif entry.status in ENDED:
+            self._unload(entry)
         elif row.blob is not None and row.type != "event_received":
-            summary.instance.is_partial = True
+            entry.instance.is_partial = True
         elif row.type == "workflow_waiting":
-            self._keep_sleeper(summary)
+            self._keep_sleeper(entry)
 
-    def _keep_sleeper(self, summary: IndexEntry) -> None:
+    def _keep_sleeper(self, entry: IndexEntry) -> None:
         """Keep the memory of an opening bounded: of many sleepers only the wake time stays."""
         self._sleepers += 1
         if self._sleepers > _SLEEPERS_LOADED_MAX:
-            wake_us = self._state.wake_us(summary)
-            self._unload(summary)
-            summary.set("wake_us", wake_us)
+            wake_us = self._state.wake_us(entry)
+            self._unload(entry)
+            entry.set("wake_us", wake_us)
 
-    def _unload(self, summary: IndexEntry) -> None:
+    def _unload(self, entry: IndexEntry) -> None:
         """Unload an instance, but keep the tokens that rows which follow may repeat."""
-        assert summary.instance is not None
-        summary.set("tokens", summary.instance.tokens or None)
-        self._state.unload(summary)
+        assert entry.instance is not None
+        entry.set("tokens", entry.instance.tokens or None)
+        self._state.unload(entry)
 
     def recover(self, now_us: int) -> Decision:
         """After the last row: record attempts that were in flight as cut off, delete what has
         outlived its retention, and give everything open its wake source."""
         d = Decision(durable=True)
         lost = own_error("WorkflowInternalError", "the attempt was cut off by a crash")
-        for summary in self._state.directory:
-            if summary.instance is not None:
-                self._attempts.lose_in_flight(d, summary, lost, now_us)
-                if summary.instance.is_partial:
-                    self._state.unload(summary)
-            summary.set("tokens", None)  # Who loads it finds them in its history.
-            if summary.status == PAUSING:
-                self._state.emit(d, summary, "workflow_paused", now_us=now_us)
-            self._state.rest(summary, now_us)
-            if summary.is_ended and summary.timer is not None and summary.timer.due_us <= now_us:
-                self._ends.delete(d, summary, now_us)  # Its id is free from the first call on.
+        for entry in self._state.index:
+            if entry.instance is not None:
+                self._attempts.lose_in_flight(d, entry, lost, now_us)
+                if entry.instance.is_partial:
+                    self._state.unload(entry)
+            entry.set("tokens", None)  # Who loads it finds them in its history.
+            if entry.status == PAUSING:
+                self._state.emit(d, entry, "workflow_paused", now_us=now_us)
+            self._state.rest(entry, now_us)
+            if entry.is_ended and entry.timer is not None and entry.timer.due_us <= now_us:
+                self._ends.delete(d, entry, now_us)  # Its id is free from the first call on.
         self._schedules.arm_all()
         return d

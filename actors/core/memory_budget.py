@@ -91,22 +91,22 @@ class LoadedInstances:
     def load(self, key: Key, rows: list[Row]) -> bool:
         """Load an instance from the rows of its whole history, blobs resolved. Return False, and
         load nothing, if the instance has moved on since the history was read: read it again."""
-        summary = self._state.find(key)
-        assert summary.instance is None
+        entry = self._state.find(key)
+        assert entry.instance is None
         copy = IndexEntry(key)
         for row in rows:
             body = decode(row)
             fold(copy, row, body)
             self._state.note_event(row, body)
         said = (copy.status, copy.run, copy.created_us)
-        if said != (summary.status, summary.run, summary.created_us):
+        if said != (entry.status, entry.run, entry.created_us):
             return False
-        summary.instance = copy.instance
-        self._state.loaded_bytes += summary.weight
-        summary.set("tokens", None)
-        if summary.lifetime is None:
-            resting = summary.queue == NOT_QUEUED
-            (self._state.resting if resting else self._state.loaded_queued)[key] = summary
+        entry.instance = copy.instance
+        self._state.loaded_bytes += entry.weight
+        entry.set("tokens", None)
+        if entry.lifetime is None:
+            resting = entry.queue == NOT_QUEUED
+            (self._state.resting if resting else self._state.loaded_queued)[key] = entry
         return True
 
     def evictable(self) -> Iterator[Key]:
@@ -116,9 +116,9 @@ class LoadedInstances:
 
     def evict(self, key: Key) -> None:
         """Unload an instance at rest; no-op for any other."""
-        summary = self._state.directory.get(key)
-        if summary is not None and self._state.resting.pop(key, None) is not None:
-            self._state.unload(summary)
+        entry = self._state.index.get(key)
+        if entry is not None and self._state.resting.pop(key, None) is not None:
+            self._state.unload(entry)
 
     def queued_last(self) -> Iterator[Key]:
         """Loaded instances that wait for a slot, the last first. Take what is wanted out of it
@@ -127,9 +127,9 @@ class LoadedInstances:
 
     def put_away(self, key: Key) -> None:
         """Unload an instance that waits for a slot; no-op for any other."""
-        summary = self._state.loaded_queued.get(key)
-        if summary is not None:
-            self._state.unload(summary)
+        entry = self._state.loaded_queued.get(key)
+        if entry is not None:
+            self._state.unload(entry)
 
     def was_heavy(self, key: Key) -> bool:
         """Whether the instance took much memory when it was last loaded."""
@@ -141,15 +141,15 @@ class LoadedInstances:
         when they are started again, and what they had in flight is tried again."""
         d = Decision()
         oldest_first = list(self._lifetimes.by_number.values())
-        held = sum(life.summary.weight for life in oldest_first)
+        held = sum(life.entry.weight for life in oldest_first)
         average = held // max(len(oldest_first), 1)
         for life in reversed(oldest_first[1:]):
             if held <= bytes_max:
                 break
-            summary = life.summary
-            if summary.weight >= average and summary.lifetime is life:
-                held -= summary.weight
+            entry = life.entry
+            if entry.weight >= average and entry.lifetime is life:
+                held -= entry.weight
                 self._attempts.interrupt(
-                    d, summary, "the tenant's memory is full", now_us, exempt=True
+                    d, entry, "the tenant's memory is full", now_us, exempt=True
                 )
         return d

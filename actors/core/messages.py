@@ -104,14 +104,14 @@ class MessageHandler:
         if not step.in_flight or step.attempt != message.attempt:
             # The guest has handed on a value that history does not hold.
             self._attempts.interrupt(
-                d, life.summary, "a result came after its attempt was over", now_us
+                d, life.entry, "a result came after its attempt was over", now_us
             )
         elif step.kind == "undo":
             self._rollbacks.undone(d, life, step, now_us)
         else:
             before = self._overtaken(life, message.heard)
             self._attempts.complete(d, life, step, message.value, now_us, before)
-            instance = life.summary.instance
+            instance = life.entry.instance
             assert instance is not None
             if instance.told < step.ended:
                 instance.told = step.ended
@@ -128,7 +128,7 @@ class MessageHandler:
         self._lifetimes.disarm(step)
         self._attempts.fail(
             d,
-            life.summary,
+            life.entry,
             step,
             message.error,
             now_us,
@@ -142,8 +142,8 @@ class MessageHandler:
         return life.overtaken(heard)
 
     def _on_elapsed(self, d: Decision, life: Lifetime, message: RunTimerFired, now_us: int) -> None:
-        summary = life.summary
-        instance = summary.instance
+        entry = life.entry
+        instance = entry.instance
         assert instance is not None
         if life.ended or life.mode == "rollback":
             return
@@ -155,14 +155,14 @@ class MessageHandler:
         self._lifetimes.take_slot(d, life, now_us)
         body = ElapsedBody(message.at, self._overtaken(life, message.heard))
         probe = StepState(TIMER, "", message.number, 0)
-        self._emit(d, summary, "timer_elapsed", body, now_us=now_us, step=probe)
+        self._emit(d, entry, "timer_elapsed", body, now_us=now_us, step=probe)
         instance.told = max(instance.told, instance.steps[probe.key].ended)
 
     def _on_cancelled(self, d: Decision, life: Lifetime, message: Cancelled, now_us: int) -> None:
         """The code was cancelled while it awaited a step: the step is over. What was over already
         stays so, but an event that the code was not given is kept for another wait."""
-        summary = life.summary
-        instance = summary.instance
+        entry = life.entry
+        instance = entry.instance
         assert instance is not None
         life.held.pop(message.token, None)
         step = instance.steps.get((message.kind, message.name, message.count))
@@ -176,17 +176,17 @@ class MessageHandler:
             payload, received_us = event_taken(step.value)
             self._state.kept.hold_if_small(step.event_seq, payload)
             body = WaitCancelled(step.event_type, step.event_seq, received_us, len(payload))
-            self._emit(d, summary, "wait_cancelled", body, now_us=now_us, step=step)
+            self._emit(d, entry, "wait_cancelled", body, now_us=now_us, step=step)
             wait = first_wait(instance, step.event_type)
             if wait is not None and wait.token is not None:
-                self._waits.deliver(d, summary, wait, now_us)
-        if summary.lifetime is life and summary.status == PAUSING:
+                self._waits.deliver(d, entry, wait, now_us)
+        if entry.lifetime is life and entry.status == PAUSING:
             self._suspension.try_pause(d, life, now_us)
 
     def _cancel(self, d: Decision, life: Lifetime, step: StepState, now_us: int) -> None:
         attempt = step.attempt if step.in_flight else 0
         kind = _CANCELLED[step.kind]
-        self._emit(d, life.summary, kind, now_us=now_us, step=step, attempt=attempt)
+        self._emit(d, life.entry, kind, now_us=now_us, step=step, attempt=attempt)
         self._lifetimes.disarm(step)
         if step in life.late:
             life.late.remove(step)
@@ -200,17 +200,17 @@ class MessageHandler:
         life.awaits_timer = message.is_timed
 
     def _on_idle(self, d: Decision, life: Lifetime, message: Idle, now_us: int) -> None:
-        summary = life.summary
+        entry = life.entry
         if message.seen < life.sent or life.running or life.ended or life.mode == "rollback":
             return
-        if summary.status == PAUSING:
-            self._suspension.pause(d, summary, now_us)
+        if entry.status == PAUSING:
+            self._suspension.pause(d, entry, now_us)
             return
         # Said again with nothing new to either side: looking through all that is open is not free.
         facts = (life.sent, len(life.tokens))
-        if life.idle and life.settled == facts:
+        if life.idle and life.reported == facts:
             return
-        instance = summary.instance
+        instance = entry.instance
         assert instance is not None
         asked = [step for step in instance.open.values() if step.token is not None]
         if not asked:
@@ -218,7 +218,7 @@ class MessageHandler:
                 return  # A Reply that was not noted: what is seen cannot be told.
             self._attempts.park(
                 d,
-                summary,
+                entry,
                 "run.stuck",
                 "run awaits something that is no step and that nothing will ever set; "
                 "fix the code and restart the instance",
@@ -226,27 +226,27 @@ class MessageHandler:
             )
             return
         self._lifetimes.release_slot(life)
-        life.settled = facts
+        life.reported = facts
         self._settle_down(d, life, asked, now_us)
 
     def _settle_down(
         self, d: Decision, life: Lifetime, asked: list[StepState], now_us: int
     ) -> None:
         """An idle lifetime: show it as waiting, and let go of it when the wait is long."""
-        summary = life.summary
+        entry = life.entry
         due_us = min(step.until_us or 0 for step in asked)
-        if summary.status == RUNNING and due_us - now_us >= SHORT_US:
-            self._emit(d, summary, "workflow_waiting", now_us=now_us)
+        if entry.status == RUNNING and due_us - now_us >= SHORT_US:
+            self._emit(d, entry, "workflow_waiting", now_us=now_us)
         suspend_us = now_us + self._config.instance_idle_us
-        assert summary.instance is not None
-        if due_us <= suspend_us or any(summary.instance.has_event_for(step) for step in asked):
+        assert entry.instance is not None
+        if due_us <= suspend_us or any(entry.instance.has_event_for(step) for step in asked):
             return
         may_stay = suspend_us > now_us and len(self._lifetimes.by_number) <= LIVE_MAX
         if may_stay and any(step.kind == WAIT for step in asked):
-            self._state.cancel_timer(summary)
-            summary.timer = self._state.timers.arm(suspend_us, SUSPEND, summary)
+            self._state.cancel_timer(entry)
+            entry.timer = self._state.timers.arm(suspend_us, SUSPEND, entry)
         else:
-            self._suspension.suspend(d, summary, now_us)
+            self._suspension.suspend(d, entry, now_us)
 
     def _on_mismatch(self, d: Decision, life: Lifetime, message: Mismatch, now_us: int) -> None:
         if message.recorded_kind not in (*_NAMES, TIMER) or message.asked_kind not in (
@@ -274,13 +274,13 @@ class MessageHandler:
         else:
             did_not = "which the code did not ask for"
         text = (
-            f"{self._why_mismatched(life.summary)}: history holds {recorded}, {did_not}; "
+            f"{self._why_mismatched(life.entry)}: history holds {recorded}, {did_not}; "
             f"the code asks for {asked}. Put the code right, then resume; or restart."
         )
-        self._attempts.park(d, life.summary, "replay.mismatch", text, now_us)
+        self._attempts.park(d, life.entry, "replay.mismatch", text, now_us)
 
-    def _why_mismatched(self, summary: IndexEntry) -> str:
-        if (summary.get("pin") or "hash") == "hash":
+    def _why_mismatched(self, entry: IndexEntry) -> str:
+        if (entry.get("pin") or "hash") == "hash":
             return (
                 "the same code went another way than its history: run depends on something that"
                 " no step holds, such as time, chance or the order of a set"

@@ -48,7 +48,7 @@ class Rollbacks:
 
     def end_run(self, d: Decision, life: Lifetime, message: End, now_us: int) -> None:
         """`run` of the lifetime returned or raised, or has registered the rollback handlers."""
-        summary = life.summary
+        entry = life.entry
         if life.ended:
             raise ProtocolViolation("the run ended before")
         if life.mode == "rollback":
@@ -58,21 +58,21 @@ class Rollbacks:
             output = message.value or NULL
             # A run that was told of the limit may still say what became of it.
             is_small = len(output) <= _SMALL_OUTPUT_BYTES
-            error = None if is_small else self._state.state_error(summary, len(output))
+            error = None if is_small else self._state.state_error(entry, len(output))
             if error is None:
-                self._ends.complete(d, summary, output, now_us)
+                self._ends.complete(d, entry, output, now_us)
             else:
                 self._fail_run(d, life, error, now_us)
         else:
             self._fail_run(d, life, message.error, now_us)
 
     def _fail_run(self, d: Decision, life: Lifetime, error: Error, now_us: int) -> None:
-        summary = life.summary
-        instance = summary.instance
+        entry = life.entry
+        instance = entry.instance
         assert instance is not None
         total = len(eligible(instance))
         if total == 0:
-            self._ends.error(d, summary, error_body(error), now_us)
+            self._ends.error(d, entry, error_body(error), now_us)
             return
         self._lifetimes.take_slot(d, life, now_us)
         life.ended = True
@@ -80,25 +80,25 @@ class Rollbacks:
             if not step.in_flight:
                 self._lifetimes.disarm(step)
         started = RollbackStarted(error_body(error), total)
-        self._state.emit(d, summary, "rollback_started", started, now_us=now_us)
+        self._state.emit(d, entry, "rollback_started", started, now_us=now_us)
         d.durable = True
         self._next_undo(d, life, now_us)
 
     def begin_terminate(
-        self, d: Decision, summary: IndexEntry, total: int, now_us: int, token: str | None
+        self, d: Decision, entry: IndexEntry, total: int, now_us: int, token: str | None
     ) -> None:
         """Begin the rollback of a terminate: the next lifetime registers the handlers."""
-        self._lifetimes.end(d, summary)
+        self._lifetimes.end(d, entry)
         cause = own_error("Terminated", "the instance was terminated")
-        self._attempts.lose_in_flight(d, summary, cause, now_us)
+        self._attempts.lose_in_flight(d, entry, cause, now_us)
         body = RollbackStarted(error_body(cause), total, terminate=True, token=token)
-        self._state.emit(d, summary, "rollback_started", body, now_us=now_us)
+        self._state.emit(d, entry, "rollback_started", body, now_us=now_us)
         d.durable = True
-        self._state.rest(summary, now_us)
+        self._state.rest(entry, now_us)
 
     def _next_undo(self, d: Decision, life: Lifetime, now_us: int) -> None:
-        summary = life.summary
-        instance = summary.instance
+        entry = life.entry
+        instance = entry.instance
         assert instance is not None
         if life.to_undo is None:
             life.to_undo = eligible(instance)
@@ -111,19 +111,19 @@ class Rollbacks:
                 self._resume_undo(d, life, step.undo, now_us)
                 return
             if step.undo.outcome == ERROR:  # Its last attempt was cut off.
-                self._ends.stop_rollback(d, summary, step.undo, now_us)
+                self._ends.stop_rollback(d, entry, step.undo, now_us)
                 return
             life.to_undo.pop()
         total = len(eligible(instance))
         ended = RollbackEnded(total, instance.undone)
-        self._state.emit(d, summary, "rollback_completed", ended, now_us=now_us)
-        self._ends.end_rollback(d, summary, RollbackBody("complete"), now_us)
+        self._state.emit(d, entry, "rollback_completed", ended, now_us=now_us)
+        self._ends.end_rollback(d, entry, RollbackBody("complete"), now_us)
 
     def _begin_undo(self, d: Decision, life: Lifetime, step: StepState, now_us: int) -> None:
         body = StepStarted(Raw(step.rollback_config or DEFAULT_CONFIG))
         self._state.emit(
             d,
-            life.summary,
+            life.entry,
             "rollback_step_started",
             body,
             now_us=now_us,
@@ -152,7 +152,7 @@ class Rollbacks:
         self._lifetimes.disarm(undo)
         self._state.emit(
             d,
-            life.summary,
+            life.entry,
             "rollback_step_completed",
             Completed(Raw(NULL)),
             now_us=now_us,

@@ -231,7 +231,7 @@ class Schedules:
         )
         self._note(d, "timer_fired", schedule.workflow, fired, None, now_us)
         d.durable = True
-        is_full = len(self._state.directory) >= self._config.instances_max
-        if (item.workflow, item.instance_id) not in self._state.directory and not is_full:
+        is_full = len(self._state.index) >= self._config.instances_max
+        if (item.workflow, item.instance_id) not in self._state.index and not is_full:
             self._creation.create_one(d, item, now_us)
         self._arm(schedule)

@@ -34,33 +34,31 @@ class LifetimeStarts:
         """The instances that may start now, in order: woken before new, within the free slots; then
         those whose code could not be loaded. Nothing changes until `start`; the shell loads an
         instance before it starts it."""
-        for summary in self._state.queues.first(self._lifetimes.free_slots()):
-            yield summary.key
+        for entry in self._state.queues.first(self._lifetimes.free_slots()):
+            yield entry.key
 
     def start(self, key: Key, *, now_us: int) -> Decision:
         """Begin a lifetime of a loaded instance that `runnable` named; the answer is its number, or
         None when there is nothing to start any more."""
         d = Decision()
-        summary = self._state.directory.get(key)
-        if summary is None or not summary.queue or summary.lifetime is not None:
+        entry = self._state.index.get(key)
+        if entry is None or not entry.queue or entry.lifetime is not None:
             return d
-        assert summary.instance is not None, f"{key} has to be loaded before it starts"
+        assert entry.instance is not None, f"{key} has to be loaded before it starts"
         self._state.load_failures.pop(key, None)
-        is_first = not summary.started_us
-        self.catch_up(d, summary, now_us)
-        if summary.status == QUEUED and not summary.started_us:
+        is_first = not entry.started_us
+        self.catch_up(d, entry, now_us)
+        if entry.status == QUEUED and not entry.started_us:
             kind = "workflow_started"
-        elif summary.status in (QUEUED, WAITING):
+        elif entry.status in (QUEUED, WAITING):
             kind = "workflow_running"
         else:
             kind = ""
         if kind:
-            self._state.emit(d, summary, kind, now_us=now_us, code_hash=self._news_of_code(summary))
-        life = self._lifetimes.begin(summary, "rollback" if summary.rolling_back else "run")
-        told = -1 if is_first and not summary.instance.steps else summary.instance.told
-        self._lifetimes.send(
-            d, life, self._run_message(summary, summary.instance, life, now_us, told)
-        )
+            self._state.emit(d, entry, kind, now_us=now_us, code_hash=self._news_of_code(entry))
+        life = self._lifetimes.begin(entry, "rollback" if entry.rolling_back else "run")
+        told = -1 if is_first and not entry.instance.steps else entry.instance.told
+        self._lifetimes.send(d, life, self._run_message(entry, entry.instance, life, now_us, told))
         d.answer = life.number
         return d
 
@@ -91,47 +89,47 @@ class LifetimeStarts:
     def note_load_failure(self, key: Key, code: str, message: str) -> None:
         """The code of an instance that wants to run cannot be loaded: show it as the reason, and
         let others go first. The next `start` clears it."""
-        summary = self._state.directory.get(key)
-        if summary is not None and summary.queue != NOT_QUEUED:
+        entry = self._state.index.get(key)
+        if entry is not None and entry.queue != NOT_QUEUED:
             self._state.load_failures[key] = (code, message)
-            self._state.queues.note_failing(summary)
+            self._state.queues.note_failing(entry)
 
-    def catch_up(self, d: Decision, summary: IndexEntry, now_us: int) -> None:
+    def catch_up(self, d: Decision, entry: IndexEntry, now_us: int) -> None:
         """Record what came due, or was cut off, while the instance had no lifetime."""
-        assert summary.lifetime is None
-        instance = summary.instance
+        assert entry.lifetime is None
+        instance = entry.instance
         assert instance is not None
         lost = own_error("WorkflowInternalError", "the attempt was cut off by a restart")
-        self._attempts.lose_in_flight(d, summary, lost, now_us)
-        if summary.rolling_back:
+        self._attempts.lose_in_flight(d, entry, lost, now_us)
+        if entry.rolling_back:
             return
         for step in list(instance.open.values()):
             if instance.has_event_for(step):
-                self._waits.deliver(d, summary, step, now_us)
+                self._waits.deliver(d, entry, step, now_us)
             elif step.until_us is not None and step.until_us <= now_us and step.kind != DO:
-                self._waits.come_due(d, summary, step, now_us)
+                self._waits.come_due(d, entry, step, now_us)
 
-    def _news_of_code(self, summary: IndexEntry) -> str | None:
+    def _news_of_code(self, entry: IndexEntry) -> str | None:
         """The code hash for the row of a start, if the instance follows the newest code: only then
         the log may not know it."""
-        return summary.code_hash if summary.get("pin") == "latest" else None
+        return entry.code_hash if entry.get("pin") == "latest" else None
 
     def _run_message(
-        self, summary: IndexEntry, instance: Instance, life: Lifetime, now_us: int, told: int
+        self, entry: IndexEntry, instance: Instance, life: Lifetime, now_us: int, told: int
     ) -> Run:
-        workflow, instance_id = summary.key
+        workflow, instance_id = entry.key
         history: list[RecordedStep] = [step.known() for step in instance.steps.values()]
         return Run(
             workflow,
             instance_id,
             instance.params,
-            summary.created_us,
+            entry.created_us,
             history,
             self._config.steps_max,
             instance.schedule,
             life.mode,
             None,
-            summary.get("workflow_name"),
+            entry.get("workflow_name"),
             now_us,
             self._config.waits_max,
             told,

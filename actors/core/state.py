@@ -20,7 +20,7 @@ from ..instances.decisions import Changed, CoreConfig, Decision, Key
 from ..instances.fold import fold
 from ..instances.index_entry import NEW, WOKEN, IndexEntry
 from ..instances.instance import Instance
-from ..instances.instance_index import Directory
+from ..instances.instance_index import InstanceIndex
 from ..instances.kept_events import NOTHING_KEPT, KeptEvents
 from ..instances.row_payloads import (
     Body,
@@ -66,7 +66,7 @@ class CoreState:
         self.crash_at_every_step = False
         """Testing: drop the lifetime after each recorded outcome, so that everything is
         replayed."""
-        self.directory = Directory()
+        self.index = InstanceIndex()
         self.timers = DeadlineHeap()
         self.queues = Queues()
         self.resting: OrderedDict[Key, IndexEntry] = OrderedDict()
@@ -86,7 +86,7 @@ class CoreState:
     def emit(
         self,
         d: Decision,
-        summary: IndexEntry,
+        entry: IndexEntry,
         kind: str,
         body: Body | None = None,
         *,
@@ -100,12 +100,12 @@ class CoreState:
     ) -> Row:
         """Write a row and take it in at once. `shown`: the payload to write instead of `body`,
         which is then handed out as a secret."""
-        workflow, instance_id = summary.key
+        workflow, instance_id = entry.key
         row = Row(
             type=kind,
             workflow=workflow,
             instance_id=instance_id,
-            run=summary.run if run is None else run,
+            run=entry.run if run is None else run,
             ts=now_us,
             step=None if step is None else step.name,
             count=0 if step is None else step.count,
@@ -119,30 +119,30 @@ class CoreState:
         if shown is not None:
             d.secrets.append((row, encode(body)))
         d.rows.append(row)
-        self.take_in(summary, row, body, d)
+        self.take_in(entry, row, body, d)
         return row
 
-    def take_in(self, summary: IndexEntry, row: Row, body: Body | None, d: Decision | None) -> None:
+    def take_in(self, entry: IndexEntry, row: Row, body: Body | None, d: Decision | None) -> None:
         """Fold a row into the state: of `emit`, with its decision, or of the log, with None."""
-        before, kept, instance = summary.status, summary.kept, summary.instance
+        before, kept, instance = entry.status, entry.kept, entry.instance
         weight = 0 if instance is None else instance.weight
-        fold(summary, row, body)
-        instance = summary.instance
+        fold(entry, row, body)
+        instance = entry.instance
         self.loaded_bytes += (0 if instance is None else instance.weight) - weight
-        now = summary.status
+        now = entry.status
         if now == NONE:
-            summary.kept = NOTHING_KEPT
-        if summary.kept is not kept:
-            self.kept.moved(kept, summary.kept)
+            entry.kept = NOTHING_KEPT
+        if entry.kept is not kept:
+            self.kept.moved(kept, entry.kept)
         if before != now:
             if before == NONE:
-                self.directory.add(summary)
-            self.directory.moved(before, now)
+                self.index.add(entry)
+            self.index.moved(before, now)
             if now == NONE:
-                self.directory.remove(summary)
-                self.note_deletion(summary.key, body)
+                self.index.remove(entry)
+                self.note_deletion(entry.key, body)
             if d is not None:
-                d.effects.append(Changed(summary.key))
+                d.effects.append(Changed(entry.key))
 
     def note_deletion(self, key: Key, body: Body | None) -> None:
         """Remember the token of a delete, so that the same delete is known when it comes again."""
@@ -161,119 +161,119 @@ class CoreState:
 
     def find(self, key: Key) -> IndexEntry:
         """The index entry of an instance. Raises `instance.not_found`."""
-        summary = self.directory.get(key)
-        if summary is None:
+        entry = self.index.get(key)
+        if entry is None:
             raise InstanceError(
                 f"tenant {self.tenant_id!r} has no instance {key[1]!r} of workflow {key[0]!r}: "
                 "it was never created, or it was deleted",
                 code="instance.not_found",
             )
-        return summary
+        return entry
 
     def loaded(self, key: Key) -> tuple[IndexEntry, Instance]:
         """The index entry and the full state. Raises `instance.not_found`; the shell has loaded the
         instance before it calls an entry that needs this."""
-        summary = self.find(key)
-        assert summary.instance is not None, f"{key} has to be loaded for this"
-        return summary, summary.instance
+        entry = self.find(key)
+        assert entry.instance is not None, f"{key} has to be loaded for this"
+        return entry, entry.instance
 
-    def state_error(self, summary: IndexEntry, size: int) -> Error | None:
+    def state_error(self, entry: IndexEntry, size: int) -> Error | None:
         """The error of a run that may not hold `size` bytes more, or None where it may."""
         most = self.config.state_bytes_max
-        instance = summary.instance
+        instance = entry.instance
         if instance is None or instance.weight + size <= most:
             return None
         text = (
             f"the run may hold {most:,} bytes (state_bytes_max), and would hold "
-            f"{summary.weight + size:,}: keep large values elsewhere, or split the work over "
+            f"{entry.weight + size:,}: keep large values elsewhere, or split the work over "
             "several instances"
         )
         args = values.encode([text, "limit.exceeded", {"limit": "state_bytes_max"}])
         return Error("LimitExceededError", text, "dynamic_workflows", args, fatal=True)
 
-    def forget(self, summary: IndexEntry) -> None:
+    def forget(self, entry: IndexEntry) -> None:
         """Drop every reference to an instance that is deleted."""
-        self.cancel_timer(summary)
-        self.queues.remove(summary)
-        self.resting.pop(summary.key, None)
-        self.load_failures.pop(summary.key, None)
-        self.mocks.forget(summary.key)
-        self.unload(summary)
+        self.cancel_timer(entry)
+        self.queues.remove(entry)
+        self.resting.pop(entry.key, None)
+        self.load_failures.pop(entry.key, None)
+        self.mocks.forget(entry.key)
+        self.unload(entry)
 
-    def unload(self, summary: IndexEntry) -> None:
+    def unload(self, entry: IndexEntry) -> None:
         """Drop the full state of an instance and keep its index entry."""
-        self.loaded_bytes -= summary.weight
-        self.loaded_queued.pop(summary.key, None)
-        summary.was_heavy = summary.weight > HEAVY_BYTES
-        summary.instance = None
+        self.loaded_bytes -= entry.weight
+        self.loaded_queued.pop(entry.key, None)
+        entry.was_heavy = entry.weight > HEAVY_BYTES
+        entry.instance = None
 
     # --- rest -------------------------------------------------------------------------------------
 
-    def rest(self, summary: IndexEntry, now_us: int, *, not_before_us: int = 0) -> None:
+    def rest(self, entry: IndexEntry, now_us: int, *, not_before_us: int = 0) -> None:
         """Give an instance without lifetime its wake source: a queue, a timer that is due no
         earlier than `not_before_us`, or none if it is paused."""
-        assert summary.lifetime is None
-        self.cancel_timer(summary)
-        status = summary.status
-        if status == QUEUED and not summary.rolling_back:
-            self.enqueue(summary, WOKEN if summary.started_us else NEW)
+        assert entry.lifetime is None
+        self.cancel_timer(entry)
+        status = entry.status
+        if status == QUEUED and not entry.rolling_back:
+            self.enqueue(entry, WOKEN if entry.started_us else NEW)
             return
         if status in ENDED:
-            self._retire(summary)
+            self._retire(entry)
         elif status != PAUSED:
-            due_us = max(self.wake_us(summary), not_before_us)
+            due_us = max(self.wake_us(entry), not_before_us)
             if due_us <= now_us:
-                self.enqueue(summary, WOKEN)
+                self.enqueue(entry, WOKEN)
                 return
-            summary.timer = self.timers.arm(due_us, WAKE, summary)
-        self.queues.remove(summary)
-        self.loaded_queued.pop(summary.key, None)
-        if summary.instance is not None:
-            self.resting[summary.key] = summary
+            entry.timer = self.timers.arm(due_us, WAKE, entry)
+        self.queues.remove(entry)
+        self.loaded_queued.pop(entry.key, None)
+        if entry.instance is not None:
+            self.resting[entry.key] = entry
 
-    def enqueue(self, summary: IndexEntry, queue: int) -> None:
+    def enqueue(self, entry: IndexEntry, queue: int) -> None:
         """Let an instance without lifetime wait for a slot, in the queue `WOKEN` or `NEW`."""
-        self.cancel_timer(summary)
-        self.resting.pop(summary.key, None)
-        if summary.instance is not None:
-            self.loaded_queued[summary.key] = summary
-        self.queues.add(summary, queue)
+        self.cancel_timer(entry)
+        self.resting.pop(entry.key, None)
+        if entry.instance is not None:
+            self.loaded_queued[entry.key] = entry
+        self.queues.add(entry, queue)
 
-    def wake_us(self, summary: IndexEntry) -> int:
+    def wake_us(self, entry: IndexEntry) -> int:
         """Epoch microseconds at which an open instance that is not paused has something to do; 0:
         now."""
-        if summary.rolling_back or summary.status == RUNNING:
+        if entry.rolling_back or entry.status == RUNNING:
             return 0
-        if summary.instance is None:
-            return summary.get("wake_us") or 0
-        assert summary.status == WAITING
+        if entry.instance is None:
+            return entry.get("wake_us") or 0
+        assert entry.status == WAITING
         earliest: int | None = None
-        for step in summary.instance.open.values():
-            if step.until_us is None or summary.instance.has_event_for(step):
+        for step in entry.instance.open.values():
+            if step.until_us is None or entry.instance.has_event_for(step):
                 return 0
             if earliest is None or step.until_us < earliest:
                 earliest = step.until_us
         return earliest or 0
 
-    def cancel_timer(self, summary: IndexEntry) -> None:
+    def cancel_timer(self, entry: IndexEntry) -> None:
         """Disarm the timer of an instance, if it has one."""
-        if summary.timer is not None:
-            self.timers.cancel(summary.timer)
-            summary.timer = None
+        if entry.timer is not None:
+            self.timers.cancel(entry.timer)
+            entry.timer = None
 
-    def _retire(self, summary: IndexEntry) -> None:
+    def _retire(self, entry: IndexEntry) -> None:
         """Arm the timer that deletes an ended instance when its retention is over."""
-        retention = summary.get("retention") or {}
-        if summary.status == "complete":
+        retention = entry.get("retention") or {}
+        if entry.status == "complete":
             keep_us = retention.get("success_us", self.config.retention_success_us)
         else:
             keep_us = retention.get("error_us", self.config.retention_error_us)
-        summary.timer = self.timers.arm(summary.ended_us + keep_us, RETENTION, summary)
+        entry.timer = self.timers.arm(entry.ended_us + keep_us, RETENTION, entry)
 
 
-def is_repeated(summary: IndexEntry, token: str | None) -> bool:
+def is_repeated(entry: IndexEntry, token: str | None) -> bool:
     """Whether the command with this token was carried out before. The instance has to be loaded."""
     if token is None:
         return False
-    assert summary.instance is not None, f"{summary.key} has to be loaded for this"
-    return token in summary.instance.tokens
+    assert entry.instance is not None, f"{entry.key} has to be loaded for this"
+    return token in entry.instance.tokens

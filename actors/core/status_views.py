@@ -26,7 +26,7 @@ class StatusViews:
 
     def exists(self, key: Key) -> bool:
         """Whether there is such an instance."""
-        return key in self._state.directory
+        return key in self._state.index
 
     def has_ended(self, key: Key) -> bool:
         """Whether its run has ended."""
@@ -38,29 +38,29 @@ class StatusViews:
 
     def status(self, key: Key) -> StatusData | None:
         """The status as data, or None where the instance has to be loaded for it."""
-        summary = self._state.find(key)
-        instance = summary.instance
-        if instance is None and summary.is_ended:
+        entry = self._state.find(key)
+        instance = entry.instance
+        if instance is None and entry.is_ended:
             return None
-        data = StatusData(status=self.shown_status(summary))
-        reason = self._state.load_failures.get(key) or summary.get("reason")
+        data = StatusData(status=self.shown_status(entry))
+        reason = self._state.load_failures.get(key) or entry.get("reason")
         if reason is not None:
             data.reason_code, data.reason_message = reason
-        if instance is not None and summary.is_ended:
+        if instance is not None and entry.is_ended:
             _add_outcome(data, instance)
         return data
 
-    def shown_status(self, summary: IndexEntry) -> str:
+    def shown_status(self, entry: IndexEntry) -> str:
         """A woken instance without a slot counts as queued."""
-        is_held_up = summary.status == WAITING and summary.queue == WOKEN
+        is_held_up = entry.status == WAITING and entry.queue == WOKEN
         if is_held_up and self._lifetimes.free_slots() <= 0:
             return QUEUED
-        return summary.status
+        return entry.status
 
     def page(
         self, workflow: str | None, status: Any, limit: int, cursor: str | None
     ) -> dict[str, Any]:
-        """A page of summaries, newest first: {"items", "cursor"}."""
+        """A page of entries, newest first: {"items", "cursor"}."""
         wanted = check_statuses(status)
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 10_000:
             raise InvalidError(f"limit is a number from 1 to 10,000, not {limit!r}")
@@ -68,33 +68,31 @@ class StatusViews:
             raise InvalidError("this cursor was not given out by list()")
         items: list[dict[str, Any]] = []
         last_seq = 0
-        for summary in self._state.directory.newest_before(None if cursor is None else int(cursor)):
-            shown = self.shown_status(summary)
-            if workflow not in (None, summary.key[0]) or (wanted and shown not in wanted):
+        for entry in self._state.index.newest_before(None if cursor is None else int(cursor)):
+            shown = self.shown_status(entry)
+            if workflow not in (None, entry.key[0]) or (wanted and shown not in wanted):
                 continue
             if len(items) == limit:
                 return {"items": items, "cursor": str(last_seq)}
-            items.append(_item(summary, shown))
-            last_seq = summary.created_seq
+            items.append(_item(entry, shown))
+            last_seq = entry.created_seq
         return {"items": items, "cursor": None}
 
     def why(self, key: Key, now_us: int = 0) -> tuple[str, str]:
         """(code, sentence): what the instance waits for, or has waited for until now."""
-        summary = self._state.find(key)
+        entry = self._state.find(key)
         failure = self._state.load_failures.get(key)
         if failure is not None:
             return failure[0], f"{failure[1]}; {LOADS_AGAIN}"
-        return explain(summary, self.shown_status(summary), now_us)
+        return explain(entry, self.shown_status(entry), now_us)
 
     def counts(self) -> dict[str, int]:
         """How many instances have each status."""
-        return dict(self._state.directory.counts)
+        return dict(self._state.index.counts)
 
     def open_count(self) -> int:
         """Instances whose run has not ended."""
-        return len(self._state.directory) - sum(
-            self._state.directory.counts[status] for status in ENDED
-        )
+        return len(self._state.index) - sum(self._state.index.counts[status] for status in ENDED)
 
 
 def _add_outcome(data: StatusData, instance: Instance) -> None:
@@ -104,11 +102,11 @@ def _add_outcome(data: StatusData, instance: Instance) -> None:
     data.rollback_error = instance.rollback_error
 
 
-def _item(summary: IndexEntry, shown: str) -> dict[str, Any]:
+def _item(entry: IndexEntry, shown: str) -> dict[str, Any]:
     return {
-        "id": summary.key[1],
-        "workflow": summary.key[0],
+        "id": entry.key[1],
+        "workflow": entry.key[0],
         "status": shown,
-        "created_us": summary.created_us,
-        "ended_us": summary.ended_us or None,
+        "created_us": entry.created_us,
+        "ended_us": entry.ended_us or None,
     }

@@ -69,16 +69,16 @@ class Steps:
         begin it, or answer at once."""
         kind = _KINDS[type(message)]
         step = self._check_request(life, kind, message)
-        summary = life.summary
+        entry = life.entry
         if life.ended or life.mode == "rollback":
             error = own_error("WorkflowFatalError", "no step can start in a rollback", fatal=True)
             self._lifetimes.refuse(d, life, message.token, error)
-        elif summary.status == PAUSING:
+        elif entry.status == PAUSING:
             if message.token in life.held or len(life.held) >= _HELD_MAX:
                 raise ProtocolViolation(f"token {message.token} is known, or one too many")
             life.held[message.token] = message
             self._suspension.try_pause(d, life, now_us)
-        elif step is None and (refusal := self._state.state_error(summary, 0)) is not None:
+        elif step is None and (refusal := self._state.state_error(entry, 0)) is not None:
             self._lifetimes.refuse(d, life, message.token, refusal)
         else:
             life.awaits = None
@@ -104,7 +104,7 @@ class Steps:
             raise ProtocolViolation("a step's name or count is out of range")
         if message.at is not None and len(message.at) > PLACE_MAX:
             raise ProtocolViolation("a step's place is too long")
-        instance = life.summary.instance
+        instance = life.entry.instance
         assert instance is not None
         step = instance.steps.get((kind, message.name, message.count))
         if step is not None and step.token is not None:
@@ -144,8 +144,8 @@ class Steps:
             self._attempts.begin_next(d, life, step, now_us)
 
     def _begin_do(self, d: Decision, life: Lifetime, message: Ask, now_us: int) -> None:
-        summary = life.summary
-        instance = summary.instance
+        entry = life.entry
+        instance = entry.instance
         assert instance is not None
         body = StepStarted(
             msgspec.Raw(message.config),
@@ -154,29 +154,29 @@ class Steps:
             parse_config(message.config).sensitive is not None,
             raw(message.rollback_config),
         )
-        self._emit(d, summary, "step_started", body, now_us=now_us, step=message, attempt=1)
+        self._emit(d, entry, "step_started", body, now_us=now_us, step=message, attempt=1)
         step = instance.steps[DO, message.name, message.count]
         self._bind(life, step, message.token)
         self._attempts.go(d, life, step, now_us)
 
-    def on_due(self, d: Decision, summary: IndexEntry, step: StepState, now_us: int) -> None:
+    def on_due(self, d: Decision, entry: IndexEntry, step: StepState, now_us: int) -> None:
         """The timer of a step of a lifetime fired: its attempt times out, its next attempt
         begins, or its sleep or wait is over."""
-        life = summary.lifetime
+        life = entry.lifetime
         assert life is not None, "step timers end with their lifetime"
         step.timer = None
         if step.in_flight:
             assert step.token is not None
             self._send(d, life, Cancel(step.token, step.attempt))
-            self._attempts.fail(d, summary, step, timeout_error(step), now_us)
-        elif summary.status == PAUSING:
+            self._attempts.fail(d, entry, step, timeout_error(step), now_us)
+        elif entry.status == PAUSING:
             life.late.append(step)
         elif not self._take_slot(d, life, now_us, may_drop=True):
             return  # No slot: it goes on, with what is due, when there is one.
         elif step.kind in (DO, "undo"):
             self._attempts.begin_next(d, life, step, now_us)
         else:
-            self._waits.come_due(d, summary, step, now_us)
+            self._waits.come_due(d, entry, step, now_us)
 
 
 def _check_sleep(message: Sleep) -> None:

@@ -163,10 +163,10 @@ class TenantCore:
                 self._instance_due(d, kind, owner, now_us)
         return d
 
-    def _instance_due(self, d: Decision, kind: str, summary: IndexEntry, now_us: int) -> None:
+    def _instance_due(self, d: Decision, kind: str, entry: IndexEntry, now_us: int) -> None:
         if kind == WAKE:
-            self.state.enqueue(summary, WOKEN)
+            self.state.enqueue(entry, WOKEN)
         elif kind == SUSPEND:
-            self.suspension.suspend(d, summary, now_us)
+            self.suspension.suspend(d, entry, now_us)
         elif kind == RETENTION:
-            self.ends.delete(d, summary, now_us)
+            self.ends.delete(d, entry, now_us)

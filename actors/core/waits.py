@@ -45,7 +45,7 @@ class Waits:
     ) -> None:
         """A lifetime asks for a sleep: `step`, if it is recorded."""
         if step is None:
-            error = _misplaced(message, life.summary.created_us, now_us)
+            error = _misplaced(message, life.entry.created_us, now_us)
             if error is not None:
                 self._lifetimes.refuse(d, life, message.token, error)
                 return
@@ -58,7 +58,7 @@ class Waits:
             until_us = now_us + (message.duration_ms or 0) * 1_000
         duration_ms = max(until_us - now_us, 0) // 1_000
         step = StepState(SLEEP, message.name, message.count, 0)
-        mocks = self._mocks.get(life.summary.key) if self._mocks.were_set else None
+        mocks = self._mocks.get(life.entry.key) if self._mocks.were_set else None
         if mocks is not None and mocks.skips_sleep(step):
             until_us = now_us
         body = SleepStarted(until_us, duration_ms, message.at)
@@ -75,7 +75,7 @@ class Waits:
     def _begin_wait(self, d: Decision, life: Lifetime, message: Wait, now_us: int) -> StepState:
         until_us = now_us + message.timeout_ms * 1_000
         step = StepState(WAIT, message.name, message.count, 0)
-        mocks = self._mocks.get(life.summary.key) if self._mocks.were_set else None
+        mocks = self._mocks.get(life.entry.key) if self._mocks.were_set else None
         if mocks is not None and mocks.times_out(step):
             until_us = now_us
         body = WaitStarted(message.type, until_us, message.timeout_ms, message.at)
@@ -91,8 +91,8 @@ class Waits:
         token: int,
         now_us: int,
     ) -> StepState:
-        self._emit(d, life.summary, kind, body, now_us=now_us, step=probe)
-        instance = life.summary.instance
+        self._emit(d, life.entry, kind, body, now_us=now_us, step=probe)
+        instance = life.entry.instance
         assert instance is not None
         step = instance.steps[probe.key]
         self._lifetimes.bind(life, step, token)
@@ -103,37 +103,37 @@ class Waits:
         if step.outcome != OPEN:
             self._lifetimes.answer(d, life, step)
             return
-        if step.kind == WAIT and self.deliver(d, life.summary, step, now_us):
+        if step.kind == WAIT and self.deliver(d, life.entry, step, now_us):
             return
         assert step.until_us is not None
         if step.until_us <= now_us:
-            self.come_due(d, life.summary, step, now_us)
+            self.come_due(d, life.entry, step, now_us)
         else:
             self._lifetimes.arm(life, step, step.until_us)
 
-    def come_due(self, d: Decision, summary: IndexEntry, step: StepState, now_us: int) -> None:
+    def come_due(self, d: Decision, entry: IndexEntry, step: StepState, now_us: int) -> None:
         """A sleep ends, or a wait times out, unless an event came for it that is being read."""
-        instance = summary.instance
+        instance = entry.instance
         assert instance is not None
         if instance.has_event_for(step):
-            if not self.deliver(d, summary, step, now_us) and summary.lifetime is not None:
-                self._lifetimes.arm(summary.lifetime, step, now_us + _LOOK_AGAIN_US)
+            if not self.deliver(d, entry, step, now_us) and entry.lifetime is not None:
+                self._lifetimes.arm(entry.lifetime, step, now_us + _LOOK_AGAIN_US)
             return
         if step.kind == SLEEP:
-            self._emit(d, summary, "sleep_completed", now_us=now_us, step=step)
+            self._emit(d, entry, "sleep_completed", now_us=now_us, step=step)
         else:
             body = Errored(error_body(timeout_error(step)))
-            self._emit(d, summary, "wait_timed_out", body, now_us=now_us, step=step)
+            self._emit(d, entry, "wait_timed_out", body, now_us=now_us, step=step)
             d.durable = True
-        self._outcome_of_wait(d, summary, step, now_us)
+        self._outcome_of_wait(d, entry, step, now_us)
 
-    def deliver(self, d: Decision, summary: IndexEntry, step: StepState, now_us: int) -> bool:
+    def deliver(self, d: Decision, entry: IndexEntry, step: StepState, now_us: int) -> bool:
         """Give an open wait the oldest kept event of its type, or a mock. False without one, or
         where it has to be read first: then it is given by `events_read`."""
-        instance = summary.instance
+        instance = entry.instance
         assert instance is not None
         assert step.event_type is not None
-        mocks = self._mocks.get(summary.key) if self._mocks.were_set else None
+        mocks = self._mocks.get(entry.key) if self._mocks.were_set else None
         mock = None if mocks is None else mocks.take_event(step.event_type)
         if mock is not None:
             body = WaitCompleted(step.event_type, 0, msgspec.Raw(mock), now_us)
@@ -141,39 +141,39 @@ class Waits:
             event = kept[0]
             payload = self._state.kept.take(event.seq)
             if payload is None:
-                self.read_events(d, summary, kept)
+                self.read_events(d, entry, kept)
                 return False
-            error = self._state.state_error(summary, len(payload))
+            error = self._state.state_error(entry, len(payload))
             if error is not None:
                 self._state.kept.hold(event.seq, payload)
                 self._state.kept.trim((event.seq,))
                 errored = Errored(error_body(error))
-                self._emit(d, summary, "wait_timed_out", errored, now_us=now_us, step=step)
+                self._emit(d, entry, "wait_timed_out", errored, now_us=now_us, step=step)
                 d.durable = True
-                self._outcome_of_wait(d, summary, step, now_us)
+                self._outcome_of_wait(d, entry, step, now_us)
                 return True
             size = size_to_tell(payload)
             raw = msgspec.Raw(payload)
             body = WaitCompleted(step.event_type, event.seq, raw, event.received_us, size)
         else:
             return False
-        self._emit(d, summary, "wait_completed", body, now_us=now_us, step=step)
+        self._emit(d, entry, "wait_completed", body, now_us=now_us, step=step)
         d.durable = True
-        self._outcome_of_wait(d, summary, step, now_us)
+        self._outcome_of_wait(d, entry, step, now_us)
         return True
 
-    def read_events(self, d: Decision, summary: IndexEntry, kept: deque[KeptEvent]) -> None:
+    def read_events(self, d: Decision, entry: IndexEntry, kept: deque[KeptEvent]) -> None:
         """Have the first of these kept events read from the log, unless that is under way."""
         events = self._state.kept.to_read(kept)
         if events:
             seqs = tuple(event.seq for event in events)
             sizes = tuple(event.size for event in events)
-            d.effects.append(ReadEvents(summary.key, seqs, sizes))
+            d.effects.append(ReadEvents(entry.key, seqs, sizes))
 
     def _outcome_of_wait(
-        self, d: Decision, summary: IndexEntry, step: StepState, now_us: int
+        self, d: Decision, entry: IndexEntry, step: StepState, now_us: int
     ) -> None:
-        life = summary.lifetime
+        life = entry.lifetime
         if life is None:
             return
         self._lifetimes.answer(d, life, step)

@@ -44,50 +44,50 @@ async def explain_stored(
     if not core.exists(key):
         raise not_found(tenant_id, instance_id)
     # A value in a blob is null in its row; names, messages and times lie in the rows themselves.
-    summary = IndexEntry(key)
+    entry = IndexEntry(key)
     for row in rows:
-        fold(summary, row, decode(row))
+        fold(entry, row, decode(row))
     if not core.is_loaded(key):
         core.load(key, rows)
     now_us = clock.now_us()
     code, text = core.why(key, now_us)
-    remarks = _remarks(summary, now_us, at_work)
-    if at_work is not None and _is_late(summary, now_us):
+    remarks = _remarks(entry, now_us, at_work)
+    if at_work is not None and _is_late(entry, now_us):
         remarks.append(await lateness(store, tenant_id))
     return Why(code=code, text="; ".join([text, *remarks]))
 
 
-def _remarks(summary: IndexEntry, now_us: int, at_work: Claim | None) -> list[str]:
+def _remarks(entry: IndexEntry, now_us: int, at_work: Claim | None) -> list[str]:
     """Return what applies to an instance that is to continue by itself."""
-    if summary.status in (*ENDED, PAUSED):
+    if entry.status in (*ENDED, PAUSED):
         return []
     found = []
     if at_work is None:
         found.append("no platform is at work on this log, so nothing moves until one connects")
-    elif summary.status == QUEUED:
+    elif entry.status == QUEUED:
         found.append("whether its code can be loaded is known to the platform alone: why --live")
-    due_us = _due_us(summary)
-    if due_us is not None and _is_late(summary, now_us):
+    due_us = _due_us(entry)
+    if due_us is not None and _is_late(entry, now_us):
         due = to_datetime(due_us).isoformat(" ", "seconds")
         late_s = (now_us - due_us) // 1_000_000
         found.append(f"that is overdue: it was due at {due}, {late_s} s ago")
-    if at_work is None and summary.status == RUNNING and _has_attempts(summary):
+    if at_work is None and entry.status == RUNNING and _has_attempts(entry):
         found.append("attempts that were under way are lost, and are made again")
     return found
 
 
-def _is_late(summary: IndexEntry, now_us: int) -> bool:
-    due_us = _due_us(summary)
+def _is_late(entry: IndexEntry, now_us: int) -> bool:
+    due_us = _due_us(entry)
     return due_us is not None and now_us - due_us > LATE_US
 
 
-def _due_us(summary: IndexEntry) -> int | None:
-    instance = summary.instance
-    if instance is None or summary.status not in (RUNNING, WAITING):
+def _due_us(entry: IndexEntry) -> int | None:
+    instance = entry.instance
+    if instance is None or entry.status not in (RUNNING, WAITING):
         return None
     return min((s.until_us for s in instance.open.values() if s.until_us is not None), default=None)
 
 
-def _has_attempts(summary: IndexEntry) -> bool:
-    instance = summary.instance
+def _has_attempts(entry: IndexEntry) -> bool:
+    instance = entry.instance
     return instance is not None and any(step.in_flight for step in instance.open.values())

@@ -39,7 +39,7 @@ from dynamic_workflows.loaders.protocol.messages import (
 )
 
 from ..background_tasks import seen
-from .entrypoint_calls import Invocations
+from .entrypoint_calls import EntrypointCalls
 from .isolate_scaling import BusySamples
 from .pending_ends import KIND, EndDeadline, PendingEnds
 from .services import Services
@@ -71,7 +71,7 @@ class IsolateListener(Protocol):
         ...
 
     def on_lost(self, host: Host, lives: list[int], exit: Exit) -> None:
-        """The isolate is gone with these lifetimes in it; `host.leavers` still knows who left."""
+        """The isolate is gone with these lifetimes in it; `host.pending_ends` are still there."""
         ...
 
     def on_room(self) -> None:
@@ -129,9 +129,9 @@ class Host:
         """The code has ended too many isolates, and waits until `retry_us`."""
         self.has_progressed = False
         """Something that it ran got somewhere."""
-        self.looks = BusySamples()
+        self.busy_samples = BusySamples()
         self.lives: dict[int, Key] = {}
-        self.leavers = PendingEnds(watch)
+        self.pending_ends = PendingEnds(watch)
         """What was told to end in it and has not yet."""
         self.used_us = 0
         self.subrequests: dict[int, int] = {}
@@ -139,7 +139,7 @@ class Host:
         """Calls that wait for something to happen, by lifetime: nobody needs them after it."""
         self.calls_out = 0
         """Calls of bindings that have no answer yet."""
-        self.invocations = Invocations(
+        self.entrypoint_calls = EntrypointCalls(
             hosts.call_timeout_s, send=self.send, dropped=self._on_call_dropped
         )
         self._load_timer: asyncio.TimerHandle | None = None
@@ -154,7 +154,7 @@ class Host:
     @property
     def load(self) -> int:
         """Lifetimes and calls that are in it."""
-        return len(self.lives) + self.invocations.waiting
+        return len(self.lives) + self.entrypoint_calls.waiting
 
     async def loaded(self) -> None:
         """Wait until the code is loaded; raises what loading raised, or why it may not run now."""
@@ -180,7 +180,7 @@ class Host:
     async def invoke(self, **call: Any) -> bytes:
         """Call a method of an entrypoint: codec text of its answer, or the error it raised."""
         try:
-            reply = await self.invocations.call(**call)
+            reply = await self.entrypoint_calls.call(**call)
         finally:
             self.used_us = self._hosts.clock.now_us()
         if reply.error is not None:
@@ -189,14 +189,14 @@ class Host:
 
     def _on_call_dropped(self, number: int, title: str) -> None:
         self.end(number)
-        self.leavers.add(number, title)
+        self.pending_ends.add(number, title)
 
     def may_call(self, life: int) -> bool:
         """Whether code of this lifetime or invocation may call bindings; ProtocolViolation when
         there never was such a one, or nothing of it is left by its guest's own word."""
-        if life in self.lives or life in self.invocations:
+        if life in self.lives or life in self.entrypoint_calls:
             return True
-        if life in self.leavers:
+        if life in self.pending_ends:
             return False
         raise ProtocolViolation(f"a call on behalf of {life}, which is not in this isolate")
 
@@ -213,7 +213,7 @@ class Host:
         key = self.lives.get(life)
         self.end(life)
         if key is not None:
-            self.leavers.add(life, key)
+            self.pending_ends.add(life, key)
 
     def end(self, life: int) -> None:
         """The lifetime or call is over."""
@@ -224,7 +224,7 @@ class Host:
 
     def is_unused(self) -> bool:
         """Whether nothing of the tenant's lives in it."""
-        return not self.lives and not self.invocations.waiting and self.is_ready
+        return not self.lives and not self.entrypoint_calls.waiting and self.is_ready
 
     def kill(self, reason: str, *, kind: str, is_tenants_own: bool, life: int = 0) -> None:
         """End the isolate; `life` did it, where that is known."""
@@ -278,35 +278,37 @@ class Host:
                 raise ProtocolViolation("its code is loaded for the second time")
             self._on_loaded(message)
         else:
-            self._on_leaver(life, message)
+            self._on_end_report(life, message)
 
     def _on_reply(self, life: int, reply: Reply) -> None:
-        if life in self.leavers:  # it crossed our word that nobody waits any more
+        if life in self.pending_ends:  # it crossed our word that nobody waits any more
             if reply.is_last:
-                self.leavers.confirm(life)
+                self.pending_ends.confirm(life)
             return
-        if self.invocations.on_reply(life, reply):
+        if self.entrypoint_calls.on_reply(life, reply):
             self._hosts.check(reply.value)
             if reply.error is not None:
                 reply.error = plain_error(reply.error, MESSAGE_CHARACTERS_MAX)
-            self.invocations.settle(life, reply)
-        if reply.is_last and self.invocations.on_gone(life):
+            self.entrypoint_calls.resolve(life, reply)
+        if reply.is_last and self.entrypoint_calls.on_gone(life):
             self.end(life)
 
-    def _on_leaver(self, life: int, message: Ended | AttemptEnded | CancellationIgnored) -> None:
-        leavers = self.leavers
+    def _on_end_report(
+        self, life: int, message: Ended | AttemptEnded | CancellationIgnored
+    ) -> None:
+        pending = self.pending_ends
         if isinstance(message, CancellationIgnored):
-            reason = leavers.reason(life, message)
+            reason = pending.reason(life, message)
             if reason is not None:
                 self.kill(reason, kind=KIND, is_tenants_own=True, life=life)
-            is_known = reason is not None or life in leavers
+            is_known = reason is not None or life in pending
         elif isinstance(message, Ended):
-            is_known = leavers.confirm(life)
-            if self.invocations.on_gone(life):
+            is_known = pending.confirm(life)
+            if self.entrypoint_calls.on_gone(life):
                 self.end(life)
                 is_known = True
         else:
-            is_known = leavers.confirm(life, message.token, message.attempt) or life in leavers
+            is_known = pending.confirm(life, message.token, message.attempt) or life in pending
         if not is_known:
             raise ProtocolViolation(f"{life} was not told to end")
 
@@ -349,13 +351,13 @@ class Host:
         for life in {*lives, *self.waits}:
             self.end(life)
         self._hosts.listener.on_lost(self, lives, exit)
-        self.invocations.lose(_call_error(exit))
-        self.leavers.clear()
+        self.entrypoint_calls.lose(_call_error(exit))
+        self.pending_ends.clear()
 
     def is_elsewhere(self, life: int) -> bool:
         """Whether what ended the isolate is none of the instances in it: a call, or one that had
         left."""
-        return life in self.invocations or life in self.leavers
+        return life in self.entrypoint_calls or life in self.pending_ends
 
 
 def _call_error(exit: Exit) -> WorkflowsError:

@@ -17,8 +17,8 @@ from dynamic_workflows.loaders.protocol.messages import Frame, ProtocolViolation
 from ..background_tasks import BackgroundTasks
 from ..code.code_resolver import CodeSource
 from .code_host import Host, HostKey, IsolateListener
-from .isolate_scaling import Crowd
-from .load_backoff import Patience
+from .isolate_scaling import IsolateScaler
+from .load_backoff import LoadBackoff
 from .pending_ends import EndDeadline
 from .services import ServiceCache, Services
 
@@ -49,11 +49,11 @@ class Hosts:
         self._more: dict[HostKey, list[Host]] = {}
         """Where one isolate was not enough: the others."""
         self._revived = ServiceCache()
-        self._patience = Patience(clock)
-        self._crowd: Crowd[Host] = Crowd(
+        self._load_backoff = LoadBackoff(clock)
+        self._scaler: IsolateScaler[Host] = IsolateScaler(
             config.isolates_max, hosts=lambda: list(self), grow=self._grow, on_room=self._on_room
         )
-        self._leavers = EndDeadline(
+        self._end_deadline = EndDeadline(
             config.drop_grace_seconds,
             slack_s=config.turn_wall_seconds,
             hosts=lambda: list(self),
@@ -81,7 +81,7 @@ class Hosts:
 
     def place(self, host: Host) -> Host | None:
         """The host for one more lifetime of this one's code; None: not yet, `on_room` follows."""
-        return self._crowd.place(host, self._more.get(host.key, ()))
+        return self._scaler.place(host, self._more.get(host.key, ()))
 
     async def ready(self, key: HostKey, *, fresh: bool = False) -> Host:
         """The host of this code, loaded, or CodeError; `fresh` forgets that loading failed."""
@@ -93,7 +93,7 @@ class Hosts:
         return host
 
     def _begin(self, key: HostKey) -> Host:
-        host = Host(key, self, self._leavers)
+        host = Host(key, self, self._end_deadline)
         host.used_us = self.clock.now_us()
         self._starting.begin(self._start(host))
         self._sweep_later()
@@ -120,17 +120,17 @@ class Hosts:
     def failed(self, host: Host) -> None:
         """Its code could not be loaded."""
         if self._hosts.get(host.key) is host:
-            host.retry_us = self._patience.failed(host.key)
+            host.retry_us = self._load_backoff.failed(host.key)
             self.listener.on_ready(host)
         else:
             self.forget(host)
-            self._crowd.growth_failed()
+            self._scaler.growth_failed()
 
     def ended(self, host: Host, exit: Exit) -> None:
         """Its isolate is gone. Code that does so again and again has to wait, and says why."""
         count, retry_us = 0, 0
         if exit.is_tenants_own:
-            count, retry_us = self._patience.died(host.key, had_progress=host.has_progressed)
+            count, retry_us = self._load_backoff.died(host.key, had_progress=host.has_progressed)
         if not retry_us or self._hosts.get(host.key) is not host:
             self.forget(host)
             return
@@ -146,7 +146,7 @@ class Hosts:
         """What it runs gets somewhere: earlier failures do not count any more."""
         if not host.has_progressed:
             host.has_progressed = True
-            self._patience.made_progress(host.key)
+            self._load_backoff.made_progress(host.key)
 
     def check(self, value: bytes | None) -> None:
         """Prove that text from a guest is a value; ProtocolViolation when it is none."""
@@ -161,8 +161,8 @@ class Hosts:
         self._is_closed = True
         if self._sweep is not None:
             self._sweep.cancel()
-        self._crowd.close()
-        self._leavers.close()
+        self._scaler.close()
+        self._end_deadline.close()
         await self._starting.stop()
         hosts = list(self)
         self._hosts, self._more = {}, {}

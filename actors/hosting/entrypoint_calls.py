@@ -1,4 +1,4 @@
-"""Invocations: calls of entrypoints in one isolate, each with a deadline.
+"""EntrypointCalls: calls of entrypoints in one isolate, each with a deadline.
 
 A call lasts until nothing is left of it in the isolate: what it started may go on after its answer,
 and may call bindings, until the deadline. Then the guest is told to end it, as it is when nobody
@@ -35,7 +35,7 @@ class _Call:
         self.is_answered = False
 
 
-class Invocations:
+class EntrypointCalls:
     """Those of one isolate."""
 
     def __init__(
@@ -92,7 +92,7 @@ class Invocations:
         call.is_answered = True
         return not call.future.done()
 
-    def settle(self, number: int, reply: Reply) -> None:
+    def resolve(self, number: int, reply: Reply) -> None:
         """Hand the answer to who waits."""
         self._calls[number].future.set_result(reply)
 

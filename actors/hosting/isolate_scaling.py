@@ -1,4 +1,4 @@
-"""Crowd: where one more lifetime goes while code may have several isolates.
+"""IsolateScaler: where one more lifetime goes while code may have several isolates.
 
 One isolate runs on one processor. When all that the code has are busy at every look, another is
 started, up to `isolates_max`; what comes goes to the one with least to do. A burst that comes
@@ -45,7 +45,7 @@ class BusySamples:
 class ScaledHost(Protocol):
     """A host of code, as its isolates are counted."""
 
-    looks: BusySamples
+    busy_samples: BusySamples
     is_ready: bool
     """Its code is loaded."""
     isolate: Isolate | None
@@ -59,7 +59,7 @@ class ScaledHost(Protocol):
 HostT = TypeVar("HostT", bound=ScaledHost)
 
 
-class Crowd(Generic[HostT]):
+class IsolateScaler(Generic[HostT]):
     """Places lifetimes in isolates, and samples how busy these are while they are many."""
 
     def __init__(
@@ -91,14 +91,16 @@ class Crowd(Generic[HostT]):
         if best.load < AT_ONCE:
             return best
         self._look_later()
-        free = [one for one in ready if one.looks.are_enough and not one.looks.is_busy]
+        free = [
+            one for one in ready if one.busy_samples.are_enough and not one.busy_samples.is_busy
+        ]
         if free:
             return min(free, key=lambda one: one.load)
         count = 1 + len(others)
         is_growing = len(ready) < count
         if not is_growing and (count >= self._isolates_max or self._is_resting()):
             return best
-        if not is_growing and all(one.looks.is_busy for one in ready):
+        if not is_growing and all(one.busy_samples.is_busy for one in ready):
             self._grow(host)
         self._is_wanted = True
         return None
@@ -122,13 +124,13 @@ class Crowd(Generic[HostT]):
 
     def _look(self) -> None:
         self._timer = None
-        is_crowded = False
+        is_full = False
         for host in self._hosts():
             if host.is_ready and host.isolate is not None:
-                host.looks.add(host.isolate.is_busy)
-                is_crowded = is_crowded or host.load >= AT_ONCE
+                host.busy_samples.add(host.isolate.is_busy)
+                is_full = is_full or host.load >= AT_ONCE
         if self._is_wanted:
             self._is_wanted = False
             self._on_room()  # whoever finds no room yet wants it again
-        if is_crowded or self._is_wanted:
+        if is_full or self._is_wanted:
             self._look_later()

@@ -1,4 +1,4 @@
-"""Patience: when code that could not be loaded, or that ended its isolate, is tried again."""
+"""LoadBackoff: when code that could not be loaded, or that ended its isolate, is tried again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Deaths:
     last_us: int = 0
 
 
-class Patience:
+class LoadBackoff:
     """Failures by code, of one tenant."""
 
     def __init__(self, clock: Clock) -> None:

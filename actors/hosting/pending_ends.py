@@ -1,4 +1,4 @@
-"""Leavers: what guests were told to end and have not confirmed; who does not end is found here.
+"""PendingEnds: what guests were told to end and have not confirmed, and what does not end in time.
 
 A guest confirms as soon as nothing is left, and reports by itself what goes on although it was
 cancelled. One that does neither has been tampered with, or has no event loop any more: after some
@@ -16,7 +16,7 @@ from dynamic_workflows.loaders.guest.sanitize import plain
 if TYPE_CHECKING:
     from dynamic_workflows.loaders.protocol.messages import CancellationIgnored
 
-Leaver: TypeAlias = tuple[int, int, int]
+TrackedEnd: TypeAlias = tuple[int, int, int]
 """(lifetime or call, token of a step or WHOLE, attempt)"""
 
 WHOLE = 0
@@ -36,10 +36,10 @@ class PendingEnds:
 
     def __init__(self, watch: EndDeadline) -> None:
         self._watch = watch
-        self._since_s: dict[Leaver, float] = {}
+        self._since_s: dict[TrackedEnd, float] = {}
         self._names: dict[int, tuple[str, str] | str] = {}
         """The instance that a lifetime was of, or the method that a call was of."""
-        self._attempts: dict[int, list[Leaver]] = {}
+        self._attempts: dict[int, list[TrackedEnd]] = {}
         """Attempts by lifetime: they leave with it."""
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class PendingEnds:
             self._forget_attempt((life, token, attempt))
         return self._since_s.pop((life, token, attempt), None) is not None
 
-    def _forget_attempt(self, one: Leaver) -> None:
+    def _forget_attempt(self, one: TrackedEnd) -> None:
         attempts = self._attempts[one[0]]
         if one in attempts:
             attempts.remove(one)
@@ -118,7 +118,7 @@ class PendingEnds:
 class EndingHost(Protocol):
     """A host of code, as the deadline of what has to end in its isolate sees it."""
 
-    leavers: PendingEnds
+    pending_ends: PendingEnds
 
     def kill(self, reason: str, *, kind: str, is_tenants_own: bool, life: int = 0) -> None:
         """End the isolate; `life` did it, where that is known."""
@@ -165,10 +165,10 @@ class EndDeadline:
         self._timer = None
         is_wanted = False
         for host in list(self._hosts()):
-            overdue = host.leavers.overdue(self._now_s)
+            overdue = host.pending_ends.overdue(self._now_s)
             if overdue is not None:
                 life, reason = overdue
                 host.kill(reason, kind=KIND, is_tenants_own=True, life=life)
-            is_wanted = is_wanted or len(host.leavers) > 0
+            is_wanted = is_wanted or len(host.pending_ends) > 0
         if is_wanted:
             self._timer = loop.call_later(_TICK_S, self._tick)

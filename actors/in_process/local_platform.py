@@ -38,7 +38,7 @@ from dynamic_workflows.loaders.protocol.calls import (
 from dynamic_workflows.loaders.sdk import durations
 from dynamic_workflows.loaders.sdk.service import App
 
-from ..code.code_resolver import Codes
+from ..code.code_resolver import CodeResolver
 from ..config import PlatformConfig
 from ..core.tenant_core import TenantCore
 from ..tenant.open_tenant import open_tenant
@@ -73,7 +73,7 @@ class LocalPlatform:
         self.virtual = clock or VirtualClock(SystemClock().now_us())
         self.ids = SeededIds(0)
         self.clock = TestClock(self)
-        self.codes = Codes(
+        self.codes = CodeResolver(
             self.store,
             clock=self.virtual,
             ttl_s=self.config.code_ttl_seconds,

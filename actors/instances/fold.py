@@ -1,6 +1,6 @@
 """Fold: takes the rows of the log into the state of instances.
 
-`fold(summary, row, body)` is the only code that changes what the log decides, live and at replay.
+`fold(entry, row, body)` is the only code that changes what the log decides, live and at replay.
 It changes nothing that belongs to a lifetime (tokens, timers, slots).
 """
 
@@ -71,63 +71,63 @@ _REASON_CHARACTERS_MAX = 1_000
 _Fold: TypeAlias = Callable[[Instance, Row, Body | None], None]
 
 
-def fold(summary: IndexEntry, row: Row, body: Body | None) -> None:
+def fold(entry: IndexEntry, row: Row, body: Body | None) -> None:
     """Take in one row of this instance, folded or unfolded."""
     kind = row.type
     handler = _STEP_FOLDS.get(kind)
     if handler is not None:
-        if summary.instance is not None:
-            handler(summary.instance, row, body)
+        if entry.instance is not None:
+            handler(entry.instance, row, body)
         if kind in EVENT_KINDS:
-            _fold_event(summary, body)
+            _fold_event(entry, body)
         return
     summary_handler = _SUMMARY_FOLDS.get(kind)
     if summary_handler is not None:
-        summary_handler(summary, row, body)
+        summary_handler(entry, row, body)
     if isinstance(body, Command) and body.token is not None:
-        _note_token(summary, body.token)
-    summary.status = after(summary.status, kind)
+        _note_token(entry, body.token)
+    entry.status = after(entry.status, kind)
     if row.code_hash is not None:
-        summary.code_hash = row.code_hash
-    if summary.status in ENDED and summary.ended_us == 0:
-        summary.ended_us = row.ts
-        summary.set("reason", None)
-        _drop_events(summary)
+        entry.code_hash = row.code_hash
+    if entry.status in ENDED and entry.ended_us == 0:
+        entry.ended_us = row.ts
+        entry.set("reason", None)
+        _drop_events(entry)
 
 
 EVENT_KINDS = frozenset({"event_received", "wait_completed", "wait_cancelled"})
 """The rows about steps that carry an event; no other of them is a command, either."""
 
 
-def _fold_event(summary: IndexEntry, body: Body | None) -> None:
+def _fold_event(entry: IndexEntry, body: Body | None) -> None:
     if isinstance(body, EventReceived):
-        summary.kept = summary.kept.plus(event_size(body))
+        entry.kept = entry.kept.plus(event_size(body))
         if body.token is not None:
-            _note_token(summary, body.token)
+            _note_token(entry, body.token)
     elif isinstance(body, WaitCompleted) and body.event_seq:
-        summary.kept = summary.kept.minus(event_size(body))
+        entry.kept = entry.kept.minus(event_size(body))
     elif isinstance(body, WaitCancelled):
-        summary.kept = summary.kept.plus(body.size)
+        entry.kept = entry.kept.plus(body.size)
 
 
-def _drop_events(summary: IndexEntry) -> None:
+def _drop_events(entry: IndexEntry) -> None:
     """The run is over: no wait of it takes an event any more."""
-    summary.kept = NOTHING_KEPT
-    instance = summary.instance
+    entry.kept = NOTHING_KEPT
+    instance = entry.instance
     if instance is not None and instance.events:
         instance.weight -= EVENT_BYTES * sum(len(kept) for kept in instance.events.values())
         instance.events = {}
 
 
-def _note_token(summary: IndexEntry, token: str) -> None:
-    if summary.instance is not None:
-        tokens = summary.instance.tokens
+def _note_token(entry: IndexEntry, token: str) -> None:
+    if entry.instance is not None:
+        tokens = entry.instance.tokens
     else:  # At replay only: a command finds its instance loaded.
-        tokens = summary.get("tokens") or {}
-        summary.set("tokens", tokens)
+        tokens = entry.get("tokens") or {}
+        entry.set("tokens", tokens)
     tokens[token] = None
-    if summary.instance is not None and len(tokens) <= TOKENS_MAX:
-        summary.instance.weight += _TOKEN_BYTES
+    if entry.instance is not None and len(tokens) <= TOKENS_MAX:
+        entry.instance.weight += _TOKEN_BYTES
     if len(tokens) > TOKENS_MAX:
         del tokens[next(iter(tokens))]
 
@@ -135,25 +135,25 @@ def _note_token(summary: IndexEntry, token: str) -> None:
 # --- rows about the instance ---------------------------------------------------------------------
 
 
-def _queued(summary: IndexEntry, row: Row, body: Body | None) -> None:
+def _queued(entry: IndexEntry, row: Row, body: Body | None) -> None:
     assert isinstance(body, Queued)
     is_restart = body.trigger == "restart"
-    summary.run = row.run
-    if summary.created_us == 0:
-        summary.created_us = body.created_us or row.ts
-        summary.created_seq = row.seq
-        summary.set("workflow_name", body.workflow_name)
-        summary.set("pin", body.pin if body.pin != "hash" else None)
-        summary.set("retention", body.retention)
-        summary.token = body.token
-        summary.instance = Instance()
+    entry.run = row.run
+    if entry.created_us == 0:
+        entry.created_us = body.created_us or row.ts
+        entry.created_seq = row.seq
+        entry.set("workflow_name", body.workflow_name)
+        entry.set("pin", body.pin if body.pin != "hash" else None)
+        entry.set("retention", body.retention)
+        entry.token = body.token
+        entry.instance = Instance()
     elif is_restart and body.from_ is None:
         fresh = Instance()
-        tokens = summary.get("tokens") if summary.instance is None else summary.instance.tokens
+        tokens = entry.get("tokens") if entry.instance is None else entry.instance.tokens
         fresh.tokens = tokens or {}
-        summary.set("tokens", None)
-        summary.instance = fresh
-    instance = summary.instance
+        entry.set("tokens", None)
+        entry.instance = fresh
+    instance = entry.instance
     if instance is not None:
         instance.weight += len(body.params) - len(instance.params)
         instance.params = bytes(body.params)
@@ -161,39 +161,39 @@ def _queued(summary: IndexEntry, row: Row, body: Body | None) -> None:
         instance.schedule = text(body.schedule)
 
 
-def _started(summary: IndexEntry, row: Row, _: Body | None) -> None:
-    summary.started_us = row.ts
+def _started(entry: IndexEntry, row: Row, _: Body | None) -> None:
+    entry.started_us = row.ts
 
 
-def _paused(summary: IndexEntry, row: Row, _: Body | None) -> None:
-    summary.paused_us = row.ts
+def _paused(entry: IndexEntry, row: Row, _: Body | None) -> None:
+    entry.paused_us = row.ts
 
 
-def _parked(summary: IndexEntry, row: Row, body: Body | None) -> None:
+def _parked(entry: IndexEntry, row: Row, body: Body | None) -> None:
     assert isinstance(body, Parked)
-    if summary.status != PAUSED:
-        summary.paused_us = row.ts
-    summary.set("reason", (body.code, body.message[:_REASON_CHARACTERS_MAX]))
+    if entry.status != PAUSED:
+        entry.paused_us = row.ts
+    entry.set("reason", (body.code, body.message[:_REASON_CHARACTERS_MAX]))
 
 
-def _resumed(summary: IndexEntry, _: Row, body: Body | None) -> None:
+def _resumed(entry: IndexEntry, _: Row, body: Body | None) -> None:
     assert isinstance(body, Resumed)
-    summary.paused_us = 0
-    summary.set("reason", None)
-    if body.shift_us == 0 or summary.instance is None:
+    entry.paused_us = 0
+    entry.set("reason", None)
+    if body.shift_us == 0 or entry.instance is None:
         return
-    for step in summary.instance.open.values():
+    for step in entry.instance.open.values():
         if step.until_us is not None:
             step.until_us += body.shift_us
 
 
-def _restarted(summary: IndexEntry, _: Row, body: Body | None) -> None:
+def _restarted(entry: IndexEntry, _: Row, body: Body | None) -> None:
     assert isinstance(body, Restarted)
-    summary.started_us = summary.ended_us = summary.paused_us = 0
-    summary.rolling_back = False
-    summary.set("reason", None)
-    summary.kept = NOTHING_KEPT
-    instance = summary.instance
+    entry.started_us = entry.ended_us = entry.paused_us = 0
+    entry.rolling_back = False
+    entry.set("reason", None)
+    entry.kept = NOTHING_KEPT
+    instance = entry.instance
     if instance is None:
         return
     fresh = Instance()
@@ -215,44 +215,44 @@ def _restarted(summary: IndexEntry, _: Row, body: Body | None) -> None:
     fresh.is_partial = instance.is_partial
     fresh.tokens = instance.tokens
     fresh.weight += _TOKEN_BYTES * len(fresh.tokens)
-    summary.instance = fresh
+    entry.instance = fresh
 
 
-def _completed(summary: IndexEntry, _: Row, body: Body | None) -> None:
+def _completed(entry: IndexEntry, _: Row, body: Body | None) -> None:
     assert isinstance(body, Completed)
-    if summary.instance is not None:
-        summary.instance.output = bytes(body.output)
-        summary.instance.weight += len(body.output)
+    if entry.instance is not None:
+        entry.instance.output = bytes(body.output)
+        entry.instance.weight += len(body.output)
 
 
-def _ended_with(summary: IndexEntry, rollback: RollbackBody | None) -> None:
-    summary.rolling_back = False
-    if summary.instance is not None and rollback is not None:
-        summary.instance.rollback_outcome = rollback.outcome
-        summary.instance.rollback_error = _optional(rollback.error)
+def _ended_with(entry: IndexEntry, rollback: RollbackBody | None) -> None:
+    entry.rolling_back = False
+    if entry.instance is not None and rollback is not None:
+        entry.instance.rollback_outcome = rollback.outcome
+        entry.instance.rollback_error = _optional(rollback.error)
 
 
-def _errored(summary: IndexEntry, _: Row, body: Body | None) -> None:
+def _errored(entry: IndexEntry, _: Row, body: Body | None) -> None:
     assert isinstance(body, Errored)
-    if summary.instance is not None:
-        summary.instance.outcome_error = wire_error(body.error)
-        summary.instance.weight += error_weight(summary.instance.outcome_error)
-    _ended_with(summary, body.rollback)
+    if entry.instance is not None:
+        entry.instance.outcome_error = wire_error(body.error)
+        entry.instance.weight += error_weight(entry.instance.outcome_error)
+    _ended_with(entry, body.rollback)
 
 
-def _terminated(summary: IndexEntry, _: Row, body: Body | None) -> None:
-    _ended_with(summary, body.rollback if isinstance(body, Terminated) else None)
+def _terminated(entry: IndexEntry, _: Row, body: Body | None) -> None:
+    _ended_with(entry, body.rollback if isinstance(body, Terminated) else None)
 
 
-def _rollback_started(summary: IndexEntry, _: Row, body: Body | None) -> None:
+def _rollback_started(entry: IndexEntry, _: Row, body: Body | None) -> None:
     assert isinstance(body, RollbackStarted)
-    summary.rolling_back = True
-    summary.paused_us = 0
-    summary.set("reason", None)
-    if summary.instance is not None:
-        summary.instance.cause = wire_error(body.error)
-        summary.instance.weight += error_weight(summary.instance.cause)
-        summary.instance.terminating = body.terminate
+    entry.rolling_back = True
+    entry.paused_us = 0
+    entry.set("reason", None)
+    if entry.instance is not None:
+        entry.instance.cause = wire_error(body.error)
+        entry.instance.weight += error_weight(entry.instance.cause)
+        entry.instance.terminating = body.terminate
 
 
 _SUMMARY_FOLDS: dict[str, Callable[[IndexEntry, Row, Body | None], None]] = {

@@ -124,15 +124,15 @@ class Lifetime:
         "number",
         "running",
         "sent",
-        "settled",
-        "summary",
+        "reported",
+        "entry",
         "to_undo",
         "tokens",
     )
 
-    def __init__(self, number: int, summary: IndexEntry, mode: str) -> None:
+    def __init__(self, number: int, entry: IndexEntry, mode: str) -> None:
         self.number = number
-        self.summary = summary
+        self.entry = entry
         self.mode = mode
         """"run", or "rollback": only handlers are registered."""
         self.tokens: dict[int, StepState] = {}
@@ -148,7 +148,7 @@ class Lifetime:
         """Messages sent to it: an Idle that has seen fewer is out of date."""
         self.idle = False
         """At rest: it takes no slot."""
-        self.settled = (0, 0)
+        self.reported = (0, 0)
         """Messages sent to it, and tokens it has used, when it was last found to be at rest."""
         self.ended = False
         """`run` has returned or raised; what is left is rollback."""

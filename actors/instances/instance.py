@@ -19,7 +19,7 @@ EVENT_BYTES = 300
 
 
 class Instance:
-    """What a loaded instance holds beside its summary; a fold of the log."""
+    """What a loaded instance holds beside its entry; a fold of the log."""
 
     __slots__ = (
         "cause",

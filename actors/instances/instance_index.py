@@ -10,7 +10,7 @@ from .index_entry import IndexEntry
 from .state_machine import NONE, STATUSES
 
 
-class Directory:
+class InstanceIndex:
     """The index of a tenant; knows how many instances have each status."""
 
     def __init__(self) -> None:
@@ -30,14 +30,14 @@ class Directory:
     def __iter__(self) -> Iterator[IndexEntry]:
         return iter(list(self._by_key.values()))
 
-    def add(self, summary: IndexEntry) -> None:
+    def add(self, entry: IndexEntry) -> None:
         """Add an instance that was just created."""
-        self._by_key[summary.key] = summary
-        self._by_age.append(summary)
+        self._by_key[entry.key] = entry
+        self._by_age.append(entry)
 
-    def remove(self, summary: IndexEntry) -> None:
+    def remove(self, entry: IndexEntry) -> None:
         """Remove a deleted instance."""
-        del self._by_key[summary.key]
+        del self._by_key[entry.key]
         self._gone += 1
         if self._gone > 64 and self._gone * 2 > len(self._by_age):
             self._by_age = [one for one in self._by_age if one.status != NONE]

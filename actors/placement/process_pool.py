@@ -135,4 +135,4 @@ class Pool:
                 changed.set_result(None)
 
     def _new_name(self) -> str:
-        return f"slot-{self._ids.token()[:12]}"
+        return f"worker-{self._ids.token()[:12]}"

@@ -27,7 +27,7 @@ _BACKOFF = Backoff(0.1, 1.0)
 _logger = logging.getLogger("dynamic_workflows.log")
 
 
-class SupervisorLog:
+class ServiceLog:
     """An owned log with its maintenance, as tenants' logs have it. Made by `open`."""
 
     def __init__(self, log: EventLog, clock: Clock) -> None:
@@ -48,7 +48,7 @@ class SupervisorLog:
         clock: Clock,
         ids: Ids,
         within_s: float = OPEN_WITHIN_S,
-    ) -> SupervisorLog:
+    ) -> ServiceLog:
         """Return the log, owned; waits while another owner is just closing it.
 
         Raises Unavailable with the reason where that takes longer than `within_s`.

@@ -31,7 +31,7 @@ from dynamic_workflows.loaders.protocol.calls import (
     unpack_call,
 )
 
-from ..code.code_resolver import Codes, CodeSource
+from ..code.code_resolver import CodeResolver, CodeSource
 from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from ..rpc.actor_settings import Setup
 from ..rpc.reconnecting import LoaderCodeSource, ReconnectingRef
@@ -42,7 +42,7 @@ from . import metrics
 from .wiring import Clients, Find
 from .worker_process import WorkerProcess
 
-_log = logging.getLogger("dynamic_workflows.resident")
+_log = logging.getLogger("dynamic_workflows.worker")
 
 _FENCED_TRIES_MAX = 20
 _REHEARSAL_S = 10.0
@@ -150,7 +150,7 @@ class TenantProcess:
         _remove_old_stages()
         with tempfile.TemporaryDirectory(prefix=f"{_STAGE}{os.getpid()}-") as folder:
             store = open_store(folder)
-            codes = Codes(store, clock=self._clock, ttl_s=60, load=lambda tenant_id: _SCRIPT)
+            codes = CodeResolver(store, clock=self._clock, ttl_s=60, load=lambda tenant_id: _SCRIPT)
             try:
                 await asyncio.wait_for(self._perform(store, codes), _REHEARSAL_S)
             except (TimeoutError, WorkflowsError) as error:
@@ -166,7 +166,7 @@ class TenantProcess:
             with contextlib.suppress(ActorUnreachable, WorkflowsError):
                 await remote(await find(), ActorApi.stats, timeout_s=_REHEARSAL_S)()
 
-    async def _perform(self, store: Store, codes: Codes) -> None:
+    async def _perform(self, store: Store, codes: CodeResolver) -> None:
         nobody = await self._open_on("nobody", store, codes)
         try:
             name = "rehearsal"

@@ -27,7 +27,7 @@ from dynamic_workflows.loaders.bundles.worker import WorkerRef
 
 from ..claims import BEAT_S, Claims
 from ..code.callbacks import Callbacks
-from ..code.code_resolver import Codes, PrefetchedCode, Resolved
+from ..code.code_resolver import CodeResolver, PrefetchedCode, Resolved
 from ..code.dispatcher_runs import PendingDispatch
 from ..rpc.actor_ref import ActorRef
 from ..rpc.actor_settings import Rule, Setup
@@ -38,11 +38,11 @@ from ..timers.wake_service import TimerStats, WakeService
 from . import metrics
 from .loader import Loader, LoaderStats
 from .process_pool import Launcher
-from .service_log import OPEN_WITHIN_S, SupervisorLog, who
+from .service_log import OPEN_WITHIN_S, ServiceLog, who
 
 Find: TypeAlias = Callable[[], Awaitable[ActorRef]]
 
-_logger = logging.getLogger("dynamic_workflows.house")
+_logger = logging.getLogger("dynamic_workflows.wiring")
 
 LOADER_STREAM = "loader"
 # Ray carries what is larger by way of its object store, which takes longer than reading the log's.
@@ -102,12 +102,12 @@ class TimerService:
         self._loader = loader
         self._open_within_s = open_within_s
         self._clock = clock or SystemClock()
-        self._log: SupervisorLog | None = None
+        self._log: ServiceLog | None = None
         self._timer: WakeService | None = None
 
     async def open(self) -> None:
         """Open the log and start; raises Unavailable, and may be called again then."""
-        kept = self._log = await SupervisorLog.open(
+        kept = self._log = await ServiceLog.open(
             self._setup,
             open_store(self._setup.log_root),
             TIMER_STREAM,
@@ -179,9 +179,9 @@ class LoaderService:
         self._setup = setup
         self._launcher = launcher
         self._timer = timer
-        self._log: SupervisorLog | None = None
+        self._log: ServiceLog | None = None
         self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, SystemIds())
-        self._codes: Codes | None = None
+        self._codes: CodeResolver | None = None
         self._loader: Loader | None = None
         self._renewing: asyncio.Task[None] | None = None
 
@@ -190,7 +190,7 @@ class LoaderService:
         setup, clock, ids = self._setup, SystemClock(), SystemIds()
         store = open_store(setup.log_root)
         load, app = cloudpickle.loads(setup.callbacks) if setup.callbacks else (None, None)
-        self._codes = Codes(
+        self._codes = CodeResolver(
             store,
             clock=clock,
             ttl_s=setup.config.code_ttl_seconds,
@@ -200,7 +200,7 @@ class LoaderService:
             peer=self._clients.of,
             callbacks=Callbacks(timeout_s=setup.config.load_timeout_seconds, in_threads=True),
         )
-        self._log = await SupervisorLog.open(setup, store, LOADER_STREAM, clock=clock, ids=ids)
+        self._log = await ServiceLog.open(setup, store, LOADER_STREAM, clock=clock, ids=ids)
         self._loader = Loader(
             launcher=self._launcher,
             log=self._log.log,

@@ -59,7 +59,7 @@ CLAIMS_MAX = 10
 SLEEP_COSTS_MAX_S = 60.0
 """A sleep that is longer than this is worth a process, however slow the machine is."""
 _IDLE_CHECK_S = 1.0
-_logger = logging.getLogger("dynamic_workflows.slot")
+_logger = logging.getLogger("dynamic_workflows.worker")
 
 
 class ServedTenant(Protocol):

@@ -104,7 +104,7 @@ class TenantClient:
         # sent again, and what still answers for an older one is ignored.
         self._session = 0
         self._down_since: float | None = None
-        self._nudge = asyncio.Event()
+        self._called = asyncio.Event()
         self._random = Random()
         self._is_flushing = False
         self._is_polling = False
@@ -133,7 +133,7 @@ class TenantClient:
         pending = _PendingCall(number, call)
         self._pending[number] = pending
         self._queue.append(pending)
-        self._nudge.set()
+        self._called.set()
         if not self._is_flushing:
             self._is_flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -307,14 +307,14 @@ class TenantClient:
         self._heard = time.monotonic()
         if batch:
             self._moves = 0
-        self._settle(answers)
+        self._deliver(answers)
 
     def _note(self, error: Exception) -> None:
         """Keep the reason that says most: that an actor is gone follows from what ended it."""
         if not (isinstance(error, ActorUnreachable) and isinstance(self._problem, Unavailable)):
             self._problem = error
 
-    def _settle(self, answers: Iterable[CallOutcome]) -> None:
+    def _deliver(self, answers: Iterable[CallOutcome]) -> None:
         for number, has_succeeded, value in answers:
             call = self._pending.pop(number, None)
             self._handed.discard(number)
@@ -399,10 +399,10 @@ class TenantClient:
         ):
             await asyncio.sleep(_BACKOFF.rest_s(tries, self._random))
             return
-        self._nudge.clear()
+        self._called.clear()
         rest_s = _MOVED_BACKOFF.rest_s(self._moves, self._random)
         try:
-            await asyncio.wait_for(self._nudge.wait(), rest_s)
+            await asyncio.wait_for(self._called.wait(), rest_s)
         except TimeoutError:
             pass
 

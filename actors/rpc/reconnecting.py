@@ -105,7 +105,7 @@ class ReconnectingRef:
 
 
 class LoaderCodeSource:
-    """The loader's `Codes` for drivers and tenants: callbacks run there, bundles are read here."""
+    """The loader's code for drivers and tenants: callbacks run there, bundles are read here."""
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ class CommitEffects:
                 if host is not None:
                     message = effect.message
                     if isinstance(message, messages.Cancel):
-                        host.leavers.add_attempt(effect.life, message.token, message.attempt)
+                        host.pending_ends.add_attempt(effect.life, message.token, message.attempt)
                     frame = messages.pack(message, life=effect.life)
                     frames.setdefault(host, []).append(frame)
             elif isinstance(effect, DropLife):

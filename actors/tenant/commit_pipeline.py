@@ -60,7 +60,7 @@ class Batch:
         self._future: asyncio.Future[None] | None = None
 
     async def done(self) -> None:
-        """Wait until it is appended and its effects are under way; raises what went wrong."""
+        """Wait until it is appended and its effects have begun; raises what went wrong."""
         if not self.is_done:
             if self._future is None:
                 self._future = asyncio.get_running_loop().create_future()
@@ -69,7 +69,7 @@ class Batch:
         elif self.error is not None:
             raise self.error
 
-    def settle(self, error: BaseException | None = None) -> None:
+    def finish(self, error: BaseException | None = None) -> None:
         """Wake who waits."""
         self.is_done, self.error = True, error
         if self._future is not None and not self._future.done():
@@ -81,7 +81,7 @@ class Batch:
 
 
 class CommitPipeline:
-    """The way from decisions to effects, through the log."""
+    """Takes decisions to their effects, through the log."""
 
     def __init__(
         self,
@@ -89,18 +89,18 @@ class CommitPipeline:
         ids: Ids,
         *,
         before: Callable[[], None],
-        landed: Callable[[Batch], None],
+        committed: Callable[[Batch], None],
         failed: Callable[[BaseException], None],
     ) -> None:
-        """`before` runs at the end of each turn and may add decisions; `landed` gets each batch."""
+        """`before` runs at the end of each turn and may add decisions; `committed` gets batches."""
         self._log = log
         self._ids = ids
         self._before = before
-        self._landed = landed
+        self._committed = committed
         self._failed = failed
         self._open = Batch()
         self._is_flushing = False
-        self._way: deque[Batch] = deque()
+        self._under_way: deque[Batch] = deque()
         """Batches that are not done, in order."""
         self._writer: asyncio.Task[None] | None = None
         self._queue: deque[Batch] = deque()
@@ -111,7 +111,7 @@ class CommitPipeline:
     @property
     def is_idle(self) -> bool:
         """Whether everything that was decided has taken effect."""
-        return not self._way and not self._open.rows and not self._open.effects
+        return not self._under_way and not self._open.rows and not self._open.effects
 
     def take(self, decision: Decision) -> Batch:
         """Add a decision to the batch of this turn."""
@@ -142,17 +142,17 @@ class CommitPipeline:
         """Wait until everything that was decided so far has taken effect."""
         if self._open.rows or self._open.effects:
             await self._open.done()
-        elif self._way:
-            await self._way[-1].done()
+        elif self._under_way:
+            await self._under_way[-1].done()
 
     def written(self) -> bool:
-        """Hand everything that can be handed to the log; False where a blob is in the way."""
+        """Hand everything that can be handed to the log; False where a blob comes first."""
         if self._open.rows:
             self._hand_over()
         return not self._queue
 
     async def close(self) -> None:
-        """Wait for what is under way, whatever becomes of it."""
+        """Wait for every batch under way, whatever becomes of it."""
         while not self.is_idle and self._error is None:
             try:
                 await self.caught_up()
@@ -166,7 +166,7 @@ class CommitPipeline:
         self._is_flushing = False
         if self._error is not None:
             batch, self._open = self._open, Batch()
-            batch.settle(self._error)
+            batch.finish(self._error)
             return
         try:
             self._before()
@@ -176,18 +176,18 @@ class CommitPipeline:
         if self._open.rows or self._open.effects or self._open.secrets:
             self._hand_over()
         else:
-            self._settle_empty()
+            self._finish_empty()
 
-    def _settle_empty(self) -> None:
+    def _finish_empty(self) -> None:
         """Whoever awaits a batch in which nothing was decided waits for those before it alone."""
         batch = self._open
-        if not self._way and not (batch.rows or batch.effects or batch.secrets):
+        if not self._under_way and not (batch.rows or batch.effects or batch.secrets):
             self._open = Batch()
-            batch.settle()
+            batch.finish()
 
     def _hand_over(self) -> None:
         batch, self._open = self._open, Batch()
-        self._way.append(batch)
+        self._under_way.append(batch)
         if self._queue or batch.secrets or any(_is_large(row) for row in batch.rows):
             self._queue.append(batch)
             if self._writer is None:
@@ -218,14 +218,16 @@ class CommitPipeline:
     def _append(self, batch: Batch) -> None:
         if batch.rows:
             self._last = self._log.append(batch.rows, durable=batch.durable)
-        if self._last is None or (self._last.done() and not batch.rows and self._way[0] is batch):
-            self._land(batch, None)
+        if self._last is None or (
+            self._last.done() and not batch.rows and self._under_way[0] is batch
+        ):
+            self._on_appended(batch, None)
         else:
-            self._last.add_done_callback(lambda done: self._land(batch, done))
+            self._last.add_done_callback(lambda done: self._on_appended(batch, done))
 
-    def _land(self, batch: Batch, done: asyncio.Future[None] | None) -> None:
+    def _on_appended(self, batch: Batch, done: asyncio.Future[None] | None) -> None:
         if self._error is not None:
-            batch.settle(self._error)
+            batch.finish(self._error)
             return
         error = None
         if done is not None:
@@ -233,23 +235,23 @@ class CommitPipeline:
         if error is not None:
             self._fail(error)
             return
-        assert self._way[0] is batch, "batches land in order"
-        self._way.popleft()
+        assert self._under_way[0] is batch, "batches are committed in order"
+        self._under_way.popleft()
         try:
-            self._landed(batch)
+            self._committed(batch)
         except Exception as mistake:  # ours: what was decided did not happen, so start over
             self._fail(mistake)
             raise
-        batch.settle()
-        self._settle_empty()
+        batch.finish()
+        self._finish_empty()
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:
             self._error = error
             self._queue.clear()
-            way, self._way = self._way, deque()
-            for batch in (*way, self._open):
-                batch.settle(error)
+            under_way, self._under_way = self._under_way, deque()
+            for batch in (*under_way, self._open):
+                batch.finish(error)
             self._failed(error)
 
 

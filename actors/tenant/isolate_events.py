@@ -86,7 +86,7 @@ class IsolateEvents:
         try:
             for life, message in messages:
                 if lives.get(life) is not host:
-                    if life in host.leavers:
+                    if life in host.pending_ends:
                         continue  # a lifetime that has ended meanwhile
                     raise wire.ProtocolViolation(f"{life} is not in this isolate")
                 kind = type(message)
@@ -157,9 +157,9 @@ class IsolateEvents:
         if exit.kind != "closed":
             # The core alone says whose fault it was; this is where it most likely happened.
             step, attempt = self._core.at_work(exit.life)
-            key = self._core.key_of(exit.life) or host.leavers.key(exit.life)
+            key = self._core.key_of(exit.life) or host.pending_ends.key(exit.life)
             self._logs.ended(host, key, exit, step, attempt)
-        left = host.leavers.key(exit.life)
+        left = host.pending_ends.key(exit.life)
         if left is not None and exit.is_tenants_own:
             now_us = self._clock.now_us()
             self._commits.take(self._core.went_on(left, reason=exit.reason, now_us=now_us))

@@ -82,7 +82,7 @@ class TenantSupervisor:
             log,
             ids,
             before=lambda: starter.start_runnable(),
-            landed=lambda batch: effects.run(batch),
+            committed=lambda batch: effects.run(batch),
             failed=state.fail,
         )
         self._subscriptions = subscriptions = Subscriptions()

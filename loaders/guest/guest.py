@@ -109,7 +109,7 @@ class Guest:
         self._scope = Scope(self)
         self._invoked: dict[int, Scope] = {}
         """Calls from outside, until all of their tasks and threads have ended."""
-        self.leavers = CancellationTracker(
+        self.cancellations = CancellationTracker(
             loop, on_gone=self._on_gone, on_stubborn=self._on_stubborn
         )
         if is_alone:
@@ -206,7 +206,7 @@ class Guest:
 
     def _watch(self, scope: Scope) -> None:
         assert scope.leaving is not None, "it was dropped"
-        self.leavers.watch(scope.leaving)
+        self.cancellations.watch(scope.leaving)
 
     def _on_gone(self, leaving: PendingEnd) -> None:
         number, token = leaving.number, leaving.token
@@ -247,7 +247,7 @@ class Guest:
         for scope in (*self._lives.values(), *self._invoked.values(), self._scope):
             scope.drop()
         self._lives.clear()
-        self.leavers.close()
+        self.cancellations.close()
         self.pulse.close()
         if self._late_timer is not None:
             self._late_timer.cancel()
@@ -263,7 +263,7 @@ class Guest:
         self.has_threads = bool(options.get("threads", False))
         self.has_network = bool(options.get("network", False))
         self.logs.tells_replays = bool(options.get("replays", False))
-        self.leavers.grace_s = float(options.get("drop_grace_s", GRACE_S))
+        self.cancellations.grace_s = float(options.get("drop_grace_s", GRACE_S))
         self._env_entries = {entry.name: entry for entry in message.env}
         self._modules = Modules(
             message.modules,
@@ -326,7 +326,7 @@ class Guest:
             raise Suspended("this lifetime is over")
         attempt = ATTEMPT.get()
         leaving = None if attempt is None else attempt.leaving
-        if leaving is not None and not self.leavers.may_tidy(leaving):
+        if leaving is not None and not self.cancellations.may_tidy(leaving):
             raise Suspended("this attempt is over")
         if not scope.number:
             raise WorkflowFatalError(
@@ -369,7 +369,7 @@ class Guest:
     def _on_invoke(self, message: messages.Invoke) -> None:
         number = messages.CALLS_FROM + message.call
         scope = self._invoked[number] = Scope(self, number)
-        scope.leaving = self.leavers.leaving(number)
+        scope.leaving = self.cancellations.leaving(number)
         scope.spawn(self._invoke(message, scope), scope.context())
 
     async def _invoke(self, message: messages.Invoke, scope: Scope) -> None:
@@ -393,7 +393,7 @@ class Guest:
         if scope.leaving.leave_with(task):
             scope.is_dropped = True
             del self._invoked[scope.number]
-            self.leavers.note_gone(scope.leaving)
+            self.cancellations.note_gone(scope.leaving)
         return scope.is_dropped
 
     async def _call_entrypoint(self, message: messages.Invoke) -> bytes:

@@ -37,7 +37,7 @@ class GuestServices(Protocol):
     loop: asyncio.AbstractEventLoop
     pulse: Pulse
     logs: Logs
-    leavers: CancellationTracker
+    cancellations: CancellationTracker
     revivers: Revivers
     value_bytes_max: int
     """The longest text of one value."""

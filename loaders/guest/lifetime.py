@@ -96,7 +96,9 @@ class Scope:
 
     def recall(self, attempt: Attempt, token: int) -> PendingEnd:
         """Track the tasks and threads of an attempt that is cancelled, until they have ended."""
-        leaving = attempt.leaving = self.guest.leavers.leaving(self.number, token, attempt.number)
+        leaving = attempt.leaving = self.guest.cancellations.leaving(
+            self.number, token, attempt.number
+        )
         for work, of in self._work.items():
             if of is attempt and not work.done():
                 leaving.take(work)
@@ -106,7 +108,7 @@ class Scope:
         """Cancel everything of it, and report nothing."""
         self.is_dropped = True
         if self.leaving is None:
-            self.leaving = self.guest.leavers.leaving(self.number)
+            self.leaving = self.guest.cancellations.leaving(self.number)
         work, self._work = self._work, {}
         for one in work:
             if not one.done():
@@ -427,8 +429,10 @@ class GuestLifetime(Scope):
             leaving = self.given_up.pop(message.token, None)
         else:
             leaving = work.cancel(message.attempt)
-        leavers = self.guest.leavers
-        leavers.watch(leaving or leavers.leaving(self.number, message.token, message.attempt))
+        cancellations = self.guest.cancellations
+        cancellations.watch(
+            leaving or cancellations.leaving(self.number, message.token, message.attempt)
+        )
 
     def on_undo(self, message: messages.Undo) -> None:
         """Call the rollback handler of a step."""

@@ -99,7 +99,7 @@ async def test_a_call_that_nobody_waits_for_any_more_is_cancelled() -> None:
         await stub.ended()
         call = asyncio.ensure_future(stub.never())
         (host,) = tenant.shell._hosts
-        await until(lambda: host.invocations.waiting, "the call to begin")
+        await until(lambda: host.entrypoint_calls.waiting, "the call to begin")
         call.cancel()
         while await stub.ended() != ["never"]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

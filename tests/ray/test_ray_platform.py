@@ -249,9 +249,9 @@ async def test_a_tenants_actor_that_was_stopped_is_named_in_time_and_goes_on_aft
     os.kill(pid, signal.SIGSTOP)
     try:
         async with asyncio.timeout(20):
-            with pytest.raises(TimeoutError, match=r"time of 2 s is up, .*slot-.* not answer"):
+            with pytest.raises(TimeoutError, match=r"time of 2 s is up, .*worker-.* not answer"):
                 await instance.result(timeout=2)
-            with pytest.raises(Unavailable, match=r"slot-.* not answer"):
+            with pytest.raises(Unavailable, match=r"worker-.* not answer"):
                 await hasty.call(status)
     finally:
         os.kill(pid, signal.SIGCONT)

@@ -510,7 +510,7 @@ class World:
     def life(self, key: Key) -> int | None:
         for life, guest in self.guests.items():
             known = self.core.lifetimes.by_number.get(guest.life)
-            if known is not None and known.summary.key == key:
+            if known is not None and known.entry.key == key:
                 return life
         return None
 

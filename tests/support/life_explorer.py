@@ -481,7 +481,7 @@ class Launching:
         return Line(self._world, self._process, name)
 
     async def names(self) -> list[str]:
-        return [name for name in self._world.processes if name.startswith("slot-")]
+        return [name for name in self._world.processes if name.startswith("worker-")]
 
     async def find(self, name: str) -> ActorRef | None:
         known = name in self._world.processes

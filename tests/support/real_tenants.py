@@ -10,7 +10,7 @@ from typing import Any
 from isolates import DEFAULT
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.code.code_resolver import Codes
+from dynamic_workflows.actors.code.code_resolver import CodeResolver
 from dynamic_workflows.actors.placement.isolate_setup import isolates_of
 from dynamic_workflows.actors.tenant.open_tenant import open_tenant
 from dynamic_workflows.actors.tenant.tenant import TenantSupervisor
@@ -42,7 +42,7 @@ async def real_tenant(
         code = dw.WorkerCode("index.py", code)
     settings = dw.PlatformConfig(**({"warm_isolates": 0, "isolation": DEFAULT.level} | config))
     store, clock = MemoryStore(), SystemClock()
-    codes = Codes(store, clock=clock, ttl_s=60, load=lambda tenant_id: code)
+    codes = CodeResolver(store, clock=clock, ttl_s=60, load=lambda tenant_id: code)
     isolates = isolates_of(settings)
     shell = await open_tenant(
         "acme", store=store, isolates=isolates, codes=codes, clock=clock, ids=SystemIds(),

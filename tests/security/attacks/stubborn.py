@@ -85,7 +85,7 @@ GOES_ON = {
         "        await step.sleep('s', 1000)\n    except BaseException:\n        beats.append(1)"
     ),
     "a guest that forgets to confirm": (
-        "self.env.__dict__['_guest'].leavers._on_gone = lambda leaving: None\n"
+        "self.env.__dict__['_guest'].cancellations._on_gone = lambda leaving: None\n"
         "await asyncio.Event().wait()"
     ),
     "a channel that nobody reads": (

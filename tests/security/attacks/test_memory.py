@@ -162,7 +162,7 @@ FLOODS = [
         "instances",
         "instances_max",
         {"instances_max": 60},
-        lambda tenant: len(tenant.shell.core.state.directory),
+        lambda tenant: len(tenant.shell.core.state.index),
         60,
     ),
     Flood("instances_with_large_params", "instances_max", {"instances_max": 70, "running_max": 3}),

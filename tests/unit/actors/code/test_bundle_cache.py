@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dynamic_workflows.actors.code import code_resolver
-from dynamic_workflows.actors.code.code_resolver import Bundles, Codes, Resolved
+from dynamic_workflows.actors.code.code_resolver import Bundles, CodeResolver, Resolved
 from dynamic_workflows.actors.hosting import code_cache
 from dynamic_workflows.actors.hosting.code_cache import ResolvedCode
 from dynamic_workflows.eventlog.clock import US, VirtualClock
@@ -61,7 +61,7 @@ async def test_an_answer_of_load_holds_for_its_time_and_no_longer() -> None:
         asked.append(tenant_id)
         return code(f"{len(asked)}")
 
-    codes = Codes(MemoryStore(), clock=clock, ttl_s=60, load=load)
+    codes = CodeResolver(MemoryStore(), clock=clock, ttl_s=60, load=load)
     first = await codes.current("acme")
     assert first.until_us == clock.now_us() + 60 * US
     clock.move_to(first.until_us - 1)
@@ -82,7 +82,7 @@ async def test_the_answer_for_a_tenant_that_is_asked_for_stays_while_many_others
         asked.append(tenant_id)
         return code("the same")
 
-    codes = Codes(MemoryStore(), clock=VirtualClock(), ttl_s=60, load=load)
+    codes = CodeResolver(MemoryStore(), clock=VirtualClock(), ttl_s=60, load=load)
     for number in range(30):
         await codes.current("hot")
         await codes.current(f"other-{number}")

@@ -186,7 +186,7 @@ class Fuzzer:
         cores = [self.world.core, self.world.replayed(), self.world.replayed(unfolded=True)]
         told = []
         for core in cores:
-            for summary in core.state.directory:
+            for summary in core.state.index:
                 if summary.instance is not None and summary.instance.is_partial:
                     summary.instance = None
                 if summary.instance is None:

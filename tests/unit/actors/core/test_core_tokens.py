@@ -37,7 +37,7 @@ def event(world: World, token: str, value: bytes = b"1") -> None:
 
 
 def facts(world: World, core: TenantCore) -> Any:
-    for summary in core.state.directory:
+    for summary in core.state.index:
         if summary.instance is None:
             assert core.load(summary.key, world.history(summary.key))
     return core.facts(), list(core.state.deletions)

@@ -89,7 +89,7 @@ class Story:
         name = f"{name}-{path}"
 
         def callback(attempt: int) -> str:
-            summary = self.world.core.state.directory.get(self.key)
+            summary = self.world.core.state.index.get(self.key)
             assert summary is not None
             assert summary.instance is not None
             known = summary.instance.steps["do", name, 1]
@@ -274,7 +274,7 @@ def check_replay(world: World) -> None:
 
 
 def facts(world: World, core: TenantCore) -> Any:
-    for summary in core.state.directory:
+    for summary in core.state.index:
         if summary.instance is not None and summary.instance.is_partial:
             summary.instance = None
         if summary.instance is None:

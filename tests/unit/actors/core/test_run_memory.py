@@ -218,7 +218,7 @@ async def test_many_large_instances_at_once_take_turns_and_all_end(tmp_path: Pat
         landed(batch)
         highest = max(highest, tenant.core.loaded_bytes)
 
-    tenant._commits._landed = watch
+    tenant._commits._committed = watch
     binding = WorkflowBinding(platform.calls("acme"))
     params = {"given": "x" * 300_000, "size": 50_000, "times": 4}
     made = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamic_workflows.actors.hosting.load_backoff import DEATHS_FREE, Patience
+from dynamic_workflows.actors.hosting.load_backoff import DEATHS_FREE, LoadBackoff
 from dynamic_workflows.eventlog.clock import US, VirtualClock
 
 KEY = ("hash", None, ())
@@ -13,7 +13,7 @@ KEY = ("hash", None, ())
 
 def test_code_that_cannot_be_loaded_waits_longer_each_time_and_never_too_long() -> None:
     clock = VirtualClock()
-    patience = Patience(clock)
+    patience = LoadBackoff(clock)
     waits = [patience.failed(KEY) - clock.now_us() for _ in range(30)]
     assert waits[:3] == [50_000, 100_000, 200_000]
     assert waits == sorted(waits)
@@ -25,7 +25,7 @@ def test_code_that_cannot_be_loaded_waits_longer_each_time_and_never_too_long() 
 
 def test_the_first_deaths_are_free_and_a_quiet_minute_forgives() -> None:
     clock = VirtualClock()
-    patience = Patience(clock)
+    patience = LoadBackoff(clock)
     for n in range(DEATHS_FREE):
         assert patience.died(KEY, had_progress=False) == (n + 1, 0)
     count, until_us = patience.died(KEY, had_progress=False)
@@ -41,7 +41,7 @@ def test_no_wait_is_longer_than_half_a_minute_or_a_second_with_progress(
     deaths: list[tuple[bool, int]],
 ) -> None:
     clock = VirtualClock()
-    patience = Patience(clock)
+    patience = LoadBackoff(clock)
     for had_progress, pause_s in deaths:
         count, until_us = patience.died(KEY, had_progress=had_progress)
         wait_us = until_us - clock.now_us() if until_us else 0

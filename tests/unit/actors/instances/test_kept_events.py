@@ -229,7 +229,7 @@ def check_story(ops: list[str]) -> None:
             sent = []
         replayed = world.replayed()
         assert replayed.state.kept.total == world.core.state.kept.total
-        summary = world.core.state.directory.get(KEY)
+        summary = world.core.state.index.get(KEY)
         assert summary is not None
         world.load(KEY)
         assert summary.instance is not None
@@ -252,7 +252,7 @@ def test_a_lean_row_keeps_the_size_and_nothing_else_of_a_large_event() -> None:
         body = json.loads(one.payload or b"")
         assert body == {"event_type": "news", "payload": None, "size": len(payload) + 2}
         assert msgspec.structs.replace(one, payload=row.payload) == row
-    kept = world.core.state.directory.get(KEY)
+    kept = world.core.state.index.get(KEY)
     world.core.state.resting[KEY] = kept  # type: ignore[assignment]
     world.core.evict(KEY)
     lean_rows = [lean(row) for row in world.history(KEY)]

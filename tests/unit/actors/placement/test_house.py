@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dynamic_workflows.actors.config import PlatformConfig
-from dynamic_workflows.actors.placement.service_log import SupervisorLog
+from dynamic_workflows.actors.placement.service_log import ServiceLog
 from dynamic_workflows.actors.placement.wiring import TimerService
 from dynamic_workflows.actors.rpc.actor_ref import ActorRef, ActorUnreachable
 from dynamic_workflows.actors.rpc.actor_settings import Setup
@@ -72,7 +72,7 @@ async def test_a_log_that_cannot_be_opened_is_given_up_with_the_reason_and_opene
 async def test_a_supervisors_log_is_sealed_and_merged_as_time_passes(stream: str) -> None:
     store, clock = MemoryStore(), VirtualClock()
     setup = Setup(store.root, PlatformConfig(), "blue")
-    kept = await SupervisorLog.open(setup, store, stream, clock=clock, ids=SeededIds(1))
+    kept = await ServiceLog.open(setup, store, stream, clock=clock, ids=SeededIds(1))
     rounds = 40
     for number in range(rounds):
         row = Row(type="slot_adopted", workflow="", instance_id=f"slot-{number}", ts=clock.now_us())

@@ -68,8 +68,8 @@ def client_of(peer: Any, timeout_s: float = LIMIT_S) -> TenantClient:
 
 
 async def test_a_call_to_an_actor_that_was_stopped_ends_and_names_it() -> None:
-    with soon(), pytest.raises(Unavailable, match=r"create_batch of .*slot-7 does not answer"):
-        await client_of(Silent("slot-7")).call(CREATE)
+    with soon(), pytest.raises(Unavailable, match=r"create_batch of .*worker-7 does not answer"):
+        await client_of(Silent("worker-7")).call(CREATE)
 
 
 async def test_a_call_whose_actor_lives_while_its_store_hangs_ends_and_says_so() -> None:
@@ -84,30 +84,30 @@ async def test_a_call_whose_actor_lives_while_its_store_hangs_ends_and_says_so()
 async def test_an_actor_that_was_stopped_costs_no_more_than_the_limit_though_it_is_looked_for() -> (
     None
 ):
-    peer, asked = Silent("slot-7"), []
+    peer, asked = Silent("worker-7"), []
 
     async def resolve(tenant_id: str, gone: str | None) -> Any:
         asked.append(gone)
         return peer if len(asked) == 1 else await asyncio.Event().wait()
 
     client = TenantClient("acme", client_id="c", resolve=resolve, timeout_s=LIMIT_S)
-    with pytest.raises(Unavailable, match="its actor (slot-7 )?does not answer"):
+    with pytest.raises(Unavailable, match="its actor (worker-7 )?does not answer"):
         await client.call(GetStatus(id="i"))
     assert len(asked) <= 2
-    with soon(), pytest.raises(Unavailable, match="slot-7 did not answer exchange"):
+    with soon(), pytest.raises(Unavailable, match="worker-7 did not answer exchange"):
         await client.call(GetStatus(id="i"))
     client.close()
 
 
 @pytest.mark.parametrize("has_place", [True, False])
 async def test_a_result_ends_in_its_time_though_nobody_answers(has_place: bool) -> None:
-    peer = Silent("slot-7")
+    peer = Silent("worker-7")
 
     async def resolve(tenant_id: str, gone: str | None) -> Any:
         return peer if has_place else await asyncio.Event().wait()
 
     client = TenantClient("acme", client_id="c", resolve=resolve, timeout_s=600)
-    what = "slot-7 does not answer" if has_place else "no place for the tenant"
+    what = "worker-7 does not answer" if has_place else "no place for the tenant"
     with soon(), pytest.raises(TimeoutError, match=f"time of 0.1 s is up, and .*{what}"):
         await client.call(AwaitResult(id="i", timeout_s=0.1))
     client.close()

@@ -34,7 +34,7 @@ async def test_a_decision_without_rows_is_done_when_those_before_it_are() -> Non
         disk,
         SeededIds(1),
         before=lambda: None,
-        landed=lambda batch: None,
+        committed=lambda batch: None,
         failed=lambda error: None,
     )
     row = Row(type="event_received", workflow="Job", instance_id="i", seq=1)

@@ -442,7 +442,7 @@ async def test_an_instance_that_stopped_silently_is_reported_and_goes_on_at_the_
         tenant = await shell(platform)
         tenant._maintenance._sweep_now()
         assert caplog.messages == []
-        (summary,) = tenant.core.state.directory
+        (summary,) = tenant.core.state.index
         tenant.core.state.cancel_timer(summary)  # As a bug would.
         await platform.clock.advance("2 hours")
         assert (await sleeping.status()).status == "waiting"
