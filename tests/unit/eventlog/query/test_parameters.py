@@ -29,7 +29,7 @@ ODD: list[Any] = [
 def test_what_fits_comes_back_as_it_was(value: Any) -> None:
     check_parameters([value])
     check_parameters({"a": value})
-    rows = duckdb.sql("select $a", params={"a": value}).fetchall()
+    rows = duckdb.connect().execute("select $a", {"a": value}).fetchall()
     assert rows == [(value,)]
 
 
@@ -46,7 +46,7 @@ def test_what_does_not_fit_is_refused_by_name(value: Any) -> None:
 )
 def test_what_is_no_number_stays_what_it_is(value: Any) -> None:
     check_parameters([value])
-    rows = duckdb.sql("select ?", params=[value]).fetchall()
+    rows = duckdb.connect().execute("select ?", [value]).fetchall()
     assert str(float(rows[0][0])) == str(float(value))
 
 
