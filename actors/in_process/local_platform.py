@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import msgspec
 
+from dynamic_workflows.eventlog.asyncio_internals import are_threads_busy
 from dynamic_workflows.eventlog.clock import (
     US,
     SystemClock,
@@ -198,7 +199,7 @@ class LocalPlatform:
 
     def _is_quiescent(self, until_us: int, loop: Any) -> bool:
         """Return whether nothing can happen in real time, when the loop is idle."""
-        if _is_executor_busy(loop) or self._is_code_awake_before(until_us, loop):
+        if are_threads_busy(loop) or self._is_code_awake_before(until_us, loop):
             return False
         return not self._real_time_budget.is_left(self._calls_out(), loop.time())
 
@@ -229,16 +230,6 @@ def _has_stopped(opening: asyncio.Future[TenantSupervisor]) -> bool:
         or opening.exception() is not None
         or opening.result().failed is not None
     )
-
-
-def _is_executor_busy(loop: Any) -> bool:
-    # `_idle_semaphore` counts the threads that wait for work; they are released only after the
-    # outcome of their last work has been posted to the loop.
-    executor = loop._default_executor
-    if executor is None:
-        return False
-    is_waiting = executor._work_queue.qsize() > 0
-    return bool(is_waiting or executor._idle_semaphore._value < len(executor._threads))
 
 
 class _Waiting:

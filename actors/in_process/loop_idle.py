@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
 from weakref import WeakKeyDictionary
+
+from dynamic_workflows.eventlog.asyncio_internals import ready_handles
 
 _BLINK_S = 0.0002
 _loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopIdle] = WeakKeyDictionary()
@@ -44,13 +45,13 @@ class LoopIdle:
         await future
 
     async def _poll(self) -> None:
-        loop: Any = asyncio.get_running_loop()
+        ready = ready_handles(asyncio.get_running_loop())
         while True:
             self._waiting = [one for one in self._waiting if not one[0].done()]
             if not self._waiting:
                 return
             await asyncio.sleep(0)
-            if not loop._ready and not self._answer_one():
+            if not ready and not self._answer_one():
                 await asyncio.sleep(_BLINK_S)
 
     def _answer_one(self) -> bool:

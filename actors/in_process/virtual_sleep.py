@@ -10,6 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from dynamic_workflows.eventlog.asyncio_internals import (
+    call_of,
+    context_of,
+    is_set,
+    timer_handles,
+)
 from dynamic_workflows.eventlog.clock import US, TimerHandle, VirtualClock
 from dynamic_workflows.loaders.isolates.inline import InlineIsolates
 
@@ -28,14 +34,14 @@ class VirtualSleeps:
         The others are on the virtual clock from then on.
         """
         for number, (handle, timer) in list(self._set.items()):
-            if handle.cancelled() or not handle._scheduled:
+            if not is_set(handle):
                 timer.cancel()
                 del self._set[number]
         earliest: float | None = None
-        for handle in loop._scheduled:
+        for handle in timer_handles(loop):
             if handle.cancelled() or id(handle) in self._set:
                 continue
-            if not self._isolates.runs(handle._context):
+            if not self._isolates.runs(context_of(handle)):
                 continue
             rest_s = handle.when() - loop.time()
             if rest_s > longest_s:
@@ -47,8 +53,8 @@ class VirtualSleeps:
     def _put_on_the_clock(self, loop: Any, handle: Any, rest_s: float) -> None:
         def fire() -> None:
             self._set.pop(id(handle), None)
-            if not handle.cancelled() and handle._scheduled:
-                callback, args, context = handle._callback, handle._args, handle._context
+            if is_set(handle):
+                callback, args, context = call_of(handle)
                 handle.cancel()
                 loop.call_soon(callback, *args, context=context)
 

@@ -18,6 +18,8 @@ from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from ..rpc.reconnecting import ReconnectingRef
 from ..rpc.services import LoaderApi, WorkerApi, remote
 
+IS_ON = True
+
 _WAIT_S = 60.0
 _GRACE_S = 30.0
 _REST_S = 1.0
@@ -38,7 +40,8 @@ class ConnectionWarmup:
 
     def watch(self) -> None:
         """Connect to the pool's processes from now on."""
-        self._watching = asyncio.ensure_future(self._watch())
+        if IS_ON:
+            self._watching = asyncio.ensure_future(self._watch())
 
     async def close(self) -> None:
         """Drop the connections."""

@@ -108,13 +108,7 @@ class PlainWriter:
             items = []
             for index, item in enumerate(value):
                 items.append(self.write(item, inner, path, f"{place}[{index}]"))
-            if kind is list:
-                return items
-            if kind is tuple:
-                return {"$tuple": items}
-            check_apart(value, place)
-            items.sort(key=_to_json)
-            return {"$set": items} if kind is set else {"$frozenset": items}
+            return written_collection(value, items, place)
         if kind is dict:
             self._count(len(value))
             if all(type(key) is str and key[:1] != "$" for key in value):
@@ -152,6 +146,22 @@ def text(value: str, place: str) -> str:
             " character: decode it properly, or store bytes"
         ) from None
     return value
+
+
+def written_collection(value: Collection[Any], items: list[Any], place: str) -> Any:
+    """Return what stands for a list, tuple or set whose elements are written as `items`.
+
+    Raises UnserialisableValueError for a set that would be too slow to read. Elements of a set are
+    sorted by their text, so that equal sets have equal texts.
+    """
+    kind = type(value)
+    if kind is list:
+        return items
+    if kind is tuple:
+        return {"$tuple": items}
+    check_apart(value, place)
+    items.sort(key=_to_json)
+    return {"$set": items} if kind is set else {"$frozenset": items}
 
 
 def check_apart(value: Collection[Any], place: str) -> None:

@@ -12,6 +12,8 @@ from contextvars import Context
 from types import CoroutineType
 from typing import Any, Protocol
 
+from dynamic_workflows.eventlog.asyncio_internals import context_of, ready_handles, timer_handles
+
 from .quiescence import CURRENT
 
 GRACE_S = 5.0
@@ -206,11 +208,11 @@ class CancellationTracker:
     def _sweep(self) -> None:
         """Cancel what is still scheduled for lifetimes that ended longer ago than the grace."""
         self._sweep_timer = None
-        loop: Any = self._loop
+        loop = self._loop
         now_s = loop.time()
         later_s = 0.0
-        for handle in (*loop._scheduled, *loop._ready):
-            scope = handle._context.get(CURRENT)
+        for handle in (*timer_handles(loop), *ready_handles(loop)):
+            scope = context_of(handle).get(CURRENT)
             leaving = None if scope is None else scope.leaving
             if leaving is None or not leaving.is_gone or handle.cancelled():
                 continue

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Protocol
 
+from dynamic_workflows.eventlog.asyncio_internals import ready_handles
+
 from ..protocol import messages
 from ..sdk.entrypoints import WorkflowFatalError
 from .guest_services import GuestServices
@@ -161,6 +163,5 @@ class RunTimers:
 
     def run(self, timer: RunTimer) -> None:
         """Let the loop call what the timer was set for."""
-        loop: Any = self._life.guest.loop
-        loop._ready.append(timer)
+        ready_handles(self._life.guest.loop).append(timer)
         self._life.touch()

@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from contextvars import Context
 from typing import Any
 
+from dynamic_workflows.eventlog.asyncio_internals import carries, context_of, ready_handles
 from dynamic_workflows.eventlog.clock import to_datetime
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import WorkflowsError
@@ -275,25 +276,20 @@ class GuestLifetime(Scope):
     def is_alone(self) -> bool:
         """Whether the code can do nothing but go on with what it is told next: it has one task
         that has not ended, no timer is pending, and nothing of it is about to run."""
-        ready = self.guest.loop._ready  # type: ignore[attr-defined]
+        ready = ready_handles(self.guest.loop)
         if self.is_plain:
             # What this very turn has scheduled by hand stands at the end, before the pulse.
             if not ready:
                 return True
-            if ready[-1]._context.get(CURRENT) is self:
+            if context_of(ready[-1]).get(CURRENT) is self:
                 return False
-            return len(ready) == 1 or ready[-2]._context.get(CURRENT) is not self
+            return len(ready) == 1 or context_of(ready[-2]).get(CURRENT) is not self
         tasks = self._tasks
         while tasks and tasks[-1].done():
             tasks.pop()
         if tasks or self.timers.pending:
             return False
-        # A loop rather than `any`: this runs for the end of every step, over what is ready for all
-        # lifetimes.
-        for handle in ready:
-            if handle._context.get(CURRENT) is self:
-                return False
-        return True
+        return not carries(ready, CURRENT, self)
 
     def may_tell(self) -> bool:
         """Whether the replay is over."""

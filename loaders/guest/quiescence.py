@@ -3,9 +3,6 @@
 A lifetime is quiet when no handle of the event loop carries it: nothing is ready to run for it and
 no timer of its own is pending. (A handle carries the lifetime in its context, whoever made it:
 gather, TaskGroup, a Queue, asyncio.sleep.) What a thread does cannot be seen here.
-
-This reads `_ready`, `_scheduled` and `_context` of asyncio's own loop, which have kept these names
-since Python 3.7; a test fails when a new Python changes them.
 """
 
 from __future__ import annotations
@@ -13,6 +10,14 @@ from __future__ import annotations
 import asyncio
 from contextvars import Context, ContextVar
 from typing import Any, Protocol
+
+from dynamic_workflows.eventlog.asyncio_internals import (
+    carried,
+    carries_any,
+    context_of,
+    ready_handles,
+    timer_handles,
+)
 
 TURNS_MAX = 8
 """A burst is sent after so many turns of a loop that is never done."""
@@ -49,7 +54,8 @@ class Pulse:
     """Looks at the event loop of a guest, and at the lifetimes for which something happened."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, flush: Any) -> None:
-        self._loop: Any = loop
+        self._loop = loop
+        self._ready = ready_handles(loop)
         self._flush = flush
         self._dirty: list[QuiescenceListener] = []
         self._context = Context()
@@ -75,9 +81,9 @@ class Pulse:
 
     def _beat(self) -> None:
         self._is_set = False
-        ready = self._loop._ready
+        ready = self._ready
         self._turns += 1
-        if self._turns < TURNS_MAX and ready and _carries_any(ready):
+        if self._turns < TURNS_MAX and ready and carries_any(ready, CURRENT):
             self._again()
             return
         self._turns = 0
@@ -97,9 +103,9 @@ class Pulse:
     def _look(self, ready: Any) -> bool:
         """Tell lifetimes that they are still or quiet; True when one of them goes on."""
         dirty, self._dirty = self._dirty, []
-        busy = _carried(ready) if ready else _NONE
-        scheduled = self._loop._scheduled
-        timed: set[Any] | frozenset[Any] = _carried(scheduled) if scheduled else _NONE
+        busy = carried(ready, CURRENT) if ready else _NONE
+        scheduled = timer_handles(self._loop)
+        timed: set[Any] | frozenset[Any] = carried(scheduled, CURRENT) if scheduled else _NONE
         counted = len(scheduled)
         kept = []
         goes_on = False
@@ -113,7 +119,7 @@ class Pulse:
                 self.touch(life)
                 continue
             if len(scheduled) != counted:  # A replay that was over just now has set its timers.
-                timed, counted = _carried(scheduled), len(scheduled)
+                timed, counted = carried(scheduled, CURRENT), len(scheduled)
             if life in timed:
                 life.on_timed()
                 if not life.is_dirty:  # Else it is on the list for the next look.
@@ -133,8 +139,8 @@ class Pulse:
         """Look again after the next of the timers that keep lifetimes from being quiet."""
         due = min(
             handle.when()
-            for handle in self._loop._scheduled
-            if not handle.cancelled() and handle._context.get(CURRENT) in kept
+            for handle in timer_handles(self._loop)
+            if not handle.cancelled() and context_of(handle).get(CURRENT) in kept
         )
         if self._timer is not None:
             if self._loop.time() < self._timer.when() <= due:
@@ -148,16 +154,3 @@ class Pulse:
 
 
 _NONE: frozenset[Any] = frozenset()
-
-
-def _carries_any(handles: Any) -> bool:
-    for handle in handles:
-        if handle._context.get(CURRENT) is not None and not handle._cancelled:
-            return True
-    return False
-
-
-def _carried(handles: Any) -> set[Any]:
-    found = {handle._context.get(CURRENT) for handle in handles if not handle._cancelled}
-    found.discard(None)
-    return found

@@ -3,8 +3,10 @@
 A page that an isolate shares with its zygote is copied when either writes to it, and to run a
 function is to write: to the counts of references of its code, and to what it makes. So the code
 that runs at every start is laid side by side, and the gaps that garbage has left between lasting
-objects are filled, so that what an isolate makes lies side by side too. That saves a sixth of the
-pages, which is a tenth of the time of a start.
+objects are filled, so that what an isolate makes lies side by side too.
+
+Gain: an isolate's own memory, 3.8 MB with it and 4.6 MB without (`bench/isolate_start.py`,
+USS). The time of a start is the same within noise, and a zygote is ready some 0.1 s later.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from types import CodeType, FrameType, FunctionType
 from typing import Any
+
+IS_ON = True
+"""The switch: nothing else depends on it."""
 
 # CPython keeps small objects by size, in pools. Where a version has other pools than these, gaps
 # stay, and nothing else is wrong.

@@ -3,7 +3,11 @@ start.
 
 What Python makes ready on first use (specialised code, caches, modules imported late) then lies in
 pages that all isolates share, instead of being made again in each. No byte of a tenant is involved,
-and nothing of it stays: its guest, its bundle, its sockets and its loop are closed.
+and nothing of it stays: its guest, its bundle, its sockets and its loop are closed. An isolate that
+waits for its owner rehearses once more.
+
+Gain: from the start of a waiting isolate to its first step, 1.6 ms with it and 3.8 ms without
+(`bench/isolate_start.py`, warm). Page packing needs it.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ from ..protocol.messages import (
     pack,
     unpack_from_guest,
 )
+
+IS_ON = True
+"""The switch: nothing else depends on it but the gain of page packing."""
 
 _CODE = b"""
 from dynamic_workflows import WorkflowEntrypoint

@@ -126,7 +126,8 @@ def main(fd: int, stdlib: list[str]) -> NoReturn:
     fork_hooks.restore(has_threads=threading.active_count() > 1)
     os.environ.clear()
     rehearse = _rehearsal(plan)
-    page_packing.pack(rehearse, _RUN_AT_STARTS)
+    if page_packing.IS_ON:
+        page_packing.pack(rehearse, _RUN_AT_STARTS)
     # From here on the pages of these objects are shared by all isolates; the collector keeps off.
     gc.freeze()
     shared_bytes = linux.memory_bytes(os.getpid())[1]
@@ -145,8 +146,8 @@ def _receive_plan(channel: control_socket.Control) -> ZygotePlan:
 def _rehearsal(plan: ZygotePlan) -> Callable[[], None]:
     if plan.guest != GUEST:
         return lambda: None
-    rehearse: Callable[[], None] = importlib.import_module(".warmup", __package__).rehearse
-    return rehearse
+    warmup = importlib.import_module(".warmup", __package__)
+    return warmup.rehearse if warmup.IS_ON else lambda: None
 
 
 def _import_ahead(plan: ZygotePlan, stdlib: list[str]) -> tuple[Any, list[str]]:

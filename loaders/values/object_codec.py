@@ -12,8 +12,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
-import msgspec
-
 from dynamic_workflows.eventlog.codec.decode import OBJECT, VALUE, split_mark, untag
 from dynamic_workflows.eventlog.codec.encode import (
     DEPTH_MAX,
@@ -30,6 +28,7 @@ from dynamic_workflows.eventlog.codec.encode import (
     text,
     too_deep,
     too_large,
+    written_collection,
 )
 from dynamic_workflows.eventlog.errors import UnserialisableValueError
 
@@ -37,8 +36,6 @@ from .object_parts import Form, form_of
 from .type_hints import Hint, hint_of_class
 
 _Path: TypeAlias = "tuple[_Path, Any] | None"
-
-_to_json = msgspec.json.Encoder().encode
 
 
 class BundleClasses(Protocol):
@@ -147,13 +144,7 @@ class ExactWriter:
             expected = None if hint is None else hint.place(index)
             where = f"{place}[{index}]" if self._tells_places else ""
             items.append(self.write(item, expected, inner, path, where))
-        if kind is list:
-            return items
-        if kind is tuple:
-            return {"$tuple": items}
-        check_apart(value, place)
-        items.sort(key=_to_json)
-        return {"$set": items} if kind is set else {"$frozenset": items}
+        return written_collection(value, items, place)
 
     def _dict(
         self, value: dict[Any, Any], hint: Hint | None, depth: int, path: _Path, place: str
