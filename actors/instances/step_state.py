@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from dynamic_workflows.eventlog.clock import to_datetime
+from dynamic_workflows.loaders.protocol.contract import CANCELLED as CANCELLED
 from dynamic_workflows.loaders.protocol.contract import DO as DO
+from dynamic_workflows.loaders.protocol.contract import ERROR as ERROR
+from dynamic_workflows.loaders.protocol.contract import OPEN as OPEN
 from dynamic_workflows.loaders.protocol.contract import RETRIES_MAX
 from dynamic_workflows.loaders.protocol.contract import SLEEP as SLEEP
 from dynamic_workflows.loaders.protocol.contract import TIMER as TIMER
+from dynamic_workflows.loaders.protocol.contract import VALUE as VALUE
 from dynamic_workflows.loaders.protocol.contract import WAIT as WAIT
 from dynamic_workflows.loaders.protocol.contract import YEAR_MS as YEAR_MS
 from dynamic_workflows.loaders.protocol.messages import Error, ProtocolViolation, RecordedStep
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
 StepKey: TypeAlias = tuple[str, str, int]
 """(kind, name, count)"""
 
-OPEN, VALUE, ERROR, CANCELLED = 0, 1, 2, 3
 
 CONFIG_BYTES_MAX = 16 * 1024
 NULL = b"null"

@@ -22,9 +22,13 @@ import zlib
 from operator import attrgetter
 from typing import Any, Protocol, TypeAlias
 
+from ..protocol.contract import CANCELLED as CANCELLED
 from ..protocol.contract import DO as DO
+from ..protocol.contract import ERROR as ERROR
+from ..protocol.contract import OPEN as OPEN
 from ..protocol.contract import SLEEP as SLEEP
 from ..protocol.contract import TIMER
+from ..protocol.contract import VALUE as VALUE
 from ..protocol.contract import WAIT as WAIT
 from ..protocol.messages import Cancelled, Mismatch, RecordedStep
 
@@ -35,8 +39,6 @@ NESTED = " in step "
 """In a recorded place, what sets the place apart from the step whose callback asked."""
 
 LABEL_CHARACTERS_MAX = 60
-
-OPEN, VALUE, ERROR, CANCELLED = 0, 1, 2, 3
 
 
 class UnansweredStep(Protocol):

@@ -21,6 +21,9 @@ TIMER = "timer"
 STEP_TYPES: dict[str, StepType] = {DO: DO, SLEEP: SLEEP, WAIT: WAIT, "waitForEvent": WAIT}
 """The types of steps, as callers may spell them."""
 
+OPEN, VALUE, ERROR, CANCELLED = 0, 1, 2, 3
+"""How a step has ended, as a history tells it: not yet, with a value, with an error, cancelled."""
+
 EVENT_TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*")
 BATCH_MAX = 10_000
 """Items of a batch, or of a page."""
