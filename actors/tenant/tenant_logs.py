@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
+from time import monotonic_ns
 from typing import Any
 
 from dynamic_workflows.eventlog.clock import Clock, to_datetime
@@ -73,7 +73,7 @@ class TenantLogs:
     def log(self, host: Host, key: Key | None, log: messages.Log) -> None:
         """The guest printed."""
         dropped, lines = max(0, log.dropped), 0 if log.level == DROPPED else 1
-        if not self._rate.take(1, time.monotonic_ns() // 1000):
+        if not self._rate.take(1, monotonic_ns() // 1000):
             self._drop(host, dropped + lines)
             self.lines_dropped += dropped + lines
             return
@@ -179,7 +179,7 @@ class TenantLogs:
         """Into the actor's log; None: there is only the number of dropped lines to tell."""
         if not _logger.isEnabledFor(level):
             return
-        if not self._logged.take(1, time.monotonic_ns() // 1000):
+        if not self._logged.take(1, monotonic_ns() // 1000):
             self._unlogged += dropped + (text is not None)
             self._tell_later()
             return

@@ -229,7 +229,8 @@ def test_what_would_steer_a_terminal_is_written_out() -> None:
 
 
 async def test_what_a_tampered_guest_says_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "monotonic", lambda: 7.0)
+    for module in (logs, tenant_logs):
+        monkeypatch.setattr(module, "monotonic_ns", lambda: 7_000_000_000)
     tail = Tail()
     async with testing.connect(load=lambda tenant_id: chatty(tail)) as platform:
         await platform.tenant("acme").entrypoint().flood(1)
