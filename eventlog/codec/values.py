@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from ..growing_buffers import LARGE_BYTES, into_buffer
 from .decode import OBJECT, invalid, revive
 from .encode import DEPTH_MAX as DEPTH_MAX
 from .encode import TAGGED_NODES_MAX, count_nodes, tagged, too_deep, too_large
@@ -33,7 +34,8 @@ VALUE_BYTES_MAX = 64 * 1024 * 1024
 TEXT_BYTES_MAX = VALUE_BYTES_MAX * 4 // 3 + 1024
 """The most bytes that the text of such a value has."""
 
-_to_json = msgspec.json.Encoder().encode
+_short_to_json = msgspec.json.Encoder().encode
+_to_json = into_buffer(msgspec.json.Encoder())
 _from_json = msgspec.json.Decoder().decode
 _skim = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -50,7 +52,9 @@ def encode(value: Any, *, bytes_max: int = VALUE_BYTES_MAX, takes_objects: bool 
             if count_nodes(value, 1) < 0:
                 value = tagged(value, takes_objects=takes_objects)
             text = _to_json(value)
-        elif kind is str or kind is bool or value is None:
+        elif kind is bool or value is None or (kind is str and len(value) < LARGE_BYTES):
+            text = _short_to_json(value)
+        elif kind is str:
             text = _to_json(value)
         else:
             text = _to_json(tagged(value, takes_objects=takes_objects))

@@ -204,6 +204,9 @@ class ProcessIsolate:
         if not self._hello.done():
             frames = self._read_hello(frames)
         kinds = {kind for kind, _, _ in frames}
+        if FAILURE in kinds:
+            self._guest_failed(next(body for kind, _, body in frames if kind == FAILURE))
+            return
         if not kinds <= _KINDS:
             self._break(f"a message of kind {min(kinds - _KINDS)}")
             return
@@ -243,6 +246,15 @@ class ProcessIsolate:
         else:
             self._break("sent a message before it was sandboxed")
         return frames[1:]
+
+    def _guest_failed(self, body: bytes) -> None:
+        """What runs the tenant's code failed itself: as a rule there was no memory left for it."""
+        text = body.decode(errors="replace")[:_FAILURE_CHARACTERS_MAX]
+        if text.startswith("MemoryError"):
+            limit = f"memory limit of {self._limits.memory_mb} MB"
+            self.kill(Exit(f"{limit} exceeded", is_tenants_own=True, kind="memory"))
+        else:
+            self._break(f"it failed: {text}")
 
     def _fail(self, error: Exception) -> None:
         if not self._hello.done():
@@ -385,6 +397,7 @@ class ProcessIsolate:
             self._on_exit(exit)
 
 
+_FAILURE_CHARACTERS_MAX = 500
 _NEVER_STARTED = Exit("never started", is_tenants_own=False)
 
 

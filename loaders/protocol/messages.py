@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from dynamic_workflows.eventlog.growing_buffers import LARGE_BYTES, into_buffer
+
 Frame: TypeAlias = tuple[int, int, bytes]
 
 CALLS_FROM = 1 << 62
@@ -371,6 +373,12 @@ _KINDS: dict[type[msgspec.Struct], int] = {
     struct: kind for table in (TO_GUEST, FROM_GUEST) for kind, struct in table.items()
 }
 _ENCODER = msgspec.msgpack.Encoder()
+_encode_large = into_buffer(_ENCODER)
+_BYTES_FIELDS = {
+    kind: [name for name, hint in vars(kind).get("__annotations__", {}).items() if "bytes" in hint]
+    for kind in _KINDS
+}
+"""The fields of a message that may be large."""
 _TO_GUEST_DECODERS = {k: msgspec.msgpack.Decoder(s) for k, s in TO_GUEST.items()}
 _FROM_GUEST_DECODERS = {k: msgspec.msgpack.Decoder(s) for k, s in FROM_GUEST.items()}
 
@@ -384,7 +392,12 @@ class ProtocolViolation(Exception):
 
 def pack(message: msgspec.Struct, *, life: int = 0) -> Frame:
     """The message as it goes over the wire."""
-    return _KINDS[type(message)], life, _ENCODER.encode(message)
+    kind = type(message)
+    for name in _BYTES_FIELDS[kind]:
+        held = getattr(message, name)
+        if held is not None and len(held) > LARGE_BYTES:
+            return _KINDS[kind], life, _encode_large(message)
+    return _KINDS[kind], life, _ENCODER.encode(message)
 
 
 def unpack_from_guest(kind: int, body: bytes) -> msgspec.Struct:

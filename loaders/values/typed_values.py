@@ -20,6 +20,7 @@ import msgspec
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.codec.encode import too_deep
 from dynamic_workflows.eventlog.errors import UnserialisableValueError, WorkflowsError
+from dynamic_workflows.eventlog.growing_buffers import into_buffer
 
 from .object_codec import ClassNames, ExactReader, ExactWriter
 from .type_hints import PLAIN, Hint, Names, hint_of
@@ -32,7 +33,7 @@ _WAITED = (collections.abc.Awaitable, collections.abc.Coroutine)
 _NOTHING: dict[str, Any] = {}
 _CACHED_MAX = 1024
 
-_to_json = msgspec.json.Encoder().encode
+_to_json = into_buffer(msgspec.json.Encoder())
 _from_json = msgspec.json.Decoder().decode
 
 
