@@ -135,6 +135,9 @@ class PlatformConfig(BaseModel):
     """Tenants that are in memory at once; idle ones make room. An embedded Ray may hold fewer."""
     pool_size: int = Field(default=1, ge=0)
     """Tenant actors that are started ahead, belonging to nobody yet."""
+    tenants_per_process: int = Field(default=1_000, ge=1)
+    """Tenants that the process of a tenant actor serves, one after the other, before it ends; 1:
+    a process never serves a second one."""
     tenant_idle_seconds: float = Field(default=60.0, gt=0)
     """Seconds without work after which a tenant goes to sleep."""
     client_timeout_seconds: float = Field(default=30.0, gt=0)

@@ -182,20 +182,34 @@ class Meter:
     def __init__(self) -> None:
         self._metrics: dict[str, Any] = {}
         self._counted: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+        self._gauges: dict[tuple[str, frozenset[tuple[str, str]]], dict[str, str]] = {}
 
     def record(self, samples: Iterable[metrics.MetricSample]) -> None:
-        """Set the gauges, and let the counters grow by what is new."""
+        """Set the gauges, and let the counters grow by what is new.
+
+        What is no longer there, such as a tenant that has left the process, is forgotten; its
+        gauges are set to 0.
+        """
+        gauges: dict[tuple[str, frozenset[tuple[str, str]]], dict[str, str]] = {}
+        counted, self._counted = self._counted, {}
         for name, value, tags in samples:
             tags = dict.fromkeys(metrics.TAGS, "") | tags
             metric = self._metric(name)
+            key = (name, frozenset(tags.items()))
             if isinstance(metric, Gauge):
+                gauges[key] = tags
                 metric.set(value, tags)
                 continue
-            key = (name, frozenset(tags.items()))
-            more = value - self._counted.get(key, 0)
+            before = counted.get(key, 0)
             self._counted[key] = value
+            # One that is smaller than before has begun again.
+            more = value - before if value >= before else value
             if more > 0:
                 metric.inc(more, tags)
+        for key, tags in self._gauges.items():
+            if key not in gauges:
+                self._metric(key[0]).set(0, tags)
+        self._gauges = gauges
 
     def _metric(self, name: str) -> Any:
         metric = self._metrics.get(name)
@@ -299,7 +313,10 @@ class TenantActor(_Actor):
     async def _samples(self) -> list[metrics.MetricSample]:
         return [] if self._process is None else await self._process.samples()
 
-    def _adopted(self, tenant_id: str) -> None:
+    def _adopted(self, tenant_id: str | None) -> None:
+        if tenant_id is None:
+            self.__class__ = TenantActor
+            return
         # Ray writes the class's name into the process title after each call.
         self.__class__ = type(f"TenantActor: {metrics.shown(tenant_id)}", (TenantActor,), {})
 

@@ -21,6 +21,8 @@ class Placement:
         self.tenant_id = tenant_id
         self.is_wanted = is_wanted
         self.worker: ActorRef | None = None
+        self.generation = 0
+        """The generation of the process that it was assigned under."""
         self.opening: asyncio.Future[ActorRef] | None = None
         """Where it lives; done when clients may go there, though it may still be opening."""
         self.code: asyncio.Future[Any] | None = None
@@ -28,6 +30,8 @@ class Placement:
         self.assigned: asyncio.Future[None] | None = None
         """Done when the tenant is open."""
         self.released = asyncio.Event()
+        self.is_given_back = False
+        """Whether its process is blank again, and may be another tenant's by now."""
         self._closing_since_s: float | None = None
 
     def closes_too_long(self, state: str, now_s: float, limit_s: float) -> bool:
@@ -118,6 +122,6 @@ async def _leaves(placement: Placement) -> bool:
     if worker is None:
         return False
     try:
-        return await remote(worker, WorkerApi.make_room, timeout_s=5.0)()
+        return await remote(worker, WorkerApi.make_room, timeout_s=5.0)(placement.tenant_id)
     except (ActorUnreachable, WorkflowsError):
         return False

@@ -201,19 +201,42 @@ class Loader:
         if not self._pool.knows(name):
             await self._launcher.kill(name)
 
-    async def released(self, name: str, tenant_id: str | None) -> None:
-        """Forget a process that has closed its tenant and ends."""
+    async def released(
+        self, name: str, tenant_id: str | None, generation: int | None = None
+    ) -> None:
+        """Take a process back that has closed its tenant, or forget it where it ends.
+
+        `generation`: that of the blank process; None: it ends. What was said of an earlier
+        generation, or was heard before, changes nothing.
+        """
+        placement = self._placements.get(tenant_id) if tenant_id is not None else None
+        worker = placement.worker if placement is not None else None
+        if placement is None or worker is None or worker.name != name:
+            placement = worker = None
+        if generation is not None and not self._is_closed:
+            if placement is not None and worker is not None:
+                if generation > placement.generation:
+                    self._take_back(placement, worker, generation)
+                return
+            if self._pool.knows(name) or any(
+                other.worker is not None and other.worker.name == name
+                for other in self._placements.values()
+            ):
+                return
         try:
             await self._launcher.kill(name)
         finally:
-            placement = self._placements.get(tenant_id) if tenant_id is not None else None
-            if (
-                placement is not None
-                and placement.worker is not None
-                and placement.worker.name == name
-            ):
+            if placement is not None:
                 self._stats.released += 1
                 self._forget(placement)
+
+    def _take_back(self, placement: Placement, worker: ActorRef, generation: int) -> None:
+        """Put the process of a tenant that sleeps into the pool."""
+        if not placement.released.is_set() and not self._is_closed:
+            self._stats.released += 1
+            placement.is_given_back = True
+            self._pool.give_back(worker, generation)
+            self._forget(placement)
 
     async def close(self) -> None:
         """Put every tenant to sleep and end every worker process."""
@@ -267,7 +290,7 @@ class Loader:
         async with contextlib.AsyncExitStack() as turn:
             await turn.enter_async_context(self._starts)
             is_ready = bool(self._pool.workers)
-            worker = await self._pool.take()
+            worker, placement.generation = await self._pool.take()
             mark("loader: has a worker")
             placement.worker = worker
             placement.assigned = asyncio.ensure_future(self._assign(placement, worker))
@@ -296,7 +319,8 @@ class Loader:
             # Nothing of the tenant ran there, but a process that failed once is not worth keeping.
             # It has some time to tell its clients why.
             self._forget(placement)
-            asyncio.get_running_loop().call_later(DRAIN_S, self._kill_soon, worker.name)
+            if not placement.is_given_back:
+                asyncio.get_running_loop().call_later(DRAIN_S, self._kill_soon, worker.name)
             raise
         self._stats.adopted += 1
 
@@ -305,7 +329,11 @@ class Loader:
 
     async def _assign_to(self, placement: Placement, worker: ActorRef) -> bool:
         return await self._assignment.assign(
-            worker, placement.tenant_id, is_wanted=placement.is_wanted, code=placement.code
+            worker,
+            placement.tenant_id,
+            is_wanted=placement.is_wanted,
+            generation=placement.generation,
+            code=placement.code,
         )
 
     async def _reopen(self, placement: Placement, worker: ActorRef) -> ActorRef:
@@ -324,10 +352,12 @@ class Loader:
             if needs_operator(error):
                 raise  # `_check_on` has it tried again
         except WorkflowsError:
-            asyncio.get_running_loop().call_later(DRAIN_S, self._kill_soon, worker.name)
+            if not placement.is_given_back:
+                asyncio.get_running_loop().call_later(DRAIN_S, self._kill_soon, worker.name)
             raise
-        await self._launcher.kill(worker.name)
-        self._forget(placement)
+        if not placement.is_given_back:
+            await self._launcher.kill(worker.name)
+            self._forget(placement)
         return await self.resolve(placement.tenant_id)
 
     async def _assign_unless_released(self, placement: Placement, worker: ActorRef) -> bool:
@@ -410,16 +440,18 @@ class Loader:
         if worker is None:
             return
         try:
-            tenant_id, state = await remote(worker, WorkerApi.who, timeout_s=GIVE_UP_S)()
+            tenant_id, state, generation = await remote(
+                worker, WorkerApi.who, timeout_s=GIVE_UP_S
+            )()
         except (ActorUnreachable, WorkflowsError):
             await self._launcher.kill(name)
             return
         if state == "blank":
             # If it had a tenant before it died: that one is opened again as it is listed as open.
-            self._pool.workers.append(worker)
+            self._pool.give_back(worker, generation)
         elif tenant_id is not None and tenant_id not in self._placements:
             placement = self._placements[tenant_id] = Placement(tenant_id, is_wanted=False)
-            placement.worker = worker
+            placement.worker, placement.generation = worker, generation
             await self._capacity.take()
             placement.opening = asyncio.get_running_loop().create_future()
             placement.opening.set_result(worker)
@@ -429,6 +461,8 @@ class Loader:
         while True:
             await asyncio.sleep(CHECK_S)
             self._pool.refill()
+            for spare in self._pool.surplus():
+                self._kill_soon(spare.name)
             if not pending:
                 pending.extend(self._placements.values())
             batch = [pending.popleft() for _ in range(min(CHECKS_MAX, len(pending)))]
@@ -439,12 +473,16 @@ class Loader:
         if worker is None:
             return
         try:
-            tenant_id, state = await remote(worker, WorkerApi.who, timeout_s=GIVE_UP_S)()
+            tenant_id, state, generation = await remote(
+                worker, WorkerApi.who, timeout_s=GIVE_UP_S
+            )()
         except (ActorUnreachable, WorkflowsError):
-            tenant_id, state = None, ""
+            tenant_id, state, generation = None, "", 0
         if self._placements.get(placement.tenant_id) is not placement:
             return
-        if tenant_id != placement.tenant_id or state == "broken":
+        if state == "blank" and generation > placement.generation:
+            self._take_back(placement, worker, generation)  # what it said of it was lost
+        elif tenant_id != placement.tenant_id or state == "broken":
             self._check(placement, worker)
         elif placement.closes_too_long(state, asyncio.get_running_loop().time(), CLOSING_S):
             # It is still listed as open: the timer has it opened elsewhere.

@@ -1,5 +1,9 @@
-"""Process pool: blank worker processes that were started ahead of the tenants that will need
-them."""
+"""Process pool: blank worker processes, started ahead of the tenants that will need them or used
+before.
+
+A process whose tenant has gone to sleep comes back to the pool, beyond its size too: another tenant
+is likely to follow. What is beyond the size and nobody takes ends after `SPARE_KEPT_S`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ from ..rpc.services import WorkerApi, remote
 
 WATCHERS_MAX = 16
 """Drivers that are told of the worker processes in the pool."""
+SPARE_KEPT_S = 60.0
+"""How long a process beyond the pool's size waits for a tenant."""
 REFILL_AFTER_S = 0.05
 """Starting a process is work: the tenant that has just got a worker process goes first."""
 
@@ -59,6 +65,10 @@ class Pool:
         """The worker processes that wait, those that came first first."""
         self.taken = 0
         """How many tenants found a worker process waiting."""
+        self._generations: dict[str, int] = {}
+        """Of those in the pool that have served tenants."""
+        self._spare_since_s = 0.0
+        """When the pool last had no more than its size, or got a process back."""
         self._blank: set[str] = set()
         """Worker processes on their way to the pool."""
         self._starting = BackgroundTasks()
@@ -89,16 +99,37 @@ class Pool:
                 self._watchers.discard(changed)
         return list(self.workers)
 
-    async def take(self) -> ActorRef:
-        """Return a process for a tenant: a blank one, else a new one that is only starting."""
+    def give_back(self, worker: ActorRef, generation: int) -> None:
+        """Take in a blank process, which has become blank so often; not after `stop`."""
+        self.workers.append(worker)
+        self._generations[worker.name] = generation
+        self._spare_since_s = asyncio.get_running_loop().time()
+        self._notify_watchers()
+
+    def surplus(self) -> list[ActorRef]:
+        """Remove and return the processes beyond the pool's size, if they have waited long."""
+        now_s = asyncio.get_running_loop().time()
+        beyond = len(self.workers) + len(self._starting) - self._size
+        if beyond <= 0 or now_s - self._spare_since_s < SPARE_KEPT_S:
+            return []
+        spare = [self.workers.popleft() for _ in range(min(beyond, len(self.workers)))]
+        for worker in spare:
+            self._generations.pop(worker.name, None)
+        return spare
+
+    async def take(self) -> tuple[ActorRef, int]:
+        """Return a process for a tenant, and its generation: a blank one, else a new one that is
+        only starting."""
+        generation = 0
         if self.workers:
             worker = self.workers.popleft()
+            generation = self._generations.pop(worker.name, 0)
             self.taken += 1
         else:
             worker = await self._launcher.start(self._new_name(), is_spare=False)
         if self._size:
             asyncio.get_running_loop().call_later(REFILL_AFTER_S, self.refill)
-        return worker
+        return worker, generation
 
     def refill(self) -> None:
         """Start the processes that the pool lacks; none after `stop`."""

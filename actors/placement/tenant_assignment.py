@@ -52,19 +52,22 @@ class TenantAssignment:
         tenant_id: str,
         *,
         is_wanted: bool,
+        generation: int,
         code: asyncio.Future[PrefetchedCode] | None,
     ) -> bool:
-        """Have the process open the tenant; raises why it cannot, Unavailable for a lost
-        process.
+        """Have the process, of this generation, open the tenant; raises why it cannot, Unavailable
+        for a lost process.
 
         Answers whether it was not open there already.
         """
         waited_s = 0.0
         while True:
-            assigned = asyncio.ensure_future(remote(worker, WorkerApi.assign)(tenant_id, is_wanted))
+            assigned = asyncio.ensure_future(
+                remote(worker, WorkerApi.assign)(tenant_id, is_wanted, generation)
+            )
             # The code follows: the worker process does not wait for it before it begins.
             if code is not None:
-                self._code_sends.begin(self._send_code(code, tenant_id, worker))
+                self._code_sends.begin(self._send_code(code, tenant_id, worker, generation))
             try:
                 return await assigned
             except ActorUnreachable as error:
@@ -79,9 +82,14 @@ class TenantAssignment:
         await self._code_sends.stop()
 
     async def _send_code(
-        self, code: asyncio.Future[PrefetchedCode], tenant_id: str, worker: ActorRef
+        self,
+        code: asyncio.Future[PrefetchedCode],
+        tenant_id: str,
+        worker: ActorRef,
+        generation: int,
     ) -> None:
         """Send the code; a process that does not receive it asks the loader, and gets its
         errors."""
         with contextlib.suppress(ActorUnreachable, WorkflowsError):
-            await remote(worker, WorkerApi.take_code)(tenant_id, await asyncio.shield(code))
+            handed = await asyncio.shield(code)
+            await remote(worker, WorkerApi.take_code)(tenant_id, handed, generation)

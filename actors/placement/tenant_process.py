@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dynamic_workflows.eventlog.clock import SystemClock
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable, WorkflowsError, needs_operator
+from dynamic_workflows.eventlog.heap_trim import release_memory
 from dynamic_workflows.eventlog.ids import SystemIds
 from dynamic_workflows.eventlog.log.event_log import load_upkeep
 from dynamic_workflows.eventlog.store.base import Store, probe
@@ -46,6 +47,8 @@ from .worker_process import WorkerProcess
 _log = logging.getLogger("dynamic_workflows.worker")
 
 _FENCED_TRIES_MAX = 20
+_ISOLATES_END_S = 5.0
+"""How long the killed isolates of a tenant may take to be gone before its process ends too."""
 _REHEARSAL_S = 10.0
 _STAGE = "dw-rehearsal-"
 _SCRIPT = WorkerCode(
@@ -72,11 +75,12 @@ class TenantProcess:
         isolates: ProcessIsolates,
         loader: Find,
         timer: Find,
-        on_assigned: Callable[[str], None],
+        on_assigned: Callable[[str | None], None],
         on_end: Callable[[], None],
         began_s: float | None = None,
     ) -> None:
-        """`began_s`: when this process began, on the monotonic clock; None: just now."""
+        """`on_assigned` is told the tenant, and None when the process is blank again. `began_s`:
+        when this process began, on the monotonic clock; None: just now."""
         self._began_s = time.monotonic() if began_s is None else began_s
         self._setup = setup
         self._name = name
@@ -89,19 +93,14 @@ class TenantProcess:
         self._loader = ReconnectingRef(
             "the loader actor", loader, timeout_s=setup.config.client_timeout_seconds
         )
-        self._clients = Clients(self._resolve, setup.config.client_timeout_seconds, self._ids)
+        self._clients: Clients
+        self._codes: LoaderCodeSource
         self._tenant: TenantSupervisor | None = None
 
     async def open(self) -> WorkerProcess:
         """Prepare everything that does not depend on the tenant; return what answers calls."""
         self._store: Store = open_store(self._setup.log_root)
-        self._codes = LoaderCodeSource(
-            self._loader,
-            self._store,
-            is_app=self._setup.is_app,
-            calls=self._clients.of,
-            keys=self._setup.config.keys(),
-        )
+        self._prepare_code()
         try:
             await probe(self._store, self._ids)
         except Unavailable as error:
@@ -117,11 +116,39 @@ class TenantProcess:
             idle_s=self._setup.config.tenant_idle_seconds,
             start_s=time.monotonic() - self._began_s,
             on_assigned=self._on_assigned,
-            on_code=self._codes.take,
+            on_code=lambda code: self._codes.take(code),
+            on_released=self._become_blank,
             on_end=self._on_end,
+            tenants_max=self._setup.config.tenants_per_process,
         )
         _freeze_heap()
         return worker
+
+    def _prepare_code(self) -> None:
+        """Make what holds code and connections for one tenant."""
+        config = self._setup.config
+        self._clients = Clients(self._resolve, config.client_timeout_seconds, self._ids)
+        self._codes = LoaderCodeSource(
+            self._loader,
+            self._store,
+            is_app=self._setup.is_app,
+            calls=self._clients.of,
+            keys=config.keys(),
+        )
+
+    async def _become_blank(self) -> bool:
+        """Drop all that belonged to the closed tenant; return whether nothing is left of it."""
+        self._tenant = None
+        self._clients.close()
+        self._prepare_code()
+        if not await self._isolates.given_back(_ISOLATES_END_S):
+            return False
+        self._isolates.counts.clear()
+        self._on_assigned(None)
+        await asyncio.sleep(0)  # what was cancelled lets go of what it holds
+        gc.collect()
+        release_memory()
+        return True
 
     async def samples(self) -> list[metrics.MetricSample]:
         """Return the metrics of this process."""

@@ -248,9 +248,11 @@ class LoaderService:
         """Do as `Loader.worker_restarted`."""
         await self._open_loader.worker_restarted(name)
 
-    async def released(self, name: str, tenant_id: str | None) -> None:
+    async def released(
+        self, name: str, tenant_id: str | None, generation: int | None = None
+    ) -> None:
         """Do as `Loader.released`."""
-        await self._open_loader.released(name, tenant_id)
+        await self._open_loader.released(name, tenant_id, generation)
 
     async def stats(self) -> LoaderStats:
         """Do as `Loader.stats`."""

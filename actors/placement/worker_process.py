@@ -1,14 +1,18 @@
-"""Worker process: waits blank for a tenant, and then serves that tenant for the rest of its
-life.
+"""Worker process: waits blank for a tenant, serves it until it sleeps, and is blank again.
 
-It is blank until the loader assigns it a tenant; it opens the tenant, answers its calls, and ends
-when the tenant goes to sleep. It never serves a second tenant. A call for a tenant that it does not
+It is blank until the loader assigns it a tenant; it opens the tenant, answers its calls, and lets
+go of it when it goes to sleep. It serves one tenant at a time. A call for a tenant that it does not
 serve (any more) gets `NotServedHere`, and the caller asks the loader again.
 
 Order of going to sleep: calls are refused, the log is closed, the timer actor has acknowledged the
-tenant's next due time, the loader knows, the process ends. A crash before the acknowledgement
-leaves the tenant on the timer actor's list of open tenants, and so it is opened again; after it,
-the timer wakes the tenant when it is due, whatever the loader believes by then.
+tenant's next due time, everything of the tenant is dropped, the process is blank, the loader knows.
+A crash before the acknowledgement leaves the tenant on the timer actor's list of open tenants, and
+so it is opened again; after it, the timer wakes the tenant when it is due, whatever the loader
+believes by then. A process that could not let go of everything, or has served `tenants_max`
+tenants, tells the loader and ends.
+
+Each time that it becomes blank begins a generation. An assignment names the generation that it is
+for, and one for an earlier generation is refused: it was sent before the process let go.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Concatenate, Protocol, TypeAlias
@@ -40,7 +45,7 @@ from dynamic_workflows.loaders.protocol.calls import (
     unpack_call,
 )
 
-from ..background_tasks import seen
+from ..background_tasks import BackgroundTasks, seen
 from ..code.code_resolver import PrefetchedCode
 from ..rpc.actor_ref import ActorRef, ActorUnreachable, portable
 from ..rpc.services import CallOutcome, LoaderApi, P, TimerApi, remote
@@ -56,6 +61,10 @@ ASSIGNMENT_S = 1.0
 """How long a client waits at a blank worker process for its tenant to come."""
 CLAIMS_MAX = 10
 """How often a worker process takes a log over because the timer knows a higher epoch of it."""
+SESSIONS_REFUSED_MAX = 1_000
+"""Ended sessions of earlier tenants that are known, and refused at once."""
+CALLS_END_S = 5.0
+"""How long the calls of a closed tenant may take to end in a process that is to be used again."""
 SLEEP_COSTS_MAX_S = 60.0
 """A sleep that is longer than this is worth a process, however slow the machine is."""
 _IDLE_CHECK_S = 1.0
@@ -107,8 +116,12 @@ class WorkerStats(msgspec.Struct):
     isolate_pids: list[int] = []
 
 
+async def _nothing_left() -> bool:
+    return True
+
+
 class WorkerProcess:
-    """One process for one tenant. Its methods are called by other actors."""
+    """One process for one tenant at a time. Its methods are called by other actors."""
 
     def __init__(
         self,
@@ -122,9 +135,15 @@ class WorkerProcess:
         start_s: float = 0.0,
         on_assigned: Callable[[str], None] = lambda tenant_id: None,
         on_code: Callable[[Any], None] = lambda code: None,
+        on_released: Callable[[], Awaitable[bool]] = _nothing_left,
         on_end: Callable[[], None] = lambda: None,
+        tenants_max: int = 1,
     ) -> None:
-        """`start_s`: how long the process took to get ready, which another one will take too."""
+        """`start_s`: how long the process took to get ready, which another one will take too.
+
+        `on_released` drops what else the process holds of a closed tenant, and returns whether
+        nothing is left. `tenants_max`: the tenants that it serves, one after the other.
+        """
         self._name = name
         self._start_us = round(start_s * US)
         self._opening_us = 0
@@ -135,7 +154,16 @@ class WorkerProcess:
         self._idle_us = round(idle_s * US)
         self._on_assigned = on_assigned
         self._on_code = on_code
+        self._on_released = on_released
         self._on_end = on_end
+        self._tenants_left = tenants_max
+        self._generation = 0
+        self._early_code: tuple[str, int, PrefetchedCode] | None = None
+        """Code that came before its assignment."""
+        self._ended_sessions: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Tenant and session: clients of different tenants may use the same id."""
+        self._must_end = False
+        self._reports = BackgroundTasks()
         self._state = WorkerState.BLANK
         self._tenant_id: str | None = None
         self._tenant: ServedTenant | None = None
@@ -151,15 +179,21 @@ class WorkerProcess:
 
     # --- what the loader calls
 
-    async def assign(self, tenant_id: str, is_wanted: bool = False) -> bool:
+    async def assign(self, tenant_id: str, is_wanted: bool = False, generation: int = 0) -> bool:
         """Open this tenant's log and continue its instances. Harmless to repeat.
 
-        `is_wanted`: a client asked for it, and is likely to create something next. Answers whether
-        it was not open yet. Raises what opening raised (Corrupt, Unavailable, …), and so does every
-        later call, until the loader ends this worker process or, where the disk is full, calls this
-        once more; NotServedHere when it is another tenant's or is closing.
+        `generation`: that of the process when it was blank; a process that was restarted begins
+        again at 0, and takes the number over. `is_wanted`: a client asked for it, and is likely to
+        create something next. Answers whether it was not open yet. Raises what opening raised
+        (Corrupt, Unavailable, …), and so does every later call, until the loader ends this worker
+        process or, where the disk is full, calls this once more; NotServedHere when it is another
+        tenant's, is closing, or is of a later generation.
         """
-        if self._closing is not None or self._tenant_id not in (None, tenant_id):
+        if (
+            self._closing is not None
+            or self._tenant_id not in (None, tenant_id)
+            or generation < self._generation
+        ):
             raise NotServedHere(f"{self._name} does not serve {tenant_id!r}")
         if self._tenant is not None and self._tenant.failed is not None:
             self._stop(self._tenant)
@@ -169,8 +203,11 @@ class WorkerProcess:
         if self._opening is None or self._has_failed_over_disk():
             mark("worker: is assigned")
             self._move("assign")
-            self._tenant_id = tenant_id
+            self._tenant_id, self._generation = tenant_id, generation
             self._on_assigned(tenant_id)
+            early, self._early_code = self._early_code, None
+            if early is not None and early[:2] == (tenant_id, generation):
+                self._on_code(early[2])
             self._opening = asyncio.ensure_future(self._open(tenant_id, is_wanted))
             self._assigned.set()
         await asyncio.shield(self._opening)
@@ -244,14 +281,17 @@ class WorkerProcess:
                 await tenant.close()
         raise Unavailable(f"tenant {tenant_id!r} is being opened elsewhere")
 
-    async def take_code(self, tenant_id: str, code: PrefetchedCode) -> None:
-        """Receive from the loader the code of the tenant."""
-        if self._tenant_id in (None, tenant_id):
+    async def take_code(self, tenant_id: str, code: PrefetchedCode, generation: int = 0) -> None:
+        """Receive from the loader the code of the tenant; that for any other is dropped."""
+        if self._tenant_id is None:
+            self._early_code = (tenant_id, generation, code)
+        elif (self._tenant_id, self._generation) == (tenant_id, generation):
             self._on_code(code)
 
-    async def who(self) -> tuple[str | None, str]:
-        """Return the tenant that is served here, and the value of the `WorkerState`."""
-        return self._tenant_id, self._state.value
+    async def who(self) -> tuple[str | None, str, int]:
+        """Return the tenant that is served here, the value of the `WorkerState`, and the
+        generation."""
+        return self._tenant_id, self._state.value, self._generation
 
     def _move(self, event: str) -> None:
         self._state = after(self._state, event)
@@ -261,8 +301,10 @@ class WorkerProcess:
         pids = getattr(self._tenant, "isolate_pids", list)
         return msgspec.structs.replace(self._stats, isolate_pids=pids())
 
-    async def make_room(self) -> bool:
-        """Go to sleep if the tenant is idle; return whether it does."""
+    async def make_room(self, tenant_id: str) -> bool:
+        """Go to sleep if this tenant is idle; return whether it does."""
+        if self._tenant_id != tenant_id:
+            return False
         if self._closing is None and self._tenant is not None:
             if not self._tenant.is_idle() or any(s.is_quick() for s in self._sessions.values()):
                 return False
@@ -270,7 +312,9 @@ class WorkerProcess:
         return self._closing is not None
 
     async def close(self) -> None:
-        """Close the tenant, whatever it does; its work continues when it is opened again."""
+        """Close the tenant, whatever it does, and end; its work continues when it is opened
+        again."""
+        self._must_end = True
         if self._closing is None:
             self._end()
         assert self._closing is not None
@@ -294,10 +338,15 @@ class WorkerProcess:
         is told once. Raises NotServedHere, and what opening the tenant raised.
         """
         mark("worker: gets a call")
+        if (tenant_id, session_id) in self._ended_sessions:
+            raise NotServedHere(f"{self._name} has let go of {tenant_id!r} since")
         tenant = await self._serving(tenant_id)
         self._used_us = self._clock.now_us()
         session = self._sessions.get(session_id)
         if session is None:
+            if not calls and self._generation:
+                # Its calls were made of an earlier tenancy, and would be waited for in vain.
+                raise NotServedHere(f"{self._name} does not know the session")
             session = self._sessions[session_id] = _Tenancy()
         self._stats.messages += 1
         self._stats.calls += len(calls)
@@ -323,7 +372,7 @@ class WorkerProcess:
         if tenant.failed is not None and tenant is self._tenant:
             self._stop(tenant)
             tenant = await asyncio.shield(self._opening)
-        if self._closing is not None:
+        if self._closing is not None or tenant is not self._tenant:
             raise NotServedHere(f"{self._name} does not serve {tenant_id!r} any more")
         return tenant
 
@@ -382,26 +431,72 @@ class WorkerProcess:
             session.close()
         tenant, tenant_id = self._tenant, self._tenant_id
         try:
+            has_slept = self._stopped is None
             await self._close_stopped()
             if tenant is not None and tenant_id is not None:
-                await self._close_tenant(tenant, tenant_id)
+                has_slept = await self._close_tenant(tenant, tenant_id) and has_slept
+                if has_slept and await self._let_go():
+                    self._become_blank()
+                    self._reports.begin(self._report_blank(tenant_id))
+                    return
             await self._notify(self._loader, LoaderApi.released, self._name, tenant_id)
-        finally:
-            self._move("told")
-            self._on_end()
+        except BaseException:
+            self._finish()
+            raise
+        self._finish()
 
-    async def _close_tenant(self, tenant: ServedTenant, tenant_id: str) -> None:
+    def _finish(self) -> None:
+        self._move("told")
+        self._on_end()
+
+    async def _report_blank(self, tenant_id: str) -> None:
+        generation = self._generation
+        await self._notify(self._loader, LoaderApi.released, self._name, tenant_id, generation)
+
+    async def _let_go(self) -> bool:
+        """Drop what is left of the closed tenant; return whether another may follow."""
+        if self._tenants_left <= 1 or self._must_end:
+            return False
+        calls = [task for session in self._sessions.values() for task in session.tasks]
+        if calls and (await asyncio.wait(calls, timeout=CALLS_END_S))[1]:
+            return False
+        try:
+            return await self._on_released() and not self._must_end
+        except Exception as error:  # whatever it is: an ended process holds nothing
+            _logger.warning("%s ends: it could not be cleared: %r", self._name, error)
+            return False
+
+    def _become_blank(self) -> None:
+        assert self._tenant_id is not None
+        for session_id in self._sessions:
+            self._ended_sessions[self._tenant_id, session_id] = None
+        while len(self._ended_sessions) > SESSIONS_REFUSED_MAX:
+            self._ended_sessions.popitem(last=False)
+        self._sessions = {}
+        self._tenant_id = self._tenant = self._opening = None
+        self._early_code = None
+        self._assigned = asyncio.Event()
+        self._opening_us = 0
+        self._tenants_left -= 1
+        self._generation += 1
+        self._idle_check = self._closing = None
+        self._move("cleared")
+
+    async def _close_tenant(self, tenant: ServedTenant, tenant_id: str) -> bool:
+        """Close it, and tell the timer; return whether it sleeps now."""
         try:
             await tenant.close()
         except Exception as error:  # whatever it is: the timer must hear nothing, the loader must
             _logger.warning("tenant %r was not closed cleanly: %r", tenant_id, error)
-            return
+            return False
         # A tenant that was lost has not slept: it stays listed as open, and whoever owns the log by
         # now, or opens it next, answers for its timers.
-        if tenant.failed is None:
-            due_us = tenant.next_wake_us()
-            due_us = self._clock.now_us() if due_us == 0 else due_us
-            await self._notify(self._timer, TimerApi.slept, [(tenant_id, tenant.epoch, due_us)])
+        if tenant.failed is not None:
+            return False
+        due_us = tenant.next_wake_us()
+        due_us = self._clock.now_us() if due_us == 0 else due_us
+        await self._notify(self._timer, TimerApi.slept, [(tenant_id, tenant.epoch, due_us)])
+        return True
 
     async def _notify(
         self,
@@ -436,6 +531,11 @@ class _Tenancy:
         self._long: set[int] = set()
         self._quick = 0
         self._changed: list[tuple[asyncio.Future[None], bool]] = []
+
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """The calls that have not ended."""
+        return list(self._tasks.values())
 
     def is_quick(self) -> bool:
         """Return whether a call that cannot take long is pending."""

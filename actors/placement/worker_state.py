@@ -18,7 +18,7 @@ class WorkerState(StrEnum):
     """Its tenant could not be opened, or was stopped by a full disk; it says why until it is ended,
     or, where the disk is to blame, until the loader has it try again."""
     CLOSING = "closing"
-    """It lets go of the log, then tells the timer and the loader."""
+    """It lets go of the log, tells the timer, and drops everything of the tenant."""
     ENDED = "ended"
     """It has told, and its process ends."""
 
@@ -35,6 +35,8 @@ MOVES: dict[tuple[WorkerState, str], WorkerState] = {
     (WorkerState.OPEN, "lost"): WorkerState.BROKEN,
     (WorkerState.BROKEN, "assign"): WorkerState.OPENING,
     (WorkerState.CLOSING, "told"): WorkerState.ENDED,
+    # Only a tenant that was open and sleeps now leaves a process that can be used again.
+    (WorkerState.CLOSING, "cleared"): WorkerState.BLANK,
     # Opening may end while the worker process closes already: nothing follows from that.
     (WorkerState.CLOSING, "listed"): WorkerState.CLOSING,
     (WorkerState.CLOSING, "failed"): WorkerState.CLOSING,

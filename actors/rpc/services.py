@@ -82,8 +82,10 @@ class LoaderApi(ActorApi, Protocol):
         """Open the tenant again in a process that ended and was restarted."""
         ...
 
-    async def released(self, name: str, tenant_id: str | None) -> None:
-        """Forget a process that has closed its tenant and ends."""
+    async def released(
+        self, name: str, tenant_id: str | None, generation: int | None = None
+    ) -> None:
+        """Take a process back that has closed its tenant, under its generation; None: it ends."""
         ...
 
     async def rule(self) -> Rule:
@@ -138,20 +140,21 @@ class TimerApi(ActorApi, Protocol):
 class WorkerApi(ActorApi, Protocol):
     """A worker process, as the loader and clients call it."""
 
-    async def assign(self, tenant_id: str, is_wanted: bool = False) -> bool:
+    async def assign(self, tenant_id: str, is_wanted: bool = False, generation: int = 0) -> bool:
         """Open a tenant; return whether it was not open before."""
         ...
 
-    async def take_code(self, tenant_id: str, code: PrefetchedCode) -> None:
+    async def take_code(self, tenant_id: str, code: PrefetchedCode, generation: int = 0) -> None:
         """Receive from the loader the code of the tenant."""
         ...
 
-    async def who(self) -> tuple[str | None, str]:
-        """Return the tenant that is served here, and the value of the `WorkerState`."""
+    async def who(self) -> tuple[str | None, str, int]:
+        """Return the tenant that is served here, the value of the `WorkerState`, and the
+        generation: how often the process has become blank again."""
         ...
 
-    async def make_room(self) -> bool:
-        """Go to sleep if the tenant is idle; return whether it does."""
+    async def make_room(self, tenant_id: str) -> bool:
+        """Go to sleep if this tenant is idle; return whether it does."""
         ...
 
     async def exchange(

@@ -66,6 +66,8 @@ class ProcessIsolates:
         self._losses = 0
         self._lock = asyncio.Lock()
         self._isolates: set[ProcessIsolate] = set()
+        self._given: set[ProcessIsolate] = set()
+        """Those that have run tenant code, or are about to."""
         self._blanks: deque[ProcessIsolate] = deque()
         self._blank_limits = limits or Limits()
         self._last_limits = self._blank_limits
@@ -117,6 +119,7 @@ class ProcessIsolates:
         if isolate is None:
             isolate = await self._make(limits, is_blank=False, first=first)
         else:
+            self._given.add(isolate)
             isolate.send(list(first))
         isolate.attach(on_frames, on_exit)
         self.counts["started"] += 1
@@ -154,6 +157,8 @@ class ProcessIsolates:
             except OSError as error:
                 raise Unavailable(f"no isolate can be made for now: {error}") from error
             self._isolates.add(isolate)
+            if not is_blank:
+                self._given.add(isolate)
             try:
                 await isolate.spawn(spawner, is_blank=is_blank, first=first)
             except Unavailable:
@@ -165,6 +170,7 @@ class ProcessIsolates:
 
     def _ended(self, isolate: ProcessIsolate, exit: Exit) -> None:
         self._isolates.discard(isolate)
+        self._given.discard(isolate)
         self.counts[f"ended_{exit.kind}"] += 1
         if isolate in self._blanks:
             self._blanks.remove(isolate)
@@ -274,6 +280,12 @@ class ProcessIsolates:
             self._watch(soon=now_s - self._moved_s < _IDLE_AFTER_S)
 
     # --- the end --------------------------------------------------------------------------------
+
+    async def given_back(self, within_s: float) -> bool:
+        """Wait until the isolates that were given out are gone; return whether they are in time."""
+        if self._given:
+            await asyncio.wait([isolate.ended for isolate in self._given], timeout=within_s)
+        return not self._given
 
     async def close(self) -> None:
         """End every isolate and the zygote; returns when the processes are gone."""

@@ -34,6 +34,8 @@ from dynamic_workflows.eventlog.store.memory import MemoryStore
 from dynamic_workflows.loaders.protocol.calls import GetStatus, TenantCall, pack_call
 
 TENANT = "acme"
+OTHER = "other"
+"""A neighbour, in worlds that have one: it takes naps of its own."""
 START_US = 1_800_000_000 * US
 IDLE_S = 1.0
 CLOSING_S = 2.5
@@ -125,15 +127,16 @@ class TenantLog:
 class NappingTenant:
     """A tenant in memory that does nothing but nap."""
 
-    def __init__(self, world: LifeWorld, process: Process, epoch: int) -> None:
+    def __init__(self, world: LifeWorld, process: Process, tenant_id: str, epoch: int) -> None:
         self._world, self._process, self.epoch = world, process, epoch
+        self.tenant_id, self._log = tenant_id, world.logs[tenant_id]
         self._clock = ProcessClock(world, process)
         self.failed: WorkflowsError | None = None
         self._is_closed = False
         self.go_on()
 
     def go_on(self) -> None:
-        log, now_us = self._world.log, self._clock.now_us()
+        log, now_us = self._log, self._clock.now_us()
         if self._is_closed or self._process.is_dead:
             return
         if log.epoch != self.epoch:
@@ -150,22 +153,22 @@ class NappingTenant:
     async def call(self, call: TenantCall[Any]) -> Any:
         if self._is_closed:
             raise PlatformClosed("closed")
-        if self._world.log.epoch != self.epoch:
+        if self._log.epoch != self.epoch:
             self.failed = Fenced("another owner")
             raise self.failed
-        return self.epoch
+        return self.tenant_id
 
     def is_idle(self) -> bool:
         return True
 
     def next_wake_us(self) -> int | None:
-        return self._world.log.due_us
+        return self._log.due_us
 
     async def close(self) -> None:
         self._is_closed = True
         await asyncio.sleep(CLOSING_S)
         await self._world.gate("close", is_message=False)
-        if self._world.log.epoch != self.epoch:
+        if self._log.epoch != self.epoch:
             self.failed = self.failed or Fenced("another owner")
 
 
@@ -223,10 +226,23 @@ class Line:
 class LifeWorld:
     """One schedule: everything that a cluster holds for one tenant."""
 
-    def __init__(self, loop: StepLoop, *, naps: int = 2, pool_size: int = 0) -> None:
+    def __init__(
+        self,
+        loop: StepLoop,
+        *,
+        naps: int = 2,
+        pool_size: int = 0,
+        tenants_max: int = 1,
+        has_other: bool = False,
+        residents_max: int = 10,
+    ) -> None:
+        """`tenants_max`: the tenants that a slot serves, one after the other."""
         self.loop = loop
         self.pool_size = pool_size
-        self.log = TenantLog(naps, START_US)
+        self.tenants_max, self.residents_max = tenants_max, residents_max
+        tenants = [TENANT, OTHER] if has_other else [TENANT]
+        self.logs = {tenant_id: TenantLog(naps, START_US) for tenant_id in tenants}
+        self.log = self.logs[TENANT]
         self.jump_us = 0
         self.back_s = 0
         """Seconds by which the clock was set back: what is due is due so much later."""
@@ -237,6 +253,7 @@ class LifeWorld:
         """Calls of clients that are under way."""
         self.has_called = False
         self._loaders = 0
+        self._sessions = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._old: list[Any] = []
         self.wrong: list[str] = []
@@ -301,7 +318,7 @@ class LifeWorld:
             clock=ProcessClock(self, process),
             ids=SeededIds(self._loaders),  # each has names of its own
             pool_size=self.pool_size,
-            residents_max=10,
+            residents_max=self.residents_max,
         )
         process.target = loader
         self.begin(loader.open())
@@ -313,7 +330,7 @@ class LifeWorld:
         async def open_tenant(
             tenant_id: str, is_wanted: bool, claims: Callable[[int], None], above: int
         ) -> NappingTenant:
-            log = self.log
+            log = self.logs[tenant_id]
             while True:
                 epoch = max(log.epoch, above) + 1
                 claims(epoch)
@@ -322,7 +339,7 @@ class LifeWorld:
                     await self.never()
                 if epoch > log.epoch:
                     log.epoch = epoch
-                    return NappingTenant(self, process, epoch)
+                    return NappingTenant(self, process, tenant_id, epoch)
 
         process.target = WorkerProcess(
             name,
@@ -332,6 +349,7 @@ class LifeWorld:
             clock=clock,
             idle_s=IDLE_S,
             on_end=lambda: self.crash(name),
+            tenants_max=self.tenants_max,
         )
 
     def crash(self, name: str) -> None:
@@ -362,18 +380,23 @@ class LifeWorld:
 
     # --- a client
 
-    async def _call(self) -> None:
+    async def _call(self, tenant_id: str = TENANT) -> None:
         """What a driver does for one call, until it has an answer."""
         self.unanswered += 1
         client, gone = Process(self.loop, "client"), None
         loader = Line(self, client, "loader")
         while True:
             try:
-                peer = await loader.call("resolve", TENANT, gone, timeout_s=30.0)
+                peer = await loader.call("resolve", tenant_id, gone, timeout_s=30.0)
                 line = Line(self, client, peer.name)
                 calls = [(1, pack_call(GetStatus(id="i")))]
-                answers = await line.call("exchange", TENANT, "s", calls, [], 0.0, timeout_s=30.0)
-                if any(is_good for _, is_good, _ in answers):
+                self._sessions += 1  # each try is a connection of its own
+                args: tuple[Any, ...] = (tenant_id, f"s{self._sessions}", calls, [], 0.0)
+                answers = await line.call("exchange", *args, timeout_s=30.0)
+                served_by = [answer for _, is_good, answer in answers if is_good]
+                if served_by:
+                    if served_by != [tenant_id]:
+                        self.wrong.append(f"a call for {tenant_id} was answered by {served_by}")
                     self.unanswered -= 1
                     return
                 gone = peer.name
@@ -384,8 +407,9 @@ class LifeWorld:
             await asyncio.sleep(0.1)
 
     def first_call(self) -> None:
-        """Somebody makes the tenant's first instance."""
-        self.begin(self._call())
+        """Somebody makes each tenant's first instance."""
+        for tenant_id in self.logs:
+            self.begin(self._call(tenant_id))
 
     def client_calls(self) -> None:
         """A second client calls; schedules say when."""
@@ -402,12 +426,14 @@ class LifeWorld:
             for handle in self.loop._scheduled  # type: ignore[attr-defined]
             if not handle.cancelled()
         )
-        log = self.log
         return (
             tuple(gate.label.replace(" once more", "") for gate in self.gates),
             tuple(timers),
             tuple(self._process_state(process) for process in self.processes.values()),
-            (log.naps, None if log.due_us is None else log.due_us - now_us),
+            tuple(
+                (log.naps, None if log.due_us is None else log.due_us - now_us)
+                for log in self.logs.values()
+            ),
             self.has_called,
             self.unanswered,
         )
@@ -418,32 +444,46 @@ class LifeWorld:
             return (process.name[:5], "dead")
         if isinstance(target, WorkerProcess):
             resident = target._tenant
-            is_owner = resident is not None and resident.epoch == self.log.epoch
-            return ("slot", target._state, is_owner)
+            is_owner = resident is not None and self._is_owner(resident)
+            tenant_id = target._tenant_id
+            return ("slot", target._state, is_owner, tenant_id, target._generation)
         if isinstance(target, WakeService):
-            entry, tried = target._index.entry(TENANT), target._schedule.get(TENANT)
-            now_us = self.now_us()
             return (
-                entry and (entry.is_open, entry.epoch - self.log.epoch),
-                entry and (entry.due_us if entry.is_open else (entry.due_us or 0) - now_us),
-                tried and (tried.count, tried.next_us - now_us, tried.entry == entry),
+                tuple(self._entry_state(target, tenant_id) for tenant_id in self.logs),
                 len(target._in_flight),
             )
         if isinstance(target, Loader):
-            place = target._placements.get(TENANT)
             return (
-                place is not None,
-                place and (place.home is not None, place.worker is not None, place.is_wanted),
-                place and (place.assigned is not None and place.assigned.done()),
+                tuple(self._place_state(target, tenant_id) for tenant_id in self.logs),
                 len(target._waking),
                 len(target._pool.workers),
             )
         return None
 
+    def _entry_state(self, timer: WakeService, tenant_id: str) -> Hashable:
+        entry, tried = timer._index.entry(tenant_id), timer._schedule.get(tenant_id)
+        now_us = self.now_us()
+        return (
+            entry and (entry.is_open, entry.epoch - self.logs[tenant_id].epoch),
+            entry and (entry.due_us if entry.is_open else (entry.due_us or 0) - now_us),
+            tried and (tried.count, tried.next_us - now_us, tried.entry == entry),
+        )
+
+    def _place_state(self, loader: Loader, tenant_id: str) -> Hashable:
+        place = loader._placements.get(tenant_id)
+        return (
+            place is not None,
+            place and (place.home is not None, place.worker is not None, place.is_wanted),
+            place and (place.assigned is not None and place.assigned.done(), place.generation),
+        )
+
+    def _is_owner(self, resident: Any) -> bool:
+        return bool(resident.epoch == self.logs[resident.tenant_id].epoch)
+
     # --- what holds at every moment, and at the end
 
     def check(self) -> None:
-        entry = self._durable_entry()
+        self._read_rows()
         for process in self.processes.values():
             slot = process.target
             if (
@@ -452,19 +492,34 @@ class LifeWorld:
                 or slot._state is not WorkerState.OPEN
             ):
                 continue
-            resident = slot._tenant
-            if resident is not None and resident.epoch == self.log.epoch and entry != -1:
+            resident: Any = slot._tenant
+            if resident is None:
+                continue
+            if resident.tenant_id != slot._tenant_id:
+                self.wrong.append(f"{process.name} serves {resident.tenant_id} under another name")
+            entry = self._index.get(resident.tenant_id)
+            if self._is_owner(resident) and entry != -1:
                 self.wrong.append(f"{process.name} serves, and the timer holds {entry}")
+        loader = self.processes["loader"].target
+        if isinstance(loader, Loader):
+            self._check_places(loader)
 
-    def _durable_entry(self) -> int | None:
+    def _check_places(self, loader: Loader) -> None:
+        """No process is in two places, or in a place and in the pool."""
+        names = [worker.name for worker in loader._pool.workers]
+        places = loader._placements.values()
+        names += [place.worker.name for place in places if place.worker is not None]
+        if len(names) != len(set(names)):
+            self.wrong.append(f"a slot is in two places: {sorted(names)}")
+
+    def _read_rows(self) -> None:
         for row in self.timer_rows[self._rows_read :]:
             self._index._apply(row)
         self._rows_read = len(self.timer_rows)
-        return self._index.get(TENANT)
 
     @property
     def is_done(self) -> bool:
-        return self.log.naps == 0 and not self.unanswered
+        return not any(log.naps for log in self.logs.values()) and not self.unanswered
 
 
 class Launching:
@@ -517,18 +572,20 @@ class Story:
 def run(
     exceptions: Sequence[Exception_],
     *,
-    naps: int = 2,
-    pool_size: int = 0,
     has_client: bool = True,
     has_states: bool = False,
+    **world_of: Any,
 ) -> Story:
-    """Play one schedule to its end, or to the first thing that is wrong."""
+    """Play one schedule to its end, or to the first thing that is wrong.
+
+    `world_of`: as `LifeWorld` takes it.
+    """
     loop = StepLoop()
     loop.set_exception_handler(lambda *_: None)
     asyncio.set_event_loop(loop)
     story = Story()
     try:
-        world = LifeWorld(loop, naps=naps, pool_size=pool_size)
+        world = LifeWorld(loop, **world_of)
         loop.run_until_complete(
             _run(world, story, dict(exceptions), has_client=has_client, has_states=has_states)
         )
@@ -577,8 +634,9 @@ async def _run(
         if story.wrong:
             return
         if loop.now > last_fault_s + END_S + world.back_s:
+            naps = sum(log.naps for log in world.logs.values())
             story.wrong.append(
-                f"{world.log.naps} naps are left at {loop.now:.0f} s, "
+                f"{naps} naps are left at {loop.now:.0f} s, "
                 f"and {world.unanswered} calls without an answer"
             )
             return

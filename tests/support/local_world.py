@@ -165,11 +165,20 @@ _peers: list[LocalPeer] = []
 class World:
     """Everything that a cluster would hold."""
 
-    def __init__(self, *, pool_size: int = 1, residents_max: int = 100, idle_s: float = 60) -> None:
+    def __init__(
+        self,
+        *,
+        pool_size: int = 1,
+        residents_max: int = 100,
+        idle_s: float = 60,
+        tenants_max: int = 1,
+    ) -> None:
+        """`tenants_max`: the tenants that a slot serves, one after the other."""
         self.clock = VirtualClock()
         self.ids = SeededIds(1)
         self.store: Store = open_store("memory://")
         self.pool_size, self.residents_max, self.idle_s = pool_size, residents_max, idle_s
+        self.tenants_max = tenants_max
         self.books: dict[str, dict[str, int]] = {}
         self.wakes: dict[str, int] = {}
         self.epochs: dict[str, int] = {}
@@ -268,6 +277,7 @@ class World:
             timer=self.find_timer,
             clock=self.clock,
             idle_s=self.idle_s,
+            tenants_max=self.tenants_max,
         )
 
     async def start_slot(self, name: str, *, is_spare: bool = True) -> ActorRef:

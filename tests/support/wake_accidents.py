@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import life_explorer
 
 
-def wrong_of(depth: int, *, naps: int = 2, pool_size: int = 0) -> list[str]:
+def wrong_of(depth: int, **scenario: Any) -> list[str]:
     """The first schedules that break a promise, with what they break."""
     found = []
-    for exceptions, story in life_explorer.explore(depth, naps=naps, pool_size=pool_size):
+    for exceptions, story in life_explorer.explore(depth, **scenario):
         if story.wrong:
             found.append(f"{exceptions}: {story.wrong}")
             if len(found) == 3:

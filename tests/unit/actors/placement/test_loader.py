@@ -37,7 +37,7 @@ async def test_a_tenant_gets_a_slot_from_the_pool_which_fills_up_again() -> None
     peer = await world.loader.resolve("acme")
     assert peer.name in blank
     await until(lambda: world.opened == ["acme"])
-    assert await peer.call("who") == ("acme", "open")
+    assert await peer.call("who") == ("acme", "open", 0)
     await until(lambda: len(world.loader._pool.workers) == 2)
     assert (await world.loader.stats()).from_pool == 1
     await world.stop()
@@ -218,7 +218,7 @@ async def test_a_call_that_does_not_decode_is_refused_and_its_neighbours_are_ans
 async def test_a_caller_who_meets_a_closing_slot_waits_for_the_next_one() -> None:
     world = await World().start()
     first = await world.home("acme")
-    assert await first.call("make_room")
+    assert await first.call("make_room", "acme")
     with pytest.raises(NotServedHere):
         await first.call("exchange", "acme", "s", [(1, pack_call(RING))], [], 0.0)
     second = await world.home("acme", first.name)

@@ -53,6 +53,6 @@ async def test_a_process_that_is_taken_while_its_pool_closes_is_its_takers() -> 
     assert len(pool.workers) == 3
     names = [process.name for process in pool.workers]
     await pool.stop()
-    _, taken = await asyncio.gather(pool.close(), pool.take())
+    _, (taken, _) = await asyncio.gather(pool.close(), pool.take())
     assert sorted([*launcher.ended, taken.name]) == sorted(names)
     assert taken.name not in launcher.ended

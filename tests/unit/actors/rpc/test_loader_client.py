@@ -216,7 +216,7 @@ async def test_calls_follow_a_tenant_that_went_to_sleep() -> None:
     world = await World().start()
     client = client_of(world)
     await add(client, "one")
-    assert await world.slot_of("acme").call("make_room")
+    assert await world.slot_of("acme").call("make_room", "acme")
     assert await add(client, "two") == 2
     assert world.opened == ["acme", "acme"]
     await world.stop()

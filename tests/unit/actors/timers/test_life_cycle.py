@@ -55,6 +55,40 @@ def test_one_accident_at_any_moment_loses_no_wake_up() -> None:
     assert wrong_of(1) == []
 
 
+@pytest.mark.parametrize("more", [{"naps": 1}, {"naps": 1, "has_other": True, "pool_size": 1}])
+def test_one_accident_neither_loses_a_wake_up_nor_mixes_tenants_where_slots_are_used_again(
+    more: dict[str, Any],
+) -> None:
+    assert wrong_of(1, tenants_max=9, **more) == []
+
+
+def test_a_slot_that_is_used_again_takes_all_naps_without_another() -> None:
+    started: list[str] = []
+
+    def starts(options: list[str]) -> list[str]:
+        return [what for what in options if what.startswith("kill worker")]
+
+    for options in life_explorer.run((), tenants_max=9).options:
+        started += starts(options)
+    assert len(set(started)) == 1
+
+
+def test_a_slot_that_forgets_its_generation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: what comes late or twice counts, and a slot gets into two places."""
+    released = loader.Loader.released
+
+    async def trusting(
+        self: loader.Loader, name: str, tenant_id: str | None, generation: int | None = None
+    ) -> None:
+        worker = await self._launcher.find(name)
+        if generation is not None and worker is not None:
+            self._pool.give_back(worker, generation)
+        await released(self, name, tenant_id, generation)
+
+    monkeypatch.setattr(loader.Loader, "released", trusting)
+    assert wrong_of(1, naps=1, tenants_max=9)
+
+
 def test_some_accidents_together_lose_no_wake_up() -> None:
     rng = random.Random(80)
     plain = life_explorer.run(())
@@ -75,7 +109,7 @@ def test_a_call_that_is_answered_before_an_older_one_is_answered_all_the_same() 
     """A slot dies under the first caller; a second one calls just then, and is quicker."""
     plain = life_explorer.run((), naps=1)
     for step, before in enumerate(plain.options[:-1]):
-        for kill in (what for what in before if what.startswith("kill slot")):
+        for kill in (what for what in before if what.startswith("kill worker")):
             story = life_explorer.run([(step, "client"), (step + 1, kill)], naps=1)
             assert not story.wrong, (step, kill)
 
