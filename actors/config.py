@@ -30,7 +30,7 @@ class Retention(BaseModel):
 
     @field_validator("success", "error")
     @classmethod
-    def _is_a_duration(cls, value: Any) -> Any:
+    def _is_a_duration(cls, value: object) -> object:
         durations.parse_ms(value)
         return value
 
@@ -226,7 +226,7 @@ class PlatformConfig(BaseModel):
 
     @field_validator("code_keys", mode="before")
     @classmethod
-    def _are_keys(cls, value: Any) -> Any:
+    def _are_keys(cls, value: object) -> object:
         return tuple(SecretStr(key) for key in checked_keys(value))
 
     def keys(self) -> CodeKeys:

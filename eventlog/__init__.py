@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .query.reader import connect_duckdb
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["connect_duckdb"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Loaded when asked for: duckdb and pyarrow cost too much for programs that only append.
     if name == "connect_duckdb":
         from .query.reader import connect_duckdb

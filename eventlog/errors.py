@@ -39,7 +39,7 @@ class WorkflowsError(Exception):
     public_message = True
     """Whether tenants may be told the message of what was raised on the platform's side."""
 
-    def __init__(self, message: str, *, code: str | None = None, **details: Any) -> None:
+    def __init__(self, message: str, *, code: str | None = None, **details: object) -> None:
         super().__init__(message)
         self.code: str = code or self.default_code
         self.message = message

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import cloudpickle
 
@@ -29,7 +28,7 @@ _INSTALLED_ANYWHERE = {"site-packages", "dist-packages"}
 
 
 def dumps(
-    value: Any, *, is_elsewhere: bool, name: str = "the callback", subject: Any = None
+    value: object, *, is_elsewhere: bool, name: str = "the callback", subject: object = None
 ) -> bytes:
     """The value as bytes; `is_elsewhere`: for a machine that has only what is installed here.
 

@@ -142,7 +142,7 @@ class RayPlatform:
         log_root: str | Path,
         *,
         load: Callable[[str], Any] | None = None,
-        app: Any = None,
+        app: object = None,
         address: str | None = None,
         namespace: str = "dynamic-workflows",
         config: PlatformConfig | None = None,
@@ -503,7 +503,7 @@ class RayPlatform:
             # It is another driver that ends it: what comes next is for `_lost` to say.
             raise ActorUnreachable(error.message) from error
 
-    def _pickle(self, source: Any) -> bytes:
+    def _pickle(self, source: object) -> bytes:
         is_elsewhere = self._session is not None and self._session.is_elsewhere
         return callback_pickling.dumps(
             source, is_elsewhere=is_elsewhere, name="the code's callback"
@@ -556,7 +556,7 @@ def _fitting(config: PlatformConfig) -> PlatformConfig:
     return config.model_copy(update={"tenants_resident_max": limit})
 
 
-def _packed(load: Any, app: Any, *, is_elsewhere: bool) -> bytes:
+def _packed(load: object, app: object, *, is_elsewhere: bool) -> bytes:
     """What the loader calls, as it travels; raises InvalidError."""
     name = "load" if app is None else "app"
     return callback_pickling.dumps(

@@ -12,7 +12,6 @@ import io
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import cloudpickle
 
@@ -23,21 +22,21 @@ _PARTS_MAX = 2_000
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """As cloudpickle's, but for open files: it would send their content in silence."""
 
-    def reducer_override(self, obj: Any) -> Any:
+    def reducer_override(self, obj: object) -> object:
         """Refuse what means something in one process alone."""
         if isinstance(obj, io.IOBase) and not isinstance(obj, io.BytesIO | io.StringIO):
             raise TypeError(f"cannot pickle {type(obj).__name__!r} object")
         return super().reducer_override(obj)
 
 
-def dumps(value: Any) -> bytes:
+def dumps(value: object) -> bytes:
     """Pickle by value where need be; raises whatever a part of it raises."""
     with io.BytesIO() as buffer:
         Pickler(buffer).dump(value)
         return buffer.getvalue()
 
 
-def explain(value: Any, name: str, error: BaseException) -> str:
+def explain(value: object, name: str, error: BaseException) -> str:
     """Where the part lies that cannot be pickled, and what it is, in a sentence."""
     path, culprit = _deepest(value, name, {id(value)}, _DEPTH_MAX)
     kind = type(culprit)
@@ -59,7 +58,7 @@ def _article(word: str) -> str:
     return "an" if word[:1].lower() in "aeiou" else "a"
 
 
-def _deepest(value: Any, path: str, seen: set[int], depth: int) -> tuple[str, Any]:
+def _deepest(value: object, path: str, seen: set[int], depth: int) -> tuple[str, object]:
     """The innermost part that cannot be pickled by itself."""
     if depth:
         for label, part in _parts(value, path):
@@ -71,7 +70,7 @@ def _deepest(value: Any, path: str, seen: set[int], depth: int) -> tuple[str, An
     return path, value
 
 
-def _travels(value: Any) -> bool:
+def _travels(value: object) -> bool:
     try:
         dumps(value)
     except Exception:  # whatever a user's __reduce__ raises
@@ -79,7 +78,7 @@ def _travels(value: Any) -> bool:
     return True
 
 
-def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _parts(value: object, path: str) -> Iterator[tuple[str, object]]:
     """What pickling would go on to, with the name that a reader of the source would look for."""
     if isinstance(value, types.MethodType):
         yield f"the object of the method {value.__func__.__name__}", value.__self__
@@ -117,7 +116,7 @@ def _is_of_python(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in sys.stdlib_module_names
 
 
-def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, object]]:
     try:
         used = inspect.getclosurevars(function)
     except (ValueError, TypeError):
@@ -130,7 +129,7 @@ def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]
     yield from ((f"the attribute {name}", part) for name, part in vars(function).items())
 
 
-def _function_of(part: Any) -> Any:
+def _function_of(part: object) -> object:
     return part.__func__ if isinstance(part, staticmethod | classmethod) else part
 
 

@@ -169,8 +169,8 @@ def _forget_token() -> None:
     raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
 
 
-def _system_config(*, has_dashboard: bool) -> dict[str, Any]:
-    config: dict[str, Any] = {}
+def _system_config(*, has_dashboard: bool) -> dict[str, object]:
+    config: dict[str, object] = {}
     if "RAY_worker_niceness" not in os.environ:
         # Ray's own is 15: on a busy machine what serves the program would hardly ever run.
         config["worker_niceness"] = 0
@@ -185,7 +185,7 @@ def _embedded(*, has_dashboard: bool) -> Iterator[None]:
     """While a Ray is started: on the loopback address, and with few processes."""
     parameters = getattr(parameter, "RayParams", None)
 
-    def few(**given: Any) -> Any:
+    def few(**given: object) -> object:
         # The autoscaler's monitor has nothing to scale, and the log monitor nobody to tell; a port
         # that is fixed would be taken when a second platform starts.
         assert parameters is not None
@@ -219,7 +219,7 @@ def _in_environment(name: str, value: str) -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
+def _replaced(place: object, name: str, value: object) -> Iterator[None]:
     if not hasattr(place, name):
         yield
         return

@@ -16,7 +16,7 @@ class CallbackEndedError(RuntimeError):
     """A callback tried to end the process or the task that called it."""
 
 
-async def answer_of(callback: Callable[[], Any]) -> Any:
+async def answer_of(callback: Callable[[], object]) -> object:
     """Return what a callback returns, awaited if it is a coroutine; raises what it raises.
 
     SystemExit and KeyboardInterrupt would stop the whole event loop, and a cancellation that nobody
@@ -44,7 +44,7 @@ class Callbacks:
         # A pool of its own: callbacks that hang take no thread from anybody else.
         self._threads = ThreadPoolExecutor(_THREADS, "callback") if in_threads else None
 
-    async def answer_of(self, callback: Callable[..., Any], *args: Any) -> Any:
+    async def answer_of(self, callback: Callable[..., Any], *args: object) -> Any:
         """Return what the callback returns; raises what it raises, TimeoutError above the limit."""
         call = partial(callback, *args)
         threads = self._threads
@@ -72,7 +72,7 @@ async def _awaited(in_thread: Callable[[], Any]) -> Any:
     return await answer if inspect.isawaitable(answer) else answer
 
 
-def _called(callback: Callable[[], Any]) -> Any:
+def _called(callback: Callable[[], object]) -> object:
     try:
         return callback()
     except StopIteration as error:  # a future cannot carry it

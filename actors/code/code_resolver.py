@@ -222,7 +222,7 @@ class CodeResolver:
         assert isinstance(answer.value, Resolved)
         return msgspec.structs.replace(answer.value, until_us=answer.until_us)
 
-    async def worker(self, name: str | None, source: Any) -> WorkerRef:
+    async def worker(self, name: str | None, source: object) -> WorkerRef:
         """Load a worker of the WorkerLoader; a named one is cached for a while."""
         if name is None:
             return await self._made_worker(name, source)
@@ -304,7 +304,7 @@ class CodeResolver:
         mark("loader: has stored the code")
         return resolved
 
-    async def _stored(self, what: str, code: Any, *, own_binding: bool) -> str:
+    async def _stored(self, what: str, code: object, *, own_binding: bool) -> str:
         if not isinstance(code, WorkerCode):
             raise CodeError(
                 f"{what} answered {_kind(code)}: let it return a WorkerCode(main_module, modules)"
@@ -315,7 +315,7 @@ class CodeResolver:
         self.hold_live(code_hash, grants)
         return code_hash
 
-    async def _made_worker(self, name: str | None, source: Any) -> WorkerRef:
+    async def _made_worker(self, name: str | None, source: object) -> WorkerRef:
         what = f"the callback of worker {name!r}"
         code = source
         if callable(source):
@@ -444,7 +444,7 @@ async def _answer(what: str, callback: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """Describe what a callback returned in place of a WorkerCode, without its content."""
     if value is None:
         return "None"

@@ -107,7 +107,7 @@ class CodeCache:
         resolved = await self.current(None, None)
         self._hosts.get((resolved.code_hash, None, ()))
 
-    def _key(self, binding: str | None, metadata: bytes | None) -> tuple[Any, Any]:
+    def _key(self, binding: str | None, metadata: bytes | None) -> tuple[object, object]:
         return (binding, metadata) if self._codes.is_app else (None, None)
 
     async def keep(self, bundle: Bundle) -> str:
@@ -163,7 +163,7 @@ class ResolvedCode:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         # A cache that knew of times would cost each create a microsecond more.
-        self._held: LRUCache[tuple[Any, Any], Resolved] = LRUCache(HELD_MAX)
+        self._held: LRUCache[tuple[object, object], Resolved] = LRUCache(HELD_MAX)
 
     def get(self, key: tuple[Any, Any]) -> Resolved | None:
         """Return the answer that holds now, or None."""
@@ -172,7 +172,7 @@ class ResolvedCode:
             return None
         return resolved
 
-    def hold(self, key: tuple[Any, Any], resolved: Resolved) -> None:
+    def hold(self, key: tuple[object, object], resolved: Resolved) -> None:
         """Take in an answer."""
         self._held[key] = resolved
 

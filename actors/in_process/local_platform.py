@@ -61,7 +61,7 @@ class LocalPlatform:
     def __init__(
         self,
         *,
-        load: Callable[[str], Any] | None = None,
+        load: Callable[[str], object] | None = None,
         app: App | None = None,
         config: PlatformConfig | None = None,
         auto_advance: bool = False,
@@ -194,7 +194,7 @@ class LocalPlatform:
         Tenant code that sleeps in real time (asyncio.sleep in a callback) is waited for, unless
         something else is due before it would wake: the attempt's own timeout, say.
         """
-        loop: Any = asyncio.get_running_loop()
+        loop: object = asyncio.get_running_loop()
         await LoopIdle.here().until(lambda: self._is_quiescent(until_us, loop))
 
     def _is_quiescent(self, until_us: int, loop: Any) -> bool:
@@ -288,7 +288,7 @@ class TestClock:
         """Return the time in microseconds since 1970."""
         return self._platform.virtual.now_us()
 
-    async def advance(self, duration: Any) -> None:
+    async def advance(self, duration: object) -> None:
         """Move the clock, through every timer on the way, in order, with all effects of each.
 
         `duration`: a number of milliseconds, text as "3 days", or a timedelta.

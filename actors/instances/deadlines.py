@@ -12,7 +12,7 @@ class Deadline:
 
     __slots__ = ("due_us", "kind", "owner", "step")
 
-    def __init__(self, due_us: int, kind: str, owner: Any, step: Any) -> None:
+    def __init__(self, due_us: int, kind: str, owner: object, step: object) -> None:
         self.due_us = due_us
         self.kind = kind
         self.owner = owner
@@ -38,7 +38,7 @@ class DeadlineHeap:
     def __len__(self) -> int:
         return len(self._heap) - self._cancelled
 
-    def arm(self, due_us: int, kind: str, owner: Any, step: Any = None) -> Deadline:
+    def arm(self, due_us: int, kind: str, owner: object, step: object = None) -> Deadline:
         """Add and return a timer of this kind."""
         timer = Deadline(due_us, kind, owner, step)
         heapq.heappush(self._heap, (due_us, next(self._order), timer))

@@ -78,7 +78,7 @@ def check_event_type(event_type: object) -> str:
     )
 
 
-def check_batch(items: object) -> Sequence[Any]:
+def check_batch(items: object) -> Sequence[object]:
     """Check for a list of 1 to 10,000 items. Raises `batch.invalid`."""
     if not isinstance(items, list | tuple):
         raise InvalidError(

@@ -66,7 +66,7 @@ class IndexEntry:
         """Events that no wait has taken."""
         self.token: str | None = None
         """Of the create that made it."""
-        self.extra: dict[str, Any] | None = None
+        self.extra: dict[str, object] | None = None
         """Rare facts: pin, retention, workflow_name, reason (code, message), wake_us; tokens (at
         replay, of an instance that is not loaded)."""
         self.instance: Instance | None = None
@@ -99,7 +99,7 @@ class IndexEntry:
         """A rare fact, or None."""
         return None if self.extra is None else self.extra.get(name)
 
-    def set(self, name: str, value: Any) -> None:
+    def set(self, name: str, value: object) -> None:
         """Note a rare fact; None forgets it."""
         if value is not None:
             if self.extra is None:

@@ -8,7 +8,7 @@ knows no collector: `actors/cluster` hands the samples to Ray, which serves them
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -114,6 +114,6 @@ def _states(**counts: int) -> Iterator[MetricSample]:
         yield MetricSample("tenants", count, {"state": state})
 
 
-def shown(tenant_id: Any) -> str:
+def shown(tenant_id: object) -> str:
     """Return a tenant's id as a tag; "" where a process has none yet."""
     return "" if tenant_id is None else printable(str(tenant_id))

@@ -22,7 +22,7 @@ class ActorRef(Protocol):
 
     name: str
 
-    async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
+    async def call(self, op: str, *args: object, timeout_s: float | None = None) -> Any:
         """Call a method of the actor's plain class; raises what it raised, or ActorUnreachable."""
         ...
 

@@ -48,7 +48,7 @@ class ReconnectingRef:
         self._peer: ActorRef | None = None
         self._random = Random()
 
-    async def call(self, op: str, *args: Any, timeout_s: float | None = None) -> Any:
+    async def call(self, op: str, *args: object, timeout_s: float | None = None) -> object:
         """As Peer.call; raises Unavailable instead of ActorUnreachable. `timeout_s` bounds one try.
 
         Without it a call may take as long as the peer shows that it lives. Raises
@@ -114,7 +114,7 @@ class LoaderCodeSource:
         *,
         is_app: bool = False,
         calls: Callable[[str], Calls] | None = None,
-        pickle: Callable[[Any], bytes] = cloudpickle.dumps,
+        pickle: Callable[[object], bytes] = cloudpickle.dumps,
         keys: CodeKeys | None = None,
     ) -> None:
         """`pickle` is how callbacks travel from here to the loader actor."""
@@ -163,7 +163,7 @@ class LoaderCodeSource:
         """What became of the instances of the ticket."""
         await remote(self._loader, LoaderApi.code_dispatched)(ticket, is_stored)
 
-    async def worker(self, name: str | None, source: Any) -> WorkerRef:
+    async def worker(self, name: str | None, source: object) -> WorkerRef:
         """Load a worker of the WorkerLoader; the callback travels to the loader actor."""
         return await remote(self._loader, LoaderApi.code_worker)(name, self._pickle(source))
 

@@ -105,7 +105,7 @@ def public(row: Row) -> Row:
 _ENCODER = msgspec.json.Encoder()
 
 
-def _given(**facts: Any) -> dict[str, Any]:
+def _given(**facts: object) -> dict[str, object]:
     """Those that say something: an absent value is left out, `null` is none."""
     return {
         name: fact
@@ -122,17 +122,17 @@ def _error(error: ErrorBody | None) -> dict[str, str] | None:
     return None if error is None else {"name": error.name, "message": error.message}
 
 
-def _rollback(body: RollbackBody | None) -> dict[str, Any] | None:
+def _rollback(body: RollbackBody | None) -> dict[str, object] | None:
     return None if body is None else _given(outcome=body.outcome, error=_error(body.error))
 
 
-def _from(body: FromBody | None) -> dict[str, Any]:
+def _from(body: FromBody | None) -> dict[str, object]:
     if body is None:
         return {}
     return {"from": {"name": body.name, "count": body.count, "type": body.type}}
 
 
-def _queued(body: Queued) -> dict[str, Any]:
+def _queued(body: Queued) -> dict[str, object]:
     retention = None
     if body.retention is not None:
         retention = {
@@ -144,7 +144,7 @@ def _queued(body: Queued) -> dict[str, Any]:
     )
 
 
-def _attempt(body: AttemptErrored) -> dict[str, Any]:
+def _attempt(body: AttemptErrored) -> dict[str, object]:
     return _given(
         error=_error(body.error),
         retry_delay_ms=body.retry_delay_ms,
@@ -153,7 +153,7 @@ def _attempt(body: AttemptErrored) -> dict[str, Any]:
     )
 
 
-def _step(body: StepStarted) -> dict[str, Any]:
+def _step(body: StepStarted) -> dict[str, object]:
     return _given(
         config=body.config,
         rollback=body.rollback,
@@ -162,21 +162,21 @@ def _step(body: StepStarted) -> dict[str, Any]:
     )
 
 
-def _wait(body: WaitStarted) -> dict[str, Any]:
+def _wait(body: WaitStarted) -> dict[str, object]:
     until = _time(body.until_us)
     return _given(event_type=body.event_type, until=until, timeout_ms=body.timeout_ms)
 
 
-def _taken(body: WaitCompleted) -> dict[str, Any]:
+def _taken(body: WaitCompleted) -> dict[str, object]:
     at = _time(body.received_us)
     return _given(event_type=body.event_type, payload=body.payload, received_at=at)
 
 
-def _undoing(body: RollbackStarted) -> dict[str, Any]:
+def _undoing(body: RollbackStarted) -> dict[str, object]:
     return _given(error=_error(body.error), total=body.total, terminate=body.terminate)
 
 
-def _undone(body: RollbackEnded) -> dict[str, Any]:
+def _undone(body: RollbackEnded) -> dict[str, object]:
     return _given(total=body.total, completed=body.completed, error=_error(body.error))
 
 

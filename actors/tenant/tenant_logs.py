@@ -210,7 +210,7 @@ class _Queue:
     def __init__(self, host: Host, tenant_id: str) -> None:
         self._host = host
         self._tenant_id = tenant_id
-        self._waiting: deque[dict[str, Any]] = deque()
+        self._waiting: deque[dict[str, object]] = deque()
         self.dropped = 0
         """Lines that found no room, and that no record has told of yet."""
         self.task: asyncio.Future[None]

@@ -16,7 +16,7 @@ def printable(text: str) -> str:
     return sanitize.printable(text, keep="\n")
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print a value as JSON; what JSON does not know is printed as its text."""
     typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=True))
 

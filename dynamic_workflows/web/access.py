@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import unquote
 
 from starlette.requests import Request
@@ -101,7 +101,7 @@ class Access:
         """The instance that the path names; raises `instance.not_found`."""
         return await self.workflow.get(self.names["id"])
 
-    def audit(self, what: str, **facts: Any) -> None:
+    def audit(self, what: str, **facts: object) -> None:
         """Tell the log `dynamic_workflows.audit` of a change: who, what, to whom, from where."""
         client = self.request.client
         line = {

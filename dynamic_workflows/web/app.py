@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -35,7 +35,7 @@ STREAMS_MAX = 1_000
 def create_app(
     platform: Platform,
     *,
-    keys: Keys | Mapping[str, str | Key | Mapping[str, Any]] | Collection[str] | None = None,
+    keys: Keys | Mapping[str, str | Key | Mapping[str, object]] | Collection[str] | None = None,
     body_bytes_max: int = BODY_BYTES_MAX,
     streams_max: int = STREAMS_MAX,
 ) -> ASGIApp:

@@ -65,7 +65,7 @@ def object_of(body: bytes, *known: str) -> dict[str, msgspec.Raw]:
     return found
 
 
-def value_of(text: msgspec.Raw | None) -> Any:
+def value_of(text: msgspec.Raw | None) -> object:
     """The value that JSON text stands for, tags of the codec included; None for no text."""
     if text is None:
         return None
@@ -83,11 +83,13 @@ def plain_of(text: msgspec.Raw | None, kind: Any, name: str) -> Any:
         raise HttpError(f"{name}: {error}") from None
 
 
-def json_of(value: Any) -> msgspec.Raw:
+def json_of(value: object) -> msgspec.Raw:
     """A value as the JSON that the codec makes of it, to stand in a response."""
     return msgspec.Raw(values.encode(value))
 
 
-def respond_json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def respond_json(
+    body: object, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
     """A response in JSON; times are written as ISO 8601 in UTC."""
     return Response(msgspec.json.encode(body), status, headers, "application/json")

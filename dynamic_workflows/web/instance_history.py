@@ -18,12 +18,12 @@ _ENDS = {
 }
 
 
-def described(events: Iterable[Event]) -> dict[str, Any]:
+def described(events: Iterable[Event]) -> dict[str, object]:
     """Params, times, run and steps of the present run, as an instance's page shows them."""
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "params": None, "run": None, "created_at": None, "started_at": None, "ended_at": None,
     }  # fmt: skip
-    steps: dict[tuple[str, str, int], dict[str, Any]] = {}
+    steps: dict[tuple[str, str, int], dict[str, object]] = {}
     for event in events:
         facts["run"] = event.run
         if event.step is None:
@@ -34,9 +34,9 @@ def described(events: Iterable[Event]) -> dict[str, Any]:
     return facts
 
 
-def find_step(events: Iterable[Event], name: str, count: int) -> dict[str, Any] | None:
+def find_step(events: Iterable[Event], name: str, count: int) -> dict[str, object] | None:
     """One step of the present run with its whole output, or None."""
-    steps: dict[tuple[str, str, int], dict[str, Any]] = {}
+    steps: dict[tuple[str, str, int], dict[str, object]] = {}
     for event in events:
         if event.step == name and event.count == count:
             _of_step(steps, event, whole=True)
@@ -44,7 +44,7 @@ def find_step(events: Iterable[Event], name: str, count: int) -> dict[str, Any] 
     return next(iter(forward or steps.values()), None)
 
 
-def _of_instance(facts: dict[str, Any], event: Event) -> None:
+def _of_instance(facts: dict[str, object], event: Event) -> None:
     match event.type:
         case "workflow_queued":
             facts["created_at"] = facts["created_at"] or event.ts
@@ -58,7 +58,7 @@ def _of_instance(facts: dict[str, Any], event: Event) -> None:
 
 
 def _of_step(
-    steps: dict[tuple[str, str, int], dict[str, Any]], event: Event, *, whole: bool
+    steps: dict[tuple[str, str, int], dict[str, object]], event: Event, *, whole: bool
 ) -> None:
     what, _, change = event.type.removeprefix("rollback_").partition("_")
     kind = "rollback" if event.type.startswith("rollback_") else _kind(what)
@@ -110,7 +110,7 @@ def _kind(what: str) -> str | None:
     return {"step": "do", "sleep": "sleep", "wait": "wait_for_event"}.get(what)
 
 
-def _error(error: Any) -> dict[str, Any] | None:
+def _error(error: object) -> dict[str, object] | None:
     if not isinstance(error, dict):
         return None
     return {"name": error.get("name"), "message": error.get("message")}

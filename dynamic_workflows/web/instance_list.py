@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
@@ -20,7 +19,7 @@ _RANGES = {
 _FILTERS = {"status", "text", "cursor", "limit", *_RANGES}
 
 
-async def page_of(access: Access) -> dict[str, Any]:
+async def page_of(access: Access) -> dict[str, object]:
     """A page as `{"items", "cursor"}`, newest first; the cursor of the last page is null.
 
     The query may hold `status` (repeated), `created_after`, `created_before`, `ended_after`,
@@ -47,10 +46,10 @@ async def page_of(access: Access) -> dict[str, Any]:
     return await _filtered(access, statuses, limit)
 
 
-async def _filtered(access: Access, statuses: list[str], limit: int) -> dict[str, Any]:
+async def _filtered(access: Access, statuses: list[str], limit: int) -> dict[str, object]:
     query = access.request.query_params
     where = ["tenant_id = $tenant", "workflow = $workflow"]
-    params: dict[str, Any] = {"tenant": access.tenant_id, "workflow": access.workflow_name}
+    params: dict[str, object] = {"tenant": access.tenant_id, "workflow": access.workflow_name}
     if statuses:
         where.append("list_contains($statuses, status)")
         params["statuses"] = statuses

@@ -64,7 +64,7 @@ class Keys:
 
     def __init__(
         self,
-        keys: Mapping[str, str | Key | Mapping[str, Any]] | Collection[str] = (),
+        keys: Mapping[str, str | Key | Mapping[str, object]] | Collection[str] = (),
         *,
         secret: bytes | None = None,
         now_us: Callable[[], int] | None = None,

@@ -107,9 +107,9 @@ def document() -> dict[str, Any]:
 
 
 def _operation(
-    method: str, path: str, summary: str, status: int, body: Any, query: list[str]
-) -> dict[str, Any]:
-    parameters: list[dict[str, Any]] = [
+    method: str, path: str, summary: str, status: int, body: object, query: list[str]
+) -> dict[str, object]:
+    parameters: list[dict[str, object]] = [
         {"name": name, "in": "path", "required": True, "schema": _TEXT}
         for name in re.findall(r"\{(\w+)\}", path)
     ]
@@ -117,7 +117,7 @@ def _operation(
     if method == "post":
         parameters.append({"name": "Idempotency-Key", "in": "header", "schema": _TEXT})
     failure = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    operation: dict[str, Any] = {
+    operation: dict[str, object] = {
         "summary": summary,
         "operationId": re.sub(r"\W+", "_", f"{method} {path}").strip("_"),
         "parameters": parameters,

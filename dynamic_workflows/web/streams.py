@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -80,7 +79,7 @@ async def _next(events: AsyncIterator[Event]) -> Event:
     return await anext(events)
 
 
-def _shown(event: Event) -> dict[str, Any]:
+def _shown(event: Event) -> dict[str, object]:
     return {
         "seq": event.seq, "ts": event.ts, "type": event.type, "run": event.run,
         "step": event.step, "count": event.count, "attempt": event.attempt,
@@ -88,7 +87,7 @@ def _shown(event: Event) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _frame(kind: str, data: Any, seq: int | None = None) -> bytes:
+def _frame(kind: str, data: object, seq: int | None = None) -> bytes:
     """One event; JSON holds no line break, so a tenant's text cannot begin a field."""
     lines = [] if seq is None else [f"id: {seq}".encode()]
     lines += [b"event: " + kind.encode(), b"data: " + msgspec.json.encode(data)]

@@ -45,7 +45,7 @@ async def listed(request: Request) -> Response:
     """GET /v1/tenants: the tenants that have instances, those with the newest activity first."""
     access = Access(request, READ)
 
-    async def work() -> dict[str, Any]:
+    async def work() -> dict[str, object]:
         table = await asyncio.to_thread(access.platform.query, _TENANTS)
         return {"items": table.to_pylist(), "cursor": None}
 
@@ -56,7 +56,7 @@ async def code(request: Request) -> Response:
     """GET …/code: the versions that a tenant's instances run on, newest first."""
     access = Access(request, READ)
 
-    async def work() -> dict[str, Any]:
+    async def work() -> dict[str, object]:
         params = {"tenant": access.tenant_id}
         table = await asyncio.to_thread(access.platform.query, _CODE, params)
         return {"items": table.to_pylist(), "cursor": None}
@@ -107,9 +107,9 @@ def _data(path: str, content: dict[str, str]) -> bytes:
         raise HttpError(f'the module {path[:200]!r} is text, or {{"base64": …}}') from None
 
 
-def _unzipped(body: bytes, bytes_max: int) -> dict[str, Any]:
+def _unzipped(body: bytes, bytes_max: int) -> dict[str, object]:
     """The files of a zip; refused where they would be more, or larger, than a body may be."""
-    modules: dict[str, Any] = {}
+    modules: dict[str, object] = {}
     left = bytes_max
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:

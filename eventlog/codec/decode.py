@@ -32,7 +32,7 @@ def invalid(reason: str) -> UnserialisableValueError:
     return UnserialisableValueError(f"not the text of a value: {reason}")
 
 
-def revive(value: Any, lifted: Sequence[bytes] = ()) -> Any:
+def revive(value: object, lifted: Sequence[bytes] = ()) -> object:
     """Return the value with its tags replaced; works in place where it can.
 
     `lifted`: large bytes that were taken out of the text, in whose place their numbers stand.
@@ -66,7 +66,7 @@ def revive(value: Any, lifted: Sequence[bytes] = ()) -> Any:
     return value
 
 
-def _unmarked(value: dict[str, Any], lifted: Sequence[bytes]) -> Any:
+def _unmarked(value: dict[str, object], lifted: Sequence[bytes]) -> object:
     """Return what stands for an object whose class is not known: its fields, or its value."""
     _, more = split_mark(value.pop(OBJECT))
     for key in more:
@@ -80,7 +80,7 @@ def _unmarked(value: dict[str, Any], lifted: Sequence[bytes]) -> Any:
     return revive(value, lifted)
 
 
-def split_mark(mark: Any) -> tuple[str | None, dict[str, Any]]:
+def split_mark(mark: object) -> tuple[str | None, dict[str, object]]:
     """Return the class that an object's mark names (None: the expected one), and its other data."""
     name, more = mark if type(mark) is list and len(mark) == 2 else (mark, {})
     if not (name is None or type(name) is str) or type(more) is not dict:
@@ -88,24 +88,24 @@ def split_mark(mark: Any) -> tuple[str | None, dict[str, Any]]:
     return name, more
 
 
-def untag(key: str, inner: Any, lifted: Sequence[bytes] = ()) -> Any:
+def untag(key: str, inner: object, lifted: Sequence[bytes] = ()) -> object:
     """Return the scalar that one tag stands for, as `revive` has it."""
     return revive({key: inner}, lifted)
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: object) -> list[object]:
     if type(value) is not list:
         raise TypeError
     return value
 
 
-def _str(value: Any) -> str:
+def _str(value: object) -> str:
     if type(value) is not str:
         raise TypeError
     return value
 
 
-def _read_bytes(value: Any) -> bytes:
+def _read_bytes(value: object) -> bytes:
     if type(value) is bytes:
         return value  # It has not been JSON yet.
     try:
@@ -123,18 +123,18 @@ def _read_int(value: Any) -> int:
 _HEX = re.compile(r"-?0x[0-9a-f]+")
 
 
-def _read_float(value: Any) -> float:
+def _read_float(value: object) -> float:
     if value not in ("nan", "inf", "-inf"):
         raise ValueError
     return float(value)
 
 
-def _read_datetime(value: Any) -> datetime:
+def _read_datetime(value: object) -> datetime:
     iso, zone, fold = _parts(value)
     return _place(_with_sub_second_offset(datetime.fromisoformat(iso), iso), zone, fold)
 
 
-def _read_time(value: Any) -> time:
+def _read_time(value: object) -> time:
     iso, zone, fold = _parts(value)
     return _place(_with_sub_second_offset(time.fromisoformat(iso), iso), zone, fold)
 
@@ -151,7 +151,7 @@ def _with_sub_second_offset(moment: _Moment, iso: str) -> _Moment:
     return moment.replace(tzinfo=timezone(timedelta(microseconds=sign * int(tiny[2]))))
 
 
-def _parts(value: Any) -> tuple[str, tuple[str, str] | None, int]:
+def _parts(value: object) -> tuple[str, tuple[str, str] | None, int]:
     if type(value) is str:
         return value, None, 0
     iso, kind, name, fold = _list(value)
@@ -221,7 +221,7 @@ def _all_zones() -> set[str]:
     return available_timezones()
 
 
-def _read_timedelta(value: Any) -> timedelta:
+def _read_timedelta(value: object) -> timedelta:
     days, seconds, microseconds = _list(value)
     if not type(days) is type(seconds) is type(microseconds) is int:
         raise TypeError
@@ -232,7 +232,7 @@ ALIKE_MAX = 128
 """The most elements of a set, or keys of a dict, that may have the same hash."""
 
 
-def alike(elements: Collection[Any]) -> int:
+def alike(elements: Collection[object]) -> int:
     """Return how many elements share one hash, where these are more than ALIKE_MAX; else 0.
 
     To build a set of n of them takes n² comparisons: hours, for a hostile text.
@@ -243,22 +243,22 @@ def alike(elements: Collection[Any]) -> int:
     return most if most > ALIKE_MAX else 0
 
 
-def _apart(elements: list[Any]) -> list[Any]:
+def _apart(elements: list[object]) -> list[object]:
     if alike(elements):
         raise ValueError
     return elements
 
 
-def _read_set(elements: list[Any]) -> Any:
+def _read_set(elements: list[object]) -> object:
     # Objects that are seen as their fields have no hash; a list is what is left of their set.
     return elements if _has_fields(elements) else set(_apart(elements))
 
 
-def _read_frozenset(elements: list[Any]) -> Any:
+def _read_frozenset(elements: list[object]) -> object:
     return elements if _has_fields(elements) else frozenset(_apart(elements))
 
 
-def _read_dict(pairs: list[Any]) -> Any:
+def _read_dict(pairs: list[object]) -> object:
     found = [(key, item) for key, item in map(_list, pairs)]
     if _has_fields([key for key, _ in found]):
         return found
@@ -266,7 +266,7 @@ def _read_dict(pairs: list[Any]) -> Any:
     return dict(found)
 
 
-def _has_fields(elements: list[Any]) -> bool:
+def _has_fields(elements: list[object]) -> bool:
     try:
         hash(tuple(elements))
     except TypeError:

@@ -28,7 +28,7 @@ def check_parameters(params: Any) -> None:
             _check(value, f"number {number}")
 
 
-def _check(value: Any, name: str) -> None:
+def _check(value: object, name: str) -> None:
     waiting = [value]
     seen: set[int] = set()
     while waiting:

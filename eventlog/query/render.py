@@ -12,7 +12,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import InvalidError
 from ..sanitize import printable
@@ -88,7 +88,7 @@ def _width(text: str) -> int:
     )
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
@@ -138,7 +138,7 @@ def _json(table: pa.Table) -> str:
     return "[\n" + ",\n".join(rows) + "\n]\n"
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """Return null for NaN and infinities, which JSON cannot hold; DuckDB does the same."""
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -87,7 +87,7 @@ class SelectGuard:
             )
         self._parsed[sql] = None
 
-    def check_plan(self, connection: duckdb.DuckDBPyConnection, sql: str, params: Any) -> None:
+    def check_plan(self, connection: duckdb.DuckDBPyConnection, sql: str, params: object) -> None:
         """Raise QueryError where the plan of a checked statement does more than read and compute.
 
         DuckDB's own errors about the statement pass through.
@@ -119,7 +119,7 @@ def check_size(sql: str, bytes_max: int) -> None:
         )
 
 
-def _parsed(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
+def _parsed(connection: duckdb.DuckDBPyConnection, sql: str) -> object:
     import duckdb
 
     try:
@@ -143,7 +143,7 @@ def _parsed(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
     return tree["statements"]
 
 
-def _nodes(tree: Any, scope: Scope) -> Iterator[tuple[dict[str, Any], Scope]]:
+def _nodes(tree: object, scope: Scope) -> Iterator[tuple[dict[str, object], Scope]]:
     """Yield every object of the tree with its scope; iterative, since queries nest deeply."""
     stack = [(tree, scope)]
     while stack:
@@ -167,7 +167,7 @@ def _nodes(tree: Any, scope: Scope) -> Iterator[tuple[dict[str, Any], Scope]]:
                     stack.append((value, scope))
 
 
-def _defined(entry: dict[str, Any]) -> str:
+def _defined(entry: dict[str, object]) -> str:
     name = str(entry["key"]).lower()
     if _NO_NAME.search(name):
         raise QueryError(f"{entry['key']!r} cannot be the name of a part of a tenant's query")
@@ -196,7 +196,7 @@ def _check(node: dict[str, Any], scope: Scope) -> None:
             raise _refused(f"the clause {field}")
 
 
-def _check_expression(node: dict[str, Any]) -> None:
+def _check_expression(node: dict[str, object]) -> None:
     if node["class"] not in allowed_grammar.EXPRESSIONS:
         raise _refused(f"the expression {node['class']}")
     if node.get("function_name"):
@@ -231,7 +231,7 @@ def _is_named(node: dict[str, Any], field: str, names: frozenset[str]) -> bool:
     )
 
 
-def _check_function(node: dict[str, Any]) -> None:
+def _check_function(node: dict[str, object]) -> None:
     # What stands before the name may be a column: `payload.json_keys()`. A listed name is pure in
     # whichever schema it is found, since no tenant can make a function.
     name = str(node["function_name"]).lower()
@@ -239,7 +239,7 @@ def _check_function(node: dict[str, Any]) -> None:
         raise _refused(f"the function {node['function_name']}")
 
 
-def _check_table_function(node: dict[str, Any]) -> None:
+def _check_table_function(node: dict[str, object]) -> None:
     function = node.get("function")
     if not isinstance(function, dict) or not function.get("function_name"):
         raise _refused("this table function")
@@ -247,13 +247,13 @@ def _check_table_function(node: dict[str, Any]) -> None:
         raise _refused(f"the table function {function['function_name']}")
 
 
-def _check_table(node: dict[str, Any], scope: Scope) -> None:
+def _check_table(node: dict[str, object], scope: Scope) -> None:
     name = str(node.get("table_name", ""))
     if not (_is_named(node, "table_name", frozenset(NAMES)) or _is_own(node, scope)):
         raise QueryError(f"there is no table {name}: the views are {', '.join(NAMES)}")
 
 
-def _is_own(node: dict[str, Any], scope: Scope) -> bool:
+def _is_own(node: dict[str, object], scope: Scope) -> bool:
     """Return whether the statement defined this table: `t`, or `recurring.t` in a keyed
     recursion."""
     name, path = str(node.get("table_name", "")).lower(), _path(node)

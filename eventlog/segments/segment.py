@@ -173,7 +173,7 @@ def from_table(table: pa.Table) -> list[Row]:
     ]
 
 
-def _values(batch: pa.RecordBatch) -> Iterator[list[Any]]:
+def _values(batch: pa.RecordBatch) -> Iterator[list[object]]:
     """Return a list for each field of Row, in the order of its fields."""
     for name in Row.__struct_fields__:
         column = batch.column(name)
@@ -388,7 +388,7 @@ async def read_instances(
     return found
 
 
-def _find_instances(source: Any, ids: list[str], trim: Callable[[Row], Row] | None) -> list[Row]:
+def _find_instances(source: object, ids: list[str], trim: Callable[[Row], Row] | None) -> list[Row]:
     """Return the rows of these instances (sorted ids) of any workflow, pruned by row group."""
     wanted = pa.array(ids, pa.string())
     rows: list[Row] = []
@@ -434,7 +434,7 @@ async def read_page(
 
 
 def _find_page(
-    source: Any, key: tuple[str, str], after: int, bytes_max: int
+    source: object, key: tuple[str, str], after: int, bytes_max: int
 ) -> tuple[list[Row], bool]:
     found: list[Row] = []
     with pq.ParquetFile(source) as file:
@@ -473,7 +473,7 @@ async def read_numbered(
     return found
 
 
-def _find_numbered(source: Any, ids: list[str], seqs: list[int]) -> list[Row]:
+def _find_numbered(source: object, ids: list[str], seqs: list[int]) -> list[Row]:
     is_wanted = pc.field("instance_id").isin(ids) & pc.field("seq").isin(seqs)
     return from_table(conform(pq.read_table(source, filters=is_wanted, use_threads=False)))
 
@@ -483,14 +483,14 @@ def _overlaps(ids: list[str], least: str, greatest: str) -> bool:
     return place < len(ids) and ids[place] <= greatest
 
 
-async def _source(store: Store, info: SegmentInfo) -> Any:
+async def _source(store: Store, info: SegmentInfo) -> object:
     path = store.local_path(info.key)
     if path is not None:
         return pa.memory_map(str(path))
     return pa.BufferReader(await store.get(info.key))
 
 
-def find_instance(source: Any, workflow: str, instance_id: str) -> pa.Table:
+def find_instance(source: object, workflow: str, instance_id: str) -> pa.Table:
     """Return one instance's rows from a segment (a path or Arrow file), pruned by row group."""
     with pq.ParquetFile(source) as file:
         place = file.schema_arrow.get_field_index("instance_id")

@@ -15,7 +15,6 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -96,7 +95,7 @@ def check_stored(data: bytes, content_hash: str) -> None:
         bundles.from_stored(data, content_hash)
 
 
-def checked_keys(given: Any) -> list[str]:
+def checked_keys(given: object) -> list[str]:
     """Return the keys of a setting; raises InvalidError, whose text repeats no key."""
     one_by_one = [given] if isinstance(given, str | bytes) else given
     if not isinstance(one_by_one, list | tuple):

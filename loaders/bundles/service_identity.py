@@ -12,7 +12,6 @@ import copyreg
 import hashlib
 import pickle
 import re
-from typing import Any
 
 import cloudpickle
 
@@ -38,7 +37,7 @@ def identity_of(service: Service, data: bytes) -> str:
 
 def _state_of(service: Service) -> str | None:
     """Return what the object holds, as codec text; None where that is not all of its state."""
-    reduced: Any = service.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    reduced: object = service.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     match reduced:
         case (copyreg.__newobj__, (kind,), state, *more) if kind is type(service) and not any(more):  # type: ignore[attr-defined]
             try:

@@ -73,7 +73,7 @@ def from_mapping(
     return load
 
 
-def from_folder(folder: str | Path, *, main_module: str = MAIN_MODULE, **more: Any) -> Load:
+def from_folder(folder: str | Path, *, main_module: str = MAIN_MODULE, **more: object) -> Load:
     """Return a source of the files below a folder, read again for each call.
 
     `{tenant}` in the path stands for the tenant's id; without it all tenants run the same code.
@@ -95,7 +95,7 @@ def from_git(
     *,
     folder: str = "",
     main_module: str = MAIN_MODULE,
-    **more: Any,
+    **more: object,
 ) -> Load:
     """Return a source of the files of a git repository on this machine at a revision.
 

@@ -31,7 +31,7 @@ class WorkerRef(msgspec.Struct, frozen=True):
 class Workers(Protocol):
     """Loads workers, and returns the calls of their tenants."""
 
-    async def worker(self, name: str | None, source: Any) -> WorkerRef:
+    async def worker(self, name: str | None, source: object) -> WorkerRef:
         """Load the worker; `source` is a WorkerCode or a callback that returns one."""
         ...
 
@@ -48,7 +48,7 @@ class EntrypointStub:
         call: Callable[[InvokeMethod], Awaitable[bytes]],
         name: str | None,
         *,
-        props: Any = None,
+        props: object = None,
         limits: Mapping[str, int] | None = None,
         worker: WorkerStub | None = None,
     ) -> None:
@@ -61,7 +61,7 @@ class EntrypointStub:
     def __repr__(self) -> str:
         return f"EntrypointStub({self._name!r})"
 
-    async def run(self, *args: Any, **kwargs: Any) -> Any:
+    async def run(self, *args: object, **kwargs: object) -> Any:
         """Run a dispatched instance by this workflow class: `run(event, step)`.
 
         With anything else than a dispatcher's `step`, the entrypoint's own method of that name.
@@ -71,7 +71,7 @@ class EntrypointStub:
             return await step.hand_over(self)
         return await self._invoke("run", list(args), kwargs)
 
-    async def fetch(self, request: Any) -> http.Response:
+    async def fetch(self, request: object) -> http.Response:
         """Answer an HTTP request."""
         answer = await self._invoke("fetch", [http.request_to_plain(request)], {})
         return answer if isinstance(answer, http.Response) else http.Response(answer)
@@ -80,7 +80,7 @@ class EntrypointStub:
         if method.startswith("_"):
             raise AttributeError(f"{method} is not a public method of an entrypoint")
 
-        async def call(*args: Any, **kwargs: Any) -> Any:
+        async def call(*args: object, **kwargs: object) -> Any:
             return await self._invoke(method, list(args), kwargs)
 
         call.__name__ = method
@@ -111,7 +111,7 @@ class WorkerStub:
     """A worker that is loaded at its first call."""
 
     def __init__(
-        self, workers: Workers, name: str | None, source: Any, *, own: str | None = None
+        self, workers: Workers, name: str | None, source: object, *, own: str | None = None
     ) -> None:
         """`own`: the worker has an isolate of its own, shared not even with equal code."""
         self._workers = workers
@@ -135,7 +135,7 @@ class WorkerStub:
     def get_entrypoint(
         self,
         name: str | None = None,
-        props: Any = None,
+        props: object = None,
         limits: Mapping[str, int] | None = None,
     ) -> EntrypointStub:
         """Return a stub of an entrypoint class; None: the default export.
@@ -168,7 +168,7 @@ class WorkerLoader:
             raise TypeError("the callback is a function that answers a WorkerCode")
         return WorkerStub(self._workers, id, callback)
 
-    def load(self, code: Any) -> WorkerStub:
+    def load(self, code: object) -> WorkerStub:
         """Return a new worker for this code, in an isolate of its own.
 
         `code` is a WorkerCode, or a callback that answers one. Each `load` is another worker; all

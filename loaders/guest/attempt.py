@@ -46,7 +46,7 @@ class Attempt:
         self.is_over = False
         self.leaving: PendingEnd | None = None
         """Its tasks and threads that have not ended, after it was cancelled."""
-        self.task: asyncio.Task[Any] | None = None
+        self.task: asyncio.Task[object] | None = None
 
     @property
     def label(self) -> str:
@@ -65,7 +65,7 @@ class RollbackHandler:
 
     def __init__(
         self,
-        function: Callable[[Any], Any],
+        function: Callable[[object], object],
         settled: NormalizedConfig,
         step_settled: NormalizedConfig,
         reviver: TypedCodec,
@@ -103,12 +103,12 @@ class AttemptHost(Protocol):
         ...
 
     def spawn(
-        self, work: Coroutine[Any, Any, Any], context: Context, attempt: Attempt | None = None
-    ) -> asyncio.Task[Any]:
+        self, work: Coroutine[Any, Any, object], context: Context, attempt: Attempt | None = None
+    ) -> asyncio.Task[object]:
         """Run a coroutine as a task of the lifetime, and of an attempt."""
         ...
 
-    def send(self, message: Any) -> None:
+    def send(self, message: object) -> None:
         """Send a message to the supervisor, unless nothing of it is to be recorded any more."""
         ...
 
@@ -143,11 +143,11 @@ class StepWork(ABC):
         self.attempt: Attempt | None = None
 
     @abstractmethod
-    def call(self, attempt: Attempt) -> Any:
+    def call(self, attempt: Attempt) -> object:
         """Call the tenant's function with what it takes, and return what it returns."""
 
     @abstractmethod
-    def done(self, attempt: Attempt, value: Any) -> None:
+    def done(self, attempt: Attempt, value: object) -> None:
         """Report the value that the function returned. Raises what the codec raises."""
 
     @abstractmethod
@@ -195,7 +195,7 @@ class StepWork(ABC):
                         self._delay(attempt, error), copy_context(), attempt
                     )
 
-    async def _perform(self, attempt: Attempt, awaited: Awaitable[Any] | None = None) -> None:
+    async def _perform(self, attempt: Attempt, awaited: Awaitable[object] | None = None) -> None:
         guest = self.life.guest
         guest.on_resume(self.life.number)
         try:
@@ -299,7 +299,7 @@ class StepWork(ABC):
         """What follows is a turn of its own before the limits of CPU time."""
         self.life.guest.on_resume(self.life.number)
 
-    def text_of(self, value: Any, reviver: TypedCodec) -> bytes:
+    def text_of(self, value: object, reviver: TypedCodec) -> bytes:
         """The value as codec text. Raises WorkflowsError that names the step."""
         bytes_max = self.life.guest.value_bytes_max
         try:
@@ -326,7 +326,7 @@ class PendingStep(StepWork):
         settled: NormalizedConfig,
         at: str | None,
         known: messages.RecordedStep | None,
-        callback: Callable[..., Any] | None = None,
+        callback: Callable[..., object] | None = None,
     ) -> None:
         """`at`: the place in the code that asks. `known`: what history holds of it, if it is
         retried."""
@@ -343,7 +343,7 @@ class PendingStep(StepWork):
         self.is_finished = False
         """It has an outcome; `run` may not have it yet."""
         self.is_unanswered = False
-        self.keywords: dict[str, Any] | None = None
+        self.keywords: dict[str, object] | None = None
         self.reviver: TypedCodec | None = None
         self.takes_ctx = False
 
@@ -351,7 +351,7 @@ class PendingStep(StepWork):
         """Whether the callback is a coroutine function."""
         return self.is_coroutine
 
-    def call(self, attempt: Attempt) -> Any:
+    def call(self, attempt: Attempt) -> object:
         """Call the callback with what it takes."""
         assert self.callback is not None
         keywords = self.keywords
@@ -368,7 +368,7 @@ class PendingStep(StepWork):
             self.settled = self.settled.as_recorded(message.config)
         self.begin_attempt(message.attempt)
 
-    def done(self, attempt: Attempt, value: Any) -> None:
+    def done(self, attempt: Attempt, value: object) -> None:
         """Report the value, and give it to `run` in the order in which a replay would."""
         life = self.life
         # Writing, sending and reading back a large value is our work, not the function's: each is
@@ -452,7 +452,7 @@ class RollbackCall(StepWork):
         """Whether the handler is a coroutine function."""
         return self.handler is not None and inspect.iscoroutinefunction(self.handler.function)
 
-    def call(self, attempt: Attempt) -> Any:
+    def call(self, attempt: Attempt) -> object:
         """Call the handler with the step's context, the cause and the step's output."""
         assert self.handler is not None
         message, handler = self.message, self.handler
@@ -474,7 +474,7 @@ class RollbackCall(StepWork):
                 setattr(cause, name, fact)
         return cause
 
-    def done(self, attempt: Attempt, value: Any) -> None:
+    def done(self, attempt: Attempt, value: object) -> None:
         """Report that the handler returned; its return value is not used."""
         self.finish(attempt)
         self.life.send(messages.Done(self.token, attempt.number, b"null"))

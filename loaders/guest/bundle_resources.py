@@ -56,7 +56,7 @@ class BundleFolder:
         """Whether it has content."""
         return self._path in self._files
 
-    def joinpath(self, *parts: Any) -> BundleFolder:
+    def joinpath(self, *parts: object) -> BundleFolder:
         """What is below it under that path; it need not exist."""
         path = self._path.split("/") if self._path else []
         for part in "/".join(str(part) for part in parts).split("/"):
@@ -87,7 +87,7 @@ class BundleFolder:
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
-        **_: Any,
+        **_: object,
     ) -> Any:
         """A file object over its content, for reading."""
         if set(mode) - set("rbt") or "r" not in mode:
@@ -112,7 +112,7 @@ class FolderImporter:
         self._files = files
         self._path = path
 
-    def find_spec(self, fullname: str, target: Any = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, target: object = None) -> ModuleSpec | None:
         """How to import a module by its private name, or None."""
         return self._modules.spec(fullname) if self._modules.holds(fullname) else None
 

@@ -31,7 +31,7 @@ class TrackedWork(Protocol):
         """Whether it has ended."""
         ...
 
-    def cancel(self) -> Any:
+    def cancel(self) -> object:
         """Request that it ends."""
         ...
 
@@ -101,9 +101,9 @@ class PendingEnd:
         self._work.discard(work)
         self.settle()
 
-    def frames(self) -> list[Any]:
+    def frames(self) -> list[object]:
         """Where its tasks wait: of each the frames from the inside out."""
-        found: list[Any] = []
+        found: list[object] = []
         for work in self._work:
             if isinstance(work, asyncio.Task):
                 found += frames_of(work)
@@ -224,10 +224,10 @@ class CancellationTracker:
             self._sweep_at(later_s + self.grace_s)
 
 
-def frames_of(task: asyncio.Task[Any]) -> list[Any]:
+def frames_of(task: asyncio.Task[object]) -> list[object]:
     """The frames of a task that waits, the innermost first. What it awaits may be the tenant's."""
-    found: list[Any] = []
-    awaited: Any = task.get_coro()
+    found: list[object] = []
+    awaited: object = task.get_coro()
     for _ in range(_AWAITED_MAX):
         if not isinstance(awaited, CoroutineType):
             break

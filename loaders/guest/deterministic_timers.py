@@ -40,7 +40,7 @@ class TimerHost(Protocol):
         """Whether nothing of `run` is to be recorded any more."""
         ...
 
-    def send(self, message: Any) -> None:
+    def send(self, message: object) -> None:
         """Send a message to the supervisor, unless nothing of it is to be recorded any more."""
         ...
 
@@ -85,7 +85,7 @@ class RunTimer(asyncio.TimerHandle):
             self.real.cancel()
         super().cancel()
 
-    def wake(self, outcome: Any) -> bool:
+    def wake(self, outcome: object) -> bool:
         """Run the callback in the next turn of the loop. Return False if it was cancelled."""
         if self._timers.pending.pop(self.number, None) is None:
             return False

@@ -39,13 +39,13 @@ class Env(Mapping[str, Any]):
             made[name] = _make(self.__dict__["_guest"], self.__dict__["_entries"][name])
         return made[name]
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         try:
             return self[name]
         except KeyError:
             raise AttributeError(f"env has no {name!r}: the platform did not grant it") from None
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("env is what the platform granted: it cannot be changed")
 
     def __iter__(self) -> Any:
@@ -58,7 +58,7 @@ class Env(Mapping[str, Any]):
         return f"Env({', '.join(self)})"
 
 
-def _make(guest: BindingCalls, entry: messages.EnvEntry) -> Any:
+def _make(guest: BindingCalls, entry: messages.EnvEntry) -> object:
     if entry.kind == "value":
         return values.decode(entry.value or b"null")
     if entry.kind == "workflows":
@@ -78,11 +78,11 @@ class ServiceProxy:
         self._guest = guest
         self._name = name
 
-    def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+    def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, object]]:
         if method.startswith("_"):
             raise AttributeError(f"{self._name}.{method} is not public")
 
-        async def call(*args: Any, **kwargs: Any) -> Any:
+        async def call(*args: object, **kwargs: object) -> object:
             plain = [http.to_plain(argument) for argument in args]
             named = {name: http.to_plain(argument) for name, argument in kwargs.items()}
             text = await self._guest.call(
@@ -115,10 +115,10 @@ async def fetch(
     request: http.Request | str,
     *,
     method: str = "GET",
-    params: Mapping[str, Any] | None = None,
+    params: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
-    body: Any = None,
-    json: Any = None,
+    body: object = None,
+    json: object = None,
 ) -> http.Response:
     """Send a request through the platform's gateway, the only way out.
 

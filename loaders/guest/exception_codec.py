@@ -152,7 +152,7 @@ def _args_of(error: BaseException, names: ClassNames | None) -> bytes | None:
     return _encoded(args, names) if args else None
 
 
-def _encoded(value: Any, names: ClassNames | None) -> bytes | None:
+def _encoded(value: object, names: ClassNames | None) -> bytes | None:
     """Codec text of a value, or None where it has none."""
     try:
         if names is None:
@@ -311,7 +311,7 @@ def _parts(
     return args, _fields_or_none(fields), cause
 
 
-def _fields_or_none(fields: Any) -> dict[str, Any] | None:
+def _fields_or_none(fields: object) -> dict[str, Any] | None:
     return fields if type(fields) is dict else None
 
 

@@ -358,7 +358,7 @@ class Guest:
         if future is not None and not future.done():
             future.set_result(message)
 
-    async def in_thread(self, context: Context, function: Callable[..., Any], *args: Any) -> Any:
+    async def in_thread(self, context: Context, function: Callable[..., Any], *args: object) -> Any:
         """Run a plain function in a worker thread."""
         return await self.loop.run_in_executor(
             None, functools.partial(context.run, function, *args)

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from types import CodeType, FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..protocol import messages
 from ..sdk.entrypoints import WorkflowEntrypoint
@@ -47,7 +47,7 @@ class GuestServices(Protocol):
     on_resume: Callable[[int], None]
     """Is told the number of the lifetime whose code runs next."""
 
-    def send(self, message: Any, number: int, life: QuiescenceListener | None) -> None:
+    def send(self, message: object, number: int, life: QuiescenceListener | None) -> None:
         """Send a message of a lifetime to the supervisor, with the others of this burst."""
         ...
 
@@ -55,7 +55,7 @@ class GuestServices(Protocol):
         """Tell that a lifetime is idle if its new steps have no answer within `idle_grace_s`."""
         ...
 
-    def env(self) -> Mapping[str, Any]:
+    def env(self) -> Mapping[str, object]:
         """What the platform granted, new for each lifetime or call."""
         ...
 
@@ -67,7 +67,7 @@ class GuestServices(Protocol):
         """The place in the bundle that a frame or a function is at, or None."""
         ...
 
-    def place_of(self, task: asyncio.Task[Any]) -> str | None:
+    def place_of(self, task: asyncio.Task[object]) -> str | None:
         """The innermost place in the bundle that a task waits at, or None."""
         ...
 
@@ -79,6 +79,8 @@ class GuestServices(Protocol):
         """An exception to raise in tenant code."""
         ...
 
-    async def in_thread(self, context: Context, function: Callable[..., Any], *args: Any) -> Any:
+    async def in_thread(
+        self, context: Context, function: Callable[..., object], *args: object
+    ) -> object:
         """Run a plain function in a worker thread."""
         ...

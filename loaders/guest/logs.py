@@ -117,11 +117,11 @@ class Logs:
         def get_logger(name: str | None = None) -> logging.Logger:
             return manager.getLogger(name) if name and name != root.name else root
 
-        def basic_config(**options: Any) -> None:
+        def basic_config(**options: object) -> None:
             """As where a handler is there already: nothing."""
 
         names = ("debug", "info", "warning", "warn", "error", "exception", "critical", "log")
-        functions: dict[str, Any] = {name: getattr(root, name) for name in names}
+        functions: dict[str, object] = {name: getattr(root, name) for name in names}
         module.__dict__.update(
             functions,
             root=root,

@@ -53,7 +53,7 @@ class Modules:
         packages: Sequence[str] = (),
         print: Callable[..., None] | None = None,
         is_alone: bool = True,
-        builtins: dict[str, Any] | None = None,
+        builtins: dict[str, object] | None = None,
         stand_ins: Mapping[str, ModuleType] | None = None,
     ) -> None:
         """`is_alone`: no other bundle in this process, so all code may find plain names.
@@ -139,9 +139,9 @@ class Modules:
         """The plain name of the module that a class comes from."""
         return str(kind.__module__).removeprefix(self._dot)
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         """What a module of the bundle holds under a dotted name, or None."""
-        found: Any = sys.modules.get(self._dot + module)
+        found: object = sys.modules.get(self._dot + module)
         for part in name.split("."):
             found = getattr(found, part, None)
         return found
@@ -241,8 +241,8 @@ class Modules:
     def _import(
         self,
         name: str,
-        globals: dict[str, Any] | None = None,
-        locals: dict[str, Any] | None = None,
+        globals: dict[str, object] | None = None,
+        locals: dict[str, object] | None = None,
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
@@ -276,7 +276,9 @@ class _Finder(MetaPathFinder, Loader):
         self._modules = modules
         self._is_alone = is_alone
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: object = None, target: object = None
+    ) -> ModuleSpec | None:
         if self._modules.holds(fullname):
             return self._modules.spec(fullname)
         if self._is_meant(fullname):
@@ -301,7 +303,7 @@ class _Finder(MetaPathFinder, Loader):
     def get_data(self, path: str) -> bytes:
         return self._modules.data(path)
 
-    def get_resource_reader(self, fullname: str) -> Any:
+    def get_resource_reader(self, fullname: str) -> object:
         folder = self._modules.folder(fullname)
         return None if folder is None else _resources(folder)
 
@@ -310,7 +312,7 @@ class _Finder(MetaPathFinder, Loader):
         return spec is not None and spec.submodule_search_locations is not None
 
 
-def _resources(folder: BundleFolder) -> Any:
+def _resources(folder: BundleFolder) -> object:
     # Imported when it is asked for: few bundles do.
     from importlib.resources.abc import TraversableResources
 
@@ -340,7 +342,7 @@ class _Alias(Loader):
         module.__spec__ = self._spec
 
 
-def _content(module: Module) -> Any:
+def _content(module: Module) -> object:
     if module.kind == "json":
         return msgspec.json.decode(module.data)
     return module.data.decode("utf-8") if module.kind == "text" else module.data

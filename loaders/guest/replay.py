@@ -84,7 +84,7 @@ class Replaying(Protocol):
         """Send the message that asks for a step."""
         ...
 
-    def send(self, message: Any) -> None:
+    def send(self, message: object) -> None:
         """Say something to the supervisor."""
         ...
 
@@ -227,14 +227,14 @@ class Replay:
         else:
             self._life.ask(asked, message)
 
-    def say(self, message: Any) -> None:
+    def say(self, message: object) -> None:
         """Send a message, now or when the replay is over."""
         if self._order:
             self._held.append((None, message))
         else:
             self._life.send(message)
 
-    def withdraw(self, asked: Any) -> bool:
+    def withdraw(self, asked: object) -> bool:
         """The code cancelled a step: True when it is only held here, and not asked for yet."""
         for at, (held, _) in enumerate(self._held):
             if held is not None and held is asked:

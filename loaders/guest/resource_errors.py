@@ -9,11 +9,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from typing import Any
 
 
 def explained(
-    error: BaseException, limits: Mapping[str, Any], step: str | None = None
+    error: BaseException, limits: Mapping[str, object], step: str | None = None
 ) -> BaseException:
     """The error, or one of its type that says which of the isolate's limits was exceeded.
 

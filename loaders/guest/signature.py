@@ -29,7 +29,7 @@ _NO_ARGUMENTS = {False: Shape(False, (), ()), True: Shape(True, (), ())}
 _ONLY_CTX = {False: Shape(False, ("ctx",), ()), True: Shape(True, ("ctx",), ())}
 
 
-def shape_of(callback: Callable[..., Any]) -> Shape:
+def shape_of(callback: Callable[..., object]) -> Shape:
     """The shape of any callable; one whose signature cannot be had counts as taking nothing."""
     if type(callback) is FunctionType:
         code = callback.__code__

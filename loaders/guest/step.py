@@ -300,7 +300,7 @@ class GuestStep:
         type: str,
         timeout: Duration | None = "24 hours",
         *,
-        payload_type: Any = None,
+        payload_type: object = None,
     ) -> Coroutine[Any, Any, Any]:
         """Wait for an event: an object with `payload`, `timestamp`, `type`.
 
@@ -343,7 +343,7 @@ class GuestStep:
 
     # --- what they share -------------------------------------------------------------------------
 
-    def _check(self, name: Any) -> None:
+    def _check(self, name: object) -> None:
         self._life.refuse()
         check_name(name)
 
@@ -410,7 +410,7 @@ async def _slept(life: StepHost, known: messages.RecordedStep) -> None:
         await _turn(life, known)
 
 
-async def _received(life: StepHost, known: messages.RecordedStep, payload_type: Any) -> Any:
+async def _received(life: StepHost, known: messages.RecordedStep, payload_type: object) -> Any:
     if not life.replay.comes_next(known):
         await _turn(life, known)
     return _event(life, known.name, known.value, payload_type)
@@ -438,7 +438,7 @@ async def _nothing() -> None:
     return None
 
 
-def _event(life: StepHost, name: str, text: bytes | None, payload_type: Any) -> Any:
+def _event(life: StepHost, name: str, text: bytes | None, payload_type: object) -> Any:
     if text is None:
         return None
     facts = values.decode(text)

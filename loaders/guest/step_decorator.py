@@ -39,13 +39,13 @@ class StepStarter(Protocol):
 
     def begin(
         self,
-        name: Any,
-        callback: Any,
-        config: Any,
-        rollback: Any,
-        rollback_config: Any,
+        name: object,
+        callback: object,
+        config: object,
+        rollback: object,
+        rollback_config: object,
         declared: DeclaredStep | None = None,
-    ) -> Coroutine[Any, Any, Any]:
+    ) -> Coroutine[Any, Any, object]:
         """Take an occurrence of a `do` step; the coroutine answers it."""
         ...
 
@@ -53,12 +53,12 @@ class StepStarter(Protocol):
 class StepDecorator:
     """The decorator that `step.do(name)` returns."""
 
-    def __init__(self, step: StepStarter, name: Any, options: Options) -> None:
+    def __init__(self, step: StepStarter, name: object, options: Options) -> None:
         self._step = step
         self._name = None if callable(name) else name
         self._options = options
 
-    def __call__(self, function: Callable[..., Any]) -> DeclaredStep:
+    def __call__(self, function: Callable[..., object]) -> DeclaredStep:
         """Declare the function as a step."""
         name = getattr(function, "__name__", None) if self._name is None else self._name
         declared = DeclaredStep(self._step, name, function, self._options)
@@ -66,7 +66,7 @@ class StepDecorator:
             self._step.declare(name, declared)
         return declared
 
-    def __await__(self) -> Generator[Any, Any, Any]:
+    def __await__(self) -> Generator[Any, Any, object]:
         raise WorkflowFatalError(
             f"step {self._name!r:.80} needs a callback: pass a function as the second argument, or"
             " decorate one"
@@ -76,7 +76,7 @@ class StepDecorator:
 class DeclaredStep:
     """A declared step: call it without arguments, and await it."""
 
-    def __init__(self, step: StepStarter, name: Any, function: Any, options: Options) -> None:
+    def __init__(self, step: StepStarter, name: object, function: object, options: Options) -> None:
         self._step = step
         self._name = name
         self._function = function
@@ -100,11 +100,11 @@ class DeclaredStep:
         names = (*self._shape.required, *self._shape.optional)
         return [name for name in names if name != "ctx"]
 
-    def __call__(self) -> Coroutine[Any, Any, Any]:
+    def __call__(self) -> Coroutine[Any, Any, object]:
         """Run one occurrence of the step, after what it depends on."""
         return self._fly(self._begin())
 
-    def _begin(self) -> Coroutine[Any, Any, Any]:
+    def _begin(self) -> Coroutine[Any, Any, object]:
         self._check_needs()
         options = self._options
         return self._step.begin(
@@ -125,7 +125,7 @@ class DeclaredStep:
                     " declared before, and is not ctx"
                 )
 
-    async def _fly(self, inner: Coroutine[Any, Any, Any], is_dependency: bool = False) -> Any:
+    async def _fly(self, inner: Coroutine[Any, Any, object], is_dependency: bool = False) -> object:
         """Run one occurrence; dependents that come meanwhile share it."""
         # Not the loop's `create_future`, whose futures count as made by `run`: the code never sees
         # this one, and a lifetime that only awaits its steps stays plain.
@@ -153,7 +153,7 @@ class DeclaredStep:
         if self._memo is None:
             self._memo = (text, reviver)
 
-    async def resolve(self) -> dict[str, Any]:
+    async def resolve(self) -> dict[str, object]:
         """The values of the dependencies, by parameter."""
         needs = {name: declared for name, declared in self._needs.items() if declared is not None}
         if self._options.concurrent and len(needs) > 1:
@@ -161,7 +161,7 @@ class DeclaredStep:
             return dict(zip(needs, values, strict=True))
         return {name: await declared._share() for name, declared in needs.items()}
 
-    async def _share(self) -> Any:
+    async def _share(self) -> object:
         """The value for a dependent: remembered, in flight, or made now."""
         while self._memo is None and self._flights:
             flight = self._flights[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from ..sdk import durations
 from ..sdk.entrypoints import WorkflowFatalError
@@ -13,14 +12,14 @@ NAME_CHARACTERS_MAX = 256
 _UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
 
 
-def check_rollback(name: Any, rollback: Any, config: Any) -> NormalizedConfig:
+def check_rollback(name: object, rollback: object, config: object) -> NormalizedConfig:
     """The config of a rollback, checked."""
     if not callable(rollback):
         raise WorkflowFatalError(f"the rollback of step {shown(name)} is no function")
     return normalize(config)
 
 
-def check_name(name: Any) -> None:
+def check_name(name: object) -> None:
     """Raise WorkflowFatalError for what is no name of a step."""
     if type(name) is not str:
         raise WorkflowFatalError(f"the name of a step is text, not a {type(name).__name__}")
@@ -42,7 +41,7 @@ def check_direct(name: str, required: tuple[str, ...]) -> None:
         )
 
 
-def ms(duration: Any, what: str) -> int:
+def ms(duration: object, what: str) -> int:
     """A duration in milliseconds, or WorkflowFatalError."""
     try:
         return durations.parse_ms(duration)
@@ -50,6 +49,6 @@ def ms(duration: Any, what: str) -> int:
         raise WorkflowFatalError(f"{what}: {error}") from None
 
 
-def shown(name: Any) -> str:
+def shown(name: object) -> str:
     """A name as it may stand in a message."""
     return repr(name)[:80] if isinstance(name, str) else type(name).__name__

@@ -55,7 +55,7 @@ def _executed(rehearse: Callable[[], None]) -> set[int]:
     """Return the identities of the code objects that it runs, as far as they last."""
     found: set[int] = set()
 
-    def note(frame: FrameType, event: str, argument: Any) -> None:
+    def note(frame: FrameType, event: str, argument: object) -> None:
         if event == "call":
             found.add(id(frame.f_code))
 
@@ -97,9 +97,9 @@ def _fill_gaps() -> None:
     _fillers.extend(_fillers_of(size) for size in _SIZES)
 
 
-def _fillers_of(size: int) -> list[Any]:
+def _fillers_of(size: int) -> list[object]:
     """Return objects of a size that fill the gaps of all pools but one."""
-    made: list[Any] = []
+    made: list[object] = []
     in_pools: Counter[int] = Counter()
     room = (_POOL_BYTES - _POOL_HEAD_BYTES) // size
     while len(made) * size < _FILL_BYTES_MAX:
@@ -111,7 +111,7 @@ def _fillers_of(size: int) -> list[Any]:
     return []
 
 
-def _make(size: int) -> Any:
+def _make(size: int) -> object:
     if size == 16:
         return object()
     return float(size) if size == 32 else bytes(size - _BYTES_HEAD - 1)

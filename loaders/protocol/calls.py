@@ -323,7 +323,7 @@ def op_of(call: TenantCall[Any]) -> str:
     return _OPS[type(call)]
 
 
-def _tag(kind: type[TenantCall[Any]]) -> str:
+def _tag(kind: type[TenantCall[object]]) -> str:
     return str(kind.__struct_config__.tag)
 
 

@@ -93,7 +93,7 @@ class SqlEngine:
         """The id of the process that waits for the next statement."""
         return self._process.pid if self._process is not None else None
 
-    def query(self, sql: str, params: Any, *, skip_damaged: bool) -> pa.Table:
+    def query(self, sql: str, params: object, *, skip_damaged: bool) -> pa.Table:
         """Return what Reader.query does."""
         check_size(sql, self._limits.sql_bytes_max)
         question = _encode(SqlQuestion(sql, _encoded(params), skip_damaged))

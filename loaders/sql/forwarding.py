@@ -59,7 +59,7 @@ class ForwardingStore:
     async def close(self) -> None:
         """Do nothing."""
 
-    async def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+    async def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError("a SQL process reads, and waits for what it reads")
 
     create = put = get = get_range = list = delete = _refuse

@@ -181,7 +181,13 @@ class ExactWriter:
         return {"$dict": pairs}
 
     def _object(
-        self, value: Any, hint: Hint | None, is_expected: bool, depth: int, path: _Path, place: str
+        self,
+        value: object,
+        hint: Hint | None,
+        is_expected: bool,
+        depth: int,
+        path: _Path,
+        place: str,
     ) -> Any:
         kind = type(value)
         form = form_of(kind)
@@ -248,7 +254,7 @@ def _is_misread(plain: Any, value: Any, hint: Hint) -> bool:
     return True
 
 
-def _take(form: Form, value: Any, place: str) -> tuple[Any, dict[str, Any]]:
+def _take(form: Form, value: object, place: str) -> tuple[Any, dict[str, Any]]:
     try:
         return form.take(value)
     except Exception as error:

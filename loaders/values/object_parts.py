@@ -32,11 +32,11 @@ class Form:
     is_open = False
     """Whether there may be fields of any name."""
 
-    def take(self, value: Any) -> Parts:
+    def take(self, value: object) -> Parts:
         """The parts of an object; raises ValueError for one that cannot be taken apart."""
         raise NotImplementedError
 
-    def make(self, kind: Any, content: Any, more: dict[str, Any]) -> Any:
+    def make(self, kind: object, content: object, more: dict[str, Any]) -> Any:
         """The object that has these parts."""
         raise NotImplementedError
 
@@ -58,7 +58,7 @@ class _FieldsForm(Form):
 
     has_fields = True
 
-    def take(self, value: Any) -> Parts:
+    def take(self, value: object) -> Parts:
         state = state_of(value)
         fields = {name: state.pop(name) for name in field_names(type(value)) if name in state}
         return fields, {"state": state} if state else {}
@@ -124,11 +124,11 @@ class _RootForm(_ModelForm):
 
     has_fields = False
 
-    def take(self, value: Any) -> Parts:
+    def take(self, value: object) -> Parts:
         fields, more = super().take(value)
         return fields["root"], more
 
-    def make(self, kind: Any, content: Any, more: dict[str, Any]) -> Any:
+    def make(self, kind: object, content: object, more: dict[str, Any]) -> Any:
         return super().make(kind, {"root": content}, more)
 
 
@@ -165,21 +165,21 @@ class _ValueForm(Form):
         self._take = take
         self._make = make
 
-    def take(self, value: Any) -> Parts:
+    def take(self, value: object) -> Parts:
         return self._take(value), {}
 
-    def make(self, kind: Any, content: Any, more: dict[str, Any]) -> Any:
+    def make(self, kind: object, content: object, more: dict[str, Any]) -> Any:
         return self._make(kind, content)
 
 
 class _SubclassForm(_ValueForm):
     """A subclass of a builtin: what the builtin holds, and attributes."""
 
-    def take(self, value: Any) -> Parts:
+    def take(self, value: object) -> Parts:
         state = state_of(value)
         return self._take(value), {"state": state} if state else {}
 
-    def make(self, kind: Any, content: Any, more: dict[str, Any]) -> Any:
+    def make(self, kind: object, content: object, more: dict[str, Any]) -> Any:
         made = self._make(kind, content)
         set_state(made, more.get("state", {}))
         return made
@@ -188,7 +188,7 @@ class _SubclassForm(_ValueForm):
 # --- what is in an object ------------------------------------------------------------------------
 
 
-def field_names(kind: Any) -> list[str]:
+def field_names(kind: object) -> list[str]:
     """The declared fields of a dataclass, or of a class of attrs."""
     return _names(kind)
 
@@ -202,7 +202,7 @@ def _find_names(kind: Any) -> list[str]:
 _names: Callable[[Any], list[str]] = functools.lru_cache(4096)(_find_names)
 
 
-def state_of(value: Any) -> dict[str, Any]:
+def state_of(value: object) -> dict[str, Any]:
     """The attributes that lie in the object itself, in `__dict__` or in slots."""
     kind = type(value)
     found: dict[str, Any] = {}
@@ -218,7 +218,7 @@ def state_of(value: Any) -> dict[str, Any]:
     return _without_cached(kind, found)
 
 
-def set_state(made: Any, state: dict[str, Any]) -> None:
+def set_state(made: object, state: dict[str, Any]) -> None:
     """Give an object attributes, in `__dict__` or in slots, past whatever its class does then."""
     slots = _slots(type(made))
     for name, value in state.items():
@@ -276,12 +276,12 @@ def _default(kind: Any, name: str) -> dict[str, Any]:
 # --- which form a class has ----------------------------------------------------------------------
 
 
-def _by_text(kind: type[Any], content: Any) -> Any:
+def _by_text(kind: type[Any], content: object) -> Any:
     return kind(content)
 
 
-def _mutable(base: Any, fill: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def make(kind: type[Any], content: Any) -> Any:
+def _mutable(base: object, fill: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def make(kind: type[Any], content: object) -> Any:
         made = base.__new__(kind)
         fill(made, content)
         return made
@@ -399,7 +399,7 @@ def _key(zone: Any) -> str:
     return key
 
 
-def _secret(kind: type[Any], content: Any) -> Any:
+def _secret(kind: type[Any], content: object) -> Any:
     made = object.__new__(kind)
     made._secret_value = content
     return made
@@ -411,7 +411,7 @@ _ENUM, _FIELDS, _MODEL, _ROOT, _STRUCT = (
 _SECRET = _ValueForm(lambda value: value.get_secret_value(), _secret)
 
 
-def form_of(kind: Any) -> Form | None:
+def form_of(kind: object) -> Form | None:
     """How objects of a class are taken apart; None: not at all."""
     return _form(kind)
 

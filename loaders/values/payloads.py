@@ -47,7 +47,7 @@ class PayloadMisfitError(ValueError):
     """A payload does not fit its annotation; the message says where."""
 
 
-def event_annotation(run: Callable[..., Any], event_class: Any) -> tuple[Any, Names] | None:
+def event_annotation(run: Callable[..., Any], event_class: object) -> tuple[Any, Names] | None:
     """What the payload of `run`'s event is annotated with, as `event_class[...]`; None: nothing."""
     function = inspect.unwrap(bare_function(run))
     function = getattr(function, "__func__", function)
@@ -68,7 +68,7 @@ def event_annotation(run: Callable[..., Any], event_class: Any) -> tuple[Any, Na
     return typing.get_args(annotation)[0], names
 
 
-def read_payload(value: Any, wanted: tuple[Any, Names], what: str) -> Any:
+def read_payload(value: object, wanted: tuple[Any, Names], what: str) -> Any:
     """The value as an annotation wants it. Raises ValueError that says what did not fit where."""
     annotation, names = wanted
     try:
@@ -78,7 +78,7 @@ def read_payload(value: Any, wanted: tuple[Any, Names], what: str) -> Any:
         raise ValueError(f"{what} cannot be read as {name}: {error}") from None
 
 
-def fit(value: Any, annotation: Any, names: Names, place: str) -> Any:
+def fit(value: object, annotation: object, names: Names, place: str) -> Any:
     """The value as the annotation wants it. `place` is what errors call it, such as "payload".
 
     Raises PayloadMisfitError, and nothing else, where it does not fit.
@@ -111,19 +111,19 @@ def fit(value: Any, annotation: Any, names: Names, place: str) -> Any:
     return _object(value, kind, names, place)
 
 
-def _is_typevar(annotation: Any) -> bool:
+def _is_typevar(annotation: object) -> bool:
     return isinstance(annotation, typing.TypeVar)
 
 
-def _misfit(place: str, value: Any, wanted: str) -> PayloadMisfitError:
+def _misfit(place: str, value: object, wanted: str) -> PayloadMisfitError:
     return PayloadMisfitError(f"{place} is of type {type(value).__name__}, wanted {wanted}")
 
 
-def _named(annotation: Any) -> str:
+def _named(annotation: object) -> str:
     return getattr(annotation, "__name__", None) or str(annotation)
 
 
-def _union(value: Any, arms: tuple[Any, ...], names: Names, place: str) -> Any:
+def _union(value: object, arms: tuple[Any, ...], names: Names, place: str) -> Any:
     """The arm that the value is of already, or the only one that it fits."""
     resolved = [names.resolve(arm) for arm in arms]
     if type(value) in resolved or (value is None and type(None) in resolved):
@@ -152,7 +152,7 @@ def _union(value: Any, arms: tuple[Any, ...], names: Names, place: str) -> Any:
     )
 
 
-def _literal(value: Any, wanted: tuple[Any, ...], place: str) -> Any:
+def _literal(value: object, wanted: tuple[Any, ...], place: str) -> Any:
     for one in wanted:
         held = one._value_ if isinstance(one, Enum) else one
         if type(held) is type(value) and held == value:

@@ -36,7 +36,7 @@ UNKNOWN = object()
 class Names:
     """Where the text annotations of a function or a class are looked up."""
 
-    def __init__(self, module: Mapping[str, Any], inner: Mapping[str, Any]) -> None:
+    def __init__(self, module: Mapping[str, object], inner: Mapping[str, object]) -> None:
         self.module = module
         self.inner = inner
 
@@ -67,7 +67,7 @@ class Names:
         return UNKNOWN
 
 
-def is_plain(annotation: Any, names: Names, depth: int = 0) -> bool:
+def is_plain(annotation: object, names: Names, depth: int = 0) -> bool:
     """Whether it names nothing but types that the codec brings back by itself."""
     annotation = names.resolve(annotation)
     try:
@@ -94,28 +94,28 @@ def is_plain(annotation: Any, names: Names, depth: int = 0) -> bool:
     return False
 
 
-def _is_abstract(kind: Any) -> bool:
+def _is_abstract(kind: object) -> bool:
     return getattr(kind, "__module__", None) == "collections.abc"
 
 
 class Hint:
     """What is expected at a place, and inside of it."""
 
-    def __init__(self, annotation: Any, names: Names) -> None:
+    def __init__(self, annotation: object, names: Names) -> None:
         self._names = names
         self._annotation = annotation
-        self.classes: list[type[Any]] = []
+        self.classes: list[type[object]] = []
         """Every class that is named for this place."""
-        self.kind: type[Any] | None = None
+        self.kind: type[object] | None = None
         """The only one, if there is one."""
         self.form: Form | None = None
-        self._inside: dict[Any, Hint | None] = {}
-        self._own_fields: dict[str, Any] | None = None
-        self._arguments: tuple[Any, ...] = ()
-        self._origin: Any = None
+        self._inside: dict[object, Hint | None] = {}
+        self._own_fields: dict[str, object] | None = None
+        self._arguments: tuple[object, ...] = ()
+        self._origin: object = None
         self._set(annotation)
 
-    def _set(self, annotation: Any) -> None:
+    def _set(self, annotation: object) -> None:
         origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
         if origin is typing.Literal:
             found = {type(one) for one in arguments if isinstance(one, Enum)}
@@ -179,7 +179,7 @@ class Hint:
             return self.field("root")
         return _Content(self)
 
-    def _fields(self) -> dict[str, Any]:
+    def _fields(self) -> dict[str, object]:
         if self._own_fields is None:
             self._own_fields = _fields(self.kind or self._origin, self._names)
         return self._own_fields
@@ -199,7 +199,7 @@ class _Content(Hint):
         self.place, self.key, self.value = of.place, of.key, of.value  # type: ignore[method-assign]
 
 
-def hint_of(annotation: Any, names: Names) -> Hint | None:
+def hint_of(annotation: object, names: Names) -> Hint | None:
     """What an annotation says, or None where it names no class."""
     annotation = names.resolve(annotation)
     if annotation is UNKNOWN or is_plain(annotation, names):
@@ -207,7 +207,7 @@ def hint_of(annotation: Any, names: Names) -> Hint | None:
     return Hint(annotation, names)
 
 
-def hint_of_class(kind: type[Any]) -> Hint:
+def hint_of_class(kind: type[object]) -> Hint:
     """What is inside the objects of a class, where a mark and no annotation names it."""
     if kind not in _of_classes:
         if len(_of_classes) >= _CLASSES_MAX:
@@ -223,12 +223,12 @@ _of_classes: dict[type[Any], Hint] = {}
 class _Placed:
     """An annotation of a class, with the names of that class's module."""
 
-    def __init__(self, annotation: Any, names: Names) -> None:
+    def __init__(self, annotation: object, names: Names) -> None:
         self.annotation = annotation
         self.names = names
 
 
-def _with(found: Any, names: Names) -> tuple[Any, Names]:
+def _with(found: object, names: Names) -> tuple[object, Names]:
     return (found.annotation, found.names) if isinstance(found, _Placed) else (found, names)
 
 
@@ -247,15 +247,15 @@ def _fields(kind: Any, names: Names) -> dict[str, Any]:
     return found
 
 
-def field_annotations(kind: Any, names: Names) -> dict[str, tuple[Any, Names]]:
+def field_annotations(kind: object, names: Names) -> dict[str, tuple[object, Names]]:
     """The annotations of a class's fields, each with where it is looked up."""
     return {name: _with(found, names) for name, found in _fields(kind, names).items()}
 
 
-def _module(kind: type[Any]) -> dict[str, Any]:
+def _module(kind: type[object]) -> dict[str, object]:
     module = sys.modules.get(kind.__module__)
     return {} if module is None else vars(module)
 
 
-def _is_named(kind: type[Any]) -> bool:
+def _is_named(kind: type[object]) -> bool:
     return issubclass(kind, tuple) and hasattr(kind, "_fields")

@@ -47,7 +47,7 @@ class TypedCodec:
 
     def encode(
         self,
-        value: Any,
+        value: object,
         *,
         bytes_max: int,
         is_read: bool = True,
@@ -91,7 +91,7 @@ class TypedCodec:
         except Exception:
             return values.decode(text)
 
-    def _written(self, value: Any) -> tuple[Any, int]:
+    def _written(self, value: object) -> tuple[Any, int]:
         """Plain data for JSON, and how many objects are in it."""
         writer = ExactWriter(self._names)
         try:
@@ -101,7 +101,7 @@ class TypedCodec:
             ExactWriter(self._names, tells_places=True).write(value, self._hint)
             raise
 
-    def _check(self, value: Any, plain: Any, text: bytes, rest: Callable[[], None]) -> None:
+    def _check(self, value: object, plain: object, text: bytes, rest: Callable[[], None]) -> None:
         """Read what was written and write it again: it has to be the same.
 
         Without JSON in between, which changes nothing: large plain parts stay what they are, and
@@ -129,7 +129,7 @@ def _go_on() -> None:
 _HASHED = (b'"$set"', b'"$frozenset"', b'"$dict"')
 
 
-def _text_of(plain: Any, value: Any) -> bytes:
+def _text_of(plain: object, value: object) -> bytes:
     try:
         return _to_json(plain)
     except UnicodeEncodeError:
@@ -138,7 +138,7 @@ def _text_of(plain: Any, value: Any) -> bytes:
         raise
 
 
-def _changed(value: Any, reason: str) -> UnserialisableValueError:
+def _changed(value: object, reason: str) -> UnserialisableValueError:
     name = type(value).__qualname__
     return UnserialisableValueError(
         f"the value of type {name} cannot be stored: {reason}. Put its classes at the top of a"
@@ -216,7 +216,7 @@ class Revivers:
             self._cached[key] = made
         return made
 
-    def _made(self, annotation: Any, names: Names) -> TypedCodec:
+    def _made(self, annotation: object, names: Names) -> TypedCodec:
         annotation = names.resolve(annotation)
         if typing.get_origin(annotation) in _WAITED:
             annotation = names.resolve(typing.get_args(annotation)[-1])
@@ -224,14 +224,14 @@ class Revivers:
         return self._untyped if hint is None else TypedCodec(hint, self._names)
 
 
-def _is_in(annotation: Any) -> bool:
+def _is_in(annotation: object) -> bool:
     try:
         return annotation in PLAIN
     except TypeError:
         return False
 
 
-def bare_function(function: Any) -> Any:
+def bare_function(function: object) -> Any:
     """The function that has the annotations, out of partials and objects that are called."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -240,7 +240,7 @@ def bare_function(function: Any) -> Any:
     return function
 
 
-def closure_of(function: Any) -> dict[str, Any]:
+def closure_of(function: object) -> dict[str, Any]:
     """The names that a function knows from the functions around it."""
     names: dict[str, Any] = {}
     code = getattr(function, "__code__", None)
