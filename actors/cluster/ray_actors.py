@@ -316,6 +316,8 @@ class TenantActor(_Actor):
     def _adopted(self, tenant_id: str | None) -> None:
         if tenant_id is None:
             self.__class__ = TenantActor
+            # No call may come for long: the title must not name a tenant that has left.
+            ray._raylet.setproctitle("ray::TenantActor")  # type: ignore[attr-defined]
             return
         # Ray writes the class's name into the process title after each call.
         self.__class__ = type(f"TenantActor: {metrics.shown(tenant_id)}", (TenantActor,), {})
