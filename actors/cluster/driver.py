@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,6 @@ class Order:
     config: PlatformConfig
     take_over: bool = False
     load_version: str | None = None
-    connected_at_us: int = 0
 
     @property
     def platform(self) -> tuple[str, str]:
@@ -102,7 +101,6 @@ class Order:
             has_callbacks=self.has_callbacks,
             load_version=self.load_version,
             driver=f"process {os.getpid()} on {socket.gethostname()}",
-            connected_at_us=self.connected_at_us,
             claim=claim,
         )
 
@@ -170,8 +168,7 @@ class RayPlatform:
         _packed(load, app, is_elsewhere=address is not None)
         if address is None and config.log_group is not None:
             await asyncio.to_thread(permissions.share, root, config.log_group)
-        now_us = SystemClock().now_us()
-        order = Order(root, load, app, address, namespace, config, take_over, load_version, now_us)
+        order = Order(root, load, app, address, namespace, config, take_over, load_version)
         cluster = cls(order)
         limit = asyncio.timeout(timeout_s)
         try:
@@ -205,8 +202,7 @@ class RayPlatform:
             if session.is_embedded or session.is_guest:
                 config = await door.in_thread(_fitting, config)
             callbacks = _packed(order.load, order.app, is_elsewhere=session.is_elsewhere)
-            setup = order.setup(config, callbacks, claim)
-            setup = self._setup = replace(setup, is_joining_again=self._entering is not None)
+            setup = self._setup = order.setup(config, callbacks, claim)
             self._session = session
             self._find = door.finder(setup, "loader")
             self._timer = door.finder(setup, "timer-0")
@@ -378,9 +374,9 @@ class RayPlatform:
         rule = await remote(self._loader, LoaderApi.rule, timeout_s=_START_S)()
         if not setup.has_callbacks or rule.fingerprint == setup.fingerprint:
             return True
-        root, mine = self._order.root, setup.rule
-        if rule.has_callbacks and not load_precedence.may_replace(mine, rule):
-            load_precedence.tell_not_used(root, rule, mine)
+        root, version = self._order.root, setup.load_version
+        if rule.has_callbacks and not load_precedence.may_replace(version, rule.load_version):
+            load_precedence.tell_not_used(root, rule, version)
             return False
         # An earlier driver's loader has other callbacks. Slots outlive it and are found again.
         await door.in_thread(door.kill_actor, loader)
@@ -390,7 +386,7 @@ class RayPlatform:
         await door.in_thread(door.start_supervisors, setup)
         await remote(self._loader, LoaderApi.rule, timeout_s=_START_S)()
         if rule.has_callbacks:
-            load_precedence.tell_replacing(root, rule, mine)
+            load_precedence.tell_replacing(root, rule, version)
         return True
 
     async def _watch_load(self, setup: Setup) -> None:
@@ -407,7 +403,7 @@ class RayPlatform:
             except WorkflowsError:
                 return
             if rule is not None:
-                load_precedence.tell_replaced(self._order.root, rule, setup.rule)
+                load_precedence.tell_replaced(self._order.root, rule, setup.load_version)
                 return
 
     # --- the end of a Ray that was another's

@@ -20,52 +20,36 @@ def version_key(version: str) -> list[tuple[int, int, str]]:
     return [(0, int(one), "") if one.isdecimal() else (1, 0, one) for one in parts if one]
 
 
-def may_replace(new: Rule, old: Rule) -> bool:
-    """Whether a driver may make its `load` rule where that of another rules.
-
-    A lower version never replaces a higher one, and none counts as lower than any. Of equal ones
-    the driver that connected later rules: one that joins again by itself is not newer for it.
-    """
-    mine, other = _rank(new.load_version), _rank(old.load_version)
-    return mine > other or (mine == other and _is_newer(new, old))
+def may_replace(new: str | None, old: str | None) -> bool:
+    """Whether a driver of the version `new` may replace `old`: a lower one never does, and one
+    that has none counts as lower than any that has one."""
+    if old is None:
+        return True
+    return new is not None and version_key(new) >= version_key(old)
 
 
-def _rank(version: str | None) -> tuple[bool, list[tuple[int, int, str]]]:
-    return version is not None, version_key(version or "")
-
-
-def _is_newer(new: Rule, old: Rule) -> bool:
-    return not new.is_joining_again or new.connected_at_us > old.connected_at_us
-
-
-def tell_not_used(root: str, rule: Rule, mine: Rule) -> None:
+def tell_not_used(root: str, rule: Rule, mine: str | None) -> None:
     """Tell this driver that the platform goes on with another's `load`."""
-    if _rank(mine.load_version) == _rank(rule.load_version):
-        reason = "which connected later than this driver"
-    elif mine.load_version is None:
-        reason = "and this driver has no load_version"
-    else:
-        reason = f"and this driver's load_version {mine.load_version!r} is lower"
     _tell(
-        f"the platform on {root} goes on with the load of {_whose(rule)}, {reason}: connect with a "
-        "load_version that is as high to make this one rule"
+        f"the platform on {root} goes on with the load of {_whose(rule)}; this one "
+        f"({_version(mine)}) is lower and is not used: connect with a load_version that is as high"
     )
 
 
-def tell_replacing(root: str, rule: Rule, mine: Rule) -> None:
+def tell_replacing(root: str, rule: Rule, mine: str | None) -> None:
     """Tell this driver that it has replaced another's `load`."""
-    hint = "" if mine.load_version else ". Give connect(load_version=...) to settle whose rules"
+    hint = "" if mine is not None else ". Give connect(load_version=...) to settle whose rules"
     _tell(
         f"the platform on {root} followed the load of {_whose(rule)}; it follows this one "
-        f"({_version(mine.load_version)}) now, for every driver{hint}"
+        f"({_version(mine)}) now, for every driver{hint}"
     )
 
 
-def tell_replaced(root: str, rule: Rule, mine: Rule) -> None:
+def tell_replaced(root: str, rule: Rule, mine: str | None) -> None:
     """Tell this driver that its `load` was replaced."""
     _tell(
-        f"the load of this driver ({_version(mine.load_version)}) was replaced: the platform on "
-        f"{root} follows that of {_whose(rule)} now"
+        f"the load of this driver ({_version(mine)}) was replaced: the platform on {root} follows "
+        f"that of {_whose(rule)} now"
     )
 
 

@@ -18,10 +18,6 @@ class Rule:
     load_version: str | None
     driver: str
     has_callbacks: bool
-    connected_at_us: int = 0
-    """When its driver connected, µs since 1970 of that driver's clock."""
-    is_joining_again: bool = False
-    """Whether its driver came back by itself after its platform had ended."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +35,6 @@ class Setup:
     load_version: str | None = None
     driver: str = ""
     """Who brought them, for people."""
-    connected_at_us: int = 0
-    """When that driver connected for the first time, µs since 1970."""
-    is_joining_again: bool = False
     claim: NumberedClaim | None = None
     """What says in the log's root that this platform is at work on it."""
     prefix: str = field(init=False)
@@ -62,14 +55,7 @@ class Setup:
     @property
     def rule(self) -> Rule:
         """What a loader with this setup follows."""
-        return Rule(
-            self.fingerprint,
-            self.load_version,
-            self.driver,
-            self.has_callbacks,
-            self.connected_at_us,
-            self.is_joining_again,
-        )
+        return Rule(self.fingerprint, self.load_version, self.driver, self.has_callbacks)
 
     def without_callbacks(self) -> Setup:
         """What everybody but the loader is told."""
