@@ -47,6 +47,7 @@ from ..rpc.services import ActorApi, LoaderApi, remote
 from ..rpc.time_limits import within
 from . import callback_pickling, embedded_memory, load_precedence, ray_connection
 from . import ray_actors as door
+from .daemon_threads import in_daemon_thread
 from .ray_session import RaySession
 
 _log = logging.getLogger("dynamic_workflows.cluster")
@@ -192,7 +193,7 @@ class RayPlatform:
         if order.address is None:
             # The actors would wait for the disk to come back; whoever starts them wants to know.
             await within(limit_s, store, probe(self._store, SystemIds()))
-        looking = asyncio.to_thread(permissions.exposure, order.root)
+        looking = in_daemon_thread(permissions.exposure, order.root)
         exposure = await within(limit_s, store, looking)
         if exposure is not None:
             _log.warning("%s", exposure)

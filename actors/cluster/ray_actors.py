@@ -28,6 +28,7 @@ from ..rpc.actor_ref import ActorRef, ActorUnreachable, pack_call, serve, unpack
 from ..rpc.actor_settings import Setup
 from ..rpc.connection import CURRENT
 from ..rpc.services import ActorApi, LoaderApi, TimerApi, WorkerApi
+from .daemon_threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from ..config import PlatformConfig
@@ -382,7 +383,7 @@ def kill_actor(peer: RayPeer) -> None:
 async def in_thread(work: Callable[..., T], *args: Any) -> T:
     """Do what waits for Ray's control service; raises ActorUnreachable where it does not answer."""
     try:
-        return await CURRENT.outcome(asyncio.to_thread(work, *args), _CONTROL_S)
+        return await CURRENT.outcome(in_daemon_thread(work, *args), _CONTROL_S)
     except TimeoutError as error:
         raise ActorUnreachable(
             f"Ray's control service did not answer in {_CONTROL_S:g} s"
