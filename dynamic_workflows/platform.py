@@ -293,8 +293,9 @@ def connect(
     Where a platform is at work on the log already, it is joined: on the same cluster, or, if it is
     an embedded one, from the machine that it runs on. Elsewhere PlatformBusy says who has the log;
     `take_over=True` takes it. Drivers of one platform share one `load`: the newest to connect
-    rules, except that a lower `load_version` (text; numbers in it count as numbers) never replaces
-    a higher one; who is replaced or left out gets a LoadReplacedWarning.
+    rules (joining again after a recovery is not connecting), except that a lower `load_version`
+    (text; numbers in it count as numbers) never replaces a higher one; who is replaced or left out
+    gets a LoadReplacedWarning.
 
     `timeout` (seconds, or a timedelta): after it, `platform.unavailable` names what did not answer.
     """

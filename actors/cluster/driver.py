@@ -13,8 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,11 @@ class Order:
         return self.load is not None or self.app is not None
 
     def setup(
-        self, config: PlatformConfig, callbacks: bytes = b"", claim: NumberedClaim | None = None
+        self,
+        config: PlatformConfig,
+        callbacks: bytes = b"",
+        claim: NumberedClaim | None = None,
+        connected_at_us: int = 0,
     ) -> Setup:
         """What the actors are told."""
         return Setup(
@@ -103,6 +106,7 @@ class Order:
             load_version=self.load_version,
             driver=f"process {os.getpid()} on {socket.gethostname()}",
             claim=claim,
+            connected_at_us=connected_at_us,
         )
 
 
@@ -116,6 +120,9 @@ class RayPlatform:
         self._claims = Claims(self._store)
         self._session: RaySession | None = None
         self._setup = order.setup(order.config)
+        self._connected_at_us = SystemClock().now_us()
+        self._has_connected = False
+        """From then on it rejoins, and its connect time stays."""
         self._stage = f"the store of the log at {order.root}"
         """What is waited for while the platform is entered."""
         self._is_closed = False
@@ -203,7 +210,7 @@ class RayPlatform:
             if session.is_embedded or session.is_guest:
                 config = await door.in_thread(_fitting, config)
             callbacks = _packed(order.load, order.app, is_elsewhere=session.is_elsewhere)
-            setup = self._setup = order.setup(config, callbacks, claim)
+            setup = self._setup = order.setup(config, callbacks, claim, self._connected_at_us)
             self._session = session
             self._find = door.finder(setup, "loader")
             self._timer = door.finder(setup, "timer-0")
@@ -222,10 +229,11 @@ class RayPlatform:
             # What does not answer may not let go of it either.
             await asyncio.wait({asyncio.ensure_future(session.end())}, timeout=_END_S)
             raise
+        self._has_connected = True
         self._connection_warmup = ConnectionWarmup(self._loader)
         self._connection_warmup.watch()
         if is_followed and order.has_callbacks:
-            self._watching = asyncio.ensure_future(self._watch_load(setup))
+            self._watching = asyncio.ensure_future(self._watch_load(self._setup))
 
     async def _begin(self, *, take_over: bool) -> tuple[RaySession, NumberedClaim | None]:
         """A session with Ray, and the claim of the platform that is, or is to be, in it."""
@@ -372,22 +380,28 @@ class RayPlatform:
         self._stage = "the control service of Ray, or the loader actor,"
         # Registering an actor asks Ray's control service and waits: not in the loop.
         loader = await door.in_thread(door.start_supervisors, setup)
-        rule = await remote(self._loader, LoaderApi.rule, timeout_s=_START_S)()
-        if not setup.has_callbacks or rule.fingerprint == setup.fingerprint:
-            return True
-        root, version = self._order.root, setup.load_version
-        if rule.has_callbacks and not load_precedence.may_replace(version, rule.load_version):
-            load_precedence.tell_not_used(root, rule, version)
-            return False
-        # An earlier driver's loader has other callbacks. Slots outlive it and are found again.
-        await door.in_thread(door.kill_actor, loader)
-        find = partial(door.find_actor, loader.name, setup.namespace)
-        while await door.in_thread(find) is not None:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        await door.in_thread(door.start_supervisors, setup)
-        await remote(self._loader, LoaderApi.rule, timeout_s=_START_S)()
-        if rule.has_callbacks:
-            load_precedence.tell_replacing(root, rule, version)
+        ruling = remote(self._loader, LoaderApi.rule, timeout_s=_START_S)
+        rule = await ruling(setup.rule)
+        if setup.has_callbacks and not self._has_connected:
+            # Clocks of machines differ: whoever connects just now is later than whoever has.
+            mine = load_precedence.later_than(rule, setup.rule)
+            self._connected_at_us = mine.connected_at_us
+            setup = self._setup = replace(setup, connected_at_us=mine.connected_at_us)
+            rule = await ruling(mine)
+        root, mine, first = self._order.root, setup.rule, rule
+        while setup.has_callbacks and rule.fingerprint != mine.fingerprint:
+            if not load_precedence.may_replace(mine, rule):
+                load_precedence.tell_not_used(root, rule, mine)
+                return False
+            # Another driver's loader has other callbacks. Slots outlive it and are found again.
+            await door.in_thread(door.kill_actor, loader)
+            while await door.in_thread(door.is_named, loader, setup.namespace):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            # Yet another driver may start its own at this moment: look whose it is.
+            loader = await door.in_thread(door.start_supervisors, setup)
+            rule = await ruling(mine)
+        if setup.has_callbacks and first.has_callbacks and first.fingerprint != mine.fingerprint:
+            load_precedence.tell_replacing(root, first, mine)
         return True
 
     async def _watch_load(self, setup: Setup) -> None:
@@ -397,14 +411,14 @@ class RayPlatform:
                 replaced = remote(
                     self._loader, LoaderApi.replaced, timeout_s=_REPLACED_S + _GRACE_S
                 )
-                rule = await replaced(setup.fingerprint, _REPLACED_S)
+                rule = await replaced(setup.rule, _REPLACED_S)
             except Unavailable:
                 await asyncio.sleep(1.0)
                 continue
             except WorkflowsError:
                 return
             if rule is not None:
-                load_precedence.tell_replaced(self._order.root, rule, setup.load_version)
+                load_precedence.tell_replaced(self._order.root, rule, setup.rule)
                 return
 
     # --- the end of a Ray that was another's

@@ -380,6 +380,12 @@ def kill_actor(peer: RayPeer) -> None:
     ray.kill(peer.handle, no_restart=True)
 
 
+def is_named(peer: RayPeer, namespace: str) -> bool:
+    """Whether its name still stands for this very actor, not for none or for a later one."""
+    found = find_actor(peer.name, namespace)
+    return found is not None and bool(found.handle == peer.handle)
+
+
 async def in_thread(work: Callable[..., T], *args: Any) -> T:
     """Do what waits for Ray's control service; raises ActorUnreachable where it does not answer."""
     try:

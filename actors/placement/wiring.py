@@ -177,6 +177,7 @@ class LoaderService:
 
     def __init__(self, setup: Setup, launcher: Launcher, timer: Find) -> None:
         self._setup = setup
+        self._rule = setup.rule
         self._launcher = launcher
         self._timer = timer
         self._log: ServiceLog | None = None
@@ -262,15 +263,26 @@ class LoaderService:
         """Return the metrics of the loader."""
         return [] if self._loader is None else list(metrics.of_loader(await self._loader.stats()))
 
-    async def rule(self) -> Rule:
-        """Return whose `load` is in effect."""
-        return self._setup.rule
+    async def rule(self, mine: Rule) -> Rule:
+        """Return whose `load` is in effect.
 
-    async def replaced(self, fingerprint: str, wait_s: float) -> Rule | None:
-        """Return whose `load` replaced the named one; None if, after `wait_s`, it is still in
+        Of drivers that give the same `load`, the last to connect counts as the one in effect:
+        else one that connected between them would roll it back after a recovery.
+        """
+        in_effect = self._rule
+        if (
+            mine.fingerprint == in_effect.fingerprint
+            and mine.connected_at_us > in_effect.connected_at_us
+        ):
+            self._rule = mine
+        return self._rule
+
+    async def replaced(self, mine: Rule, wait_s: float) -> Rule | None:
+        """Return whose `load` replaced that of `mine`; None if, after `wait_s`, it is still in
         effect."""
-        if fingerprint != self._setup.fingerprint:
-            return self._setup.rule
+        in_effect = await self.rule(mine)
+        if mine.fingerprint != in_effect.fingerprint:
+            return in_effect
         await asyncio.sleep(wait_s)
         return None
 

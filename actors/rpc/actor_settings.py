@@ -18,6 +18,8 @@ class Rule:
     load_version: str | None
     driver: str
     has_callbacks: bool
+    connected_at_us: int = 0
+    """When the driver connected first; kept over recoveries."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Setup:
     load_version: str | None = None
     driver: str = ""
     """Who brought them, for people."""
+    connected_at_us: int = 0
+    """When that driver connected first; rejoining after a recovery leaves it as it is."""
     claim: NumberedClaim | None = None
     """What says in the log's root that this platform is at work on it."""
     prefix: str = field(init=False)
@@ -55,7 +59,13 @@ class Setup:
     @property
     def rule(self) -> Rule:
         """What a loader with this setup follows."""
-        return Rule(self.fingerprint, self.load_version, self.driver, self.has_callbacks)
+        return Rule(
+            self.fingerprint,
+            self.load_version,
+            self.driver,
+            self.has_callbacks,
+            self.connected_at_us,
+        )
 
     def without_callbacks(self) -> Setup:
         """What everybody but the loader is told."""

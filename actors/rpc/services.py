@@ -88,12 +88,12 @@ class LoaderApi(ActorApi, Protocol):
         """Take a process back that has closed its tenant, under its generation; None: it ends."""
         ...
 
-    async def rule(self) -> Rule:
-        """Return whose `load` is in effect."""
+    async def rule(self, mine: Rule) -> Rule:
+        """Return whose `load` is in effect; a later driver with the same `load` counts as its."""
         ...
 
-    async def replaced(self, fingerprint: str, wait_s: float) -> Rule | None:
-        """Return whose `load` replaced the named one; None if it is still in effect."""
+    async def replaced(self, mine: Rule, wait_s: float) -> Rule | None:
+        """Return whose `load` replaced that of `mine`; None if it is still in effect."""
         ...
 
     async def code_current(
