@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -17,26 +18,16 @@ async def in_daemon_thread(work: Callable[..., T], *args: Any) -> T:
     Unlike `asyncio.to_thread`, neither the end of the event loop nor that of the interpreter waits
     for it: a call to Ray whose control service has died, or to a disk that hangs, stays for ever.
     """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[T] = loop.create_future()
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # so that a caller who gives up cannot cancel it
     context = copy_context()
-
-    def settle(settle_as: Callable[[Any], None], value: object) -> None:
-        if not outcome.done():
-            settle_as(value)
 
     def run() -> None:
         try:
-            settle_as, value = outcome.set_result, context.run(work, *args)
+            outcome.set_result(context.run(work, *args))
         except BaseException as error:
-            told: tuple[Callable[[Any], None], Any] = (outcome.set_exception, error)
-        else:
-            told = (settle_as, value)
-        try:
-            loop.call_soon_threadsafe(settle, *told)
-        except RuntimeError:
-            pass  # the loop has ended, and nobody waits
+            outcome.set_exception(error)
 
     name = getattr(work, "__name__", "call")
     threading.Thread(target=run, name=f"dynamic-workflows-{name}", daemon=True).start()
-    return await outcome
+    return await asyncio.wrap_future(outcome)
