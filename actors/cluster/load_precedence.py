@@ -62,11 +62,9 @@ def tell_not_used(root: str, rule: Rule, mine: Rule) -> None:
 
 def tell_replacing(root: str, rule: Rule, mine: Rule) -> None:
     """Tell this driver that it has replaced another's `load`."""
-    hint = (
-        ""
-        if mine.load_version is not None
-        else (". Give each driver a connect(load_version=...) to settle whose is followed")
-    )
+    hint = ""
+    if mine.load_version is None:
+        hint = ". Give each driver a connect(load_version=...) to settle whose is followed"
     _tell(
         f"the platform on {root} follows the load of this driver ({_version(mine)}) now, for every "
         f"driver; before, it followed that of {_whose(rule)}{hint}"

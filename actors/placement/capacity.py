@@ -34,6 +34,10 @@ class Placement:
         """Whether its process is blank again, and may be another tenant's by now."""
         self._closing_since_s: float | None = None
 
+    def is_on(self, name: str) -> bool:
+        """Return whether the tenant was placed in the worker process of this name."""
+        return self.worker is not None and self.worker.name == name
+
     def closes_too_long(self, state: str, now_s: float, limit_s: float) -> bool:
         """Return whether the process, in this state, has been closing for too long."""
         if state != "closing":

@@ -194,7 +194,7 @@ class Loader:
     async def worker_restarted(self, name: str) -> None:
         """Open the tenant again in a process that ended and was restarted."""
         for placement in self._placements.values():
-            if placement.worker is not None and placement.worker.name == name:
+            if placement.worker is not None and placement.is_on(name):
                 self._check(placement, placement.worker)
                 return
         # Any other is on its way to the pool, or an unused leftover.
@@ -210,18 +210,14 @@ class Loader:
         generation, or was heard before, changes nothing.
         """
         placement = self._placements.get(tenant_id) if tenant_id is not None else None
-        worker = placement.worker if placement is not None else None
-        if placement is None or worker is None or worker.name != name:
-            placement = worker = None
+        if placement is not None and not placement.is_on(name):
+            placement = None
         if generation is not None and not self._is_closed:
-            if placement is not None and worker is not None:
+            if placement is not None:
                 if generation > placement.generation:
-                    self._take_back(placement, worker, generation)
+                    self._take_back(placement, generation)
                 return
-            if self._pool.knows(name) or any(
-                other.worker is not None and other.worker.name == name
-                for other in self._placements.values()
-            ):
+            if self._pool.knows(name) or any(one.is_on(name) for one in self._placements.values()):
                 return
         try:
             await self._launcher.kill(name)
@@ -230,12 +226,13 @@ class Loader:
                 self._stats.released += 1
                 self._forget(placement)
 
-    def _take_back(self, placement: Placement, worker: ActorRef, generation: int) -> None:
+    def _take_back(self, placement: Placement, generation: int) -> None:
         """Put the process of a tenant that sleeps into the pool."""
         if not placement.released.is_set() and not self._is_closed:
+            assert placement.worker is not None
             self._stats.released += 1
             placement.is_given_back = True
-            self._pool.give_back(worker, generation)
+            self._pool.give_back(placement.worker, generation)
             self._forget(placement)
 
     async def close(self) -> None:
@@ -481,7 +478,7 @@ class Loader:
         if self._placements.get(placement.tenant_id) is not placement:
             return
         if state == "blank" and generation > placement.generation:
-            self._take_back(placement, worker, generation)  # what it said of it was lost
+            self._take_back(placement, generation)  # what it said of it was lost
         elif tenant_id != placement.tenant_id or state == "broken":
             self._check(placement, worker)
         elif placement.closes_too_long(state, asyncio.get_running_loop().time(), CLOSING_S):

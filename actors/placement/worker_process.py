@@ -21,36 +21,27 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
-from typing import Any, Concatenate, Protocol, TypeAlias
+from typing import Any, Concatenate, TypeAlias
 
 import msgspec
 
+from dynamic_workflows.eventlog.bounded_dict import BoundedDict
 from dynamic_workflows.eventlog.clock import US, Clock, TimerHandle
 from dynamic_workflows.eventlog.errors import (
-    Fenced,
-    InvalidError,
-    PlatformClosed,
     Unavailable,
     WorkflowsError,
     needs_operator,
 )
 from dynamic_workflows.eventlog.tracing import mark
-from dynamic_workflows.loaders.protocol.calls import (
-    LONG_CALLS,
-    AnswerT,
-    TenantCall,
-    unpack_call,
-)
 
 from ..background_tasks import BackgroundTasks, seen
 from ..code.code_resolver import PrefetchedCode
-from ..rpc.actor_ref import ActorRef, ActorUnreachable, portable
+from ..rpc.actor_ref import ActorRef, ActorUnreachable
 from ..rpc.services import CallOutcome, LoaderApi, P, TimerApi, remote
 from ..rpc.serving import NotServedHere
 from ..timers.open_registration import OpenRegistration
+from .client_session import ClientSession, ServedTenant
 from .worker_state import WorkerState, after
 
 GRACE_S = 0.02
@@ -69,36 +60,6 @@ SLEEP_COSTS_MAX_S = 60.0
 """A sleep that is longer than this is worth a process, however slow the machine is."""
 _IDLE_CHECK_S = 1.0
 _logger = logging.getLogger("dynamic_workflows.worker")
-
-
-class ServedTenant(Protocol):
-    """An open tenant: the shell around its core and its log."""
-
-    def call(self, call: TenantCall[AnswerT]) -> Coroutine[Any, Any, AnswerT]:
-        """Carry out one operation; raises WorkflowsError."""
-        ...
-
-    def is_idle(self) -> bool:
-        """Return whether nothing runs and nothing is about to."""
-        ...
-
-    def next_wake_us(self) -> int | None:
-        """Return when the tenant must be awake, 0 for at once, or None."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """The epoch under which this process owns the log."""
-        ...
-
-    async def close(self) -> None:
-        """Seal and close the log; every later call is refused."""
-        ...
-
-    @property
-    def failed(self) -> BaseException | None:
-        """Why the tenant stopped by itself (fenced, a log that cannot be reopened), or None."""
-        ...
 
 
 OpenTenant: TypeAlias = Callable[[str, bool, Callable[[int], None], int], Awaitable[ServedTenant]]
@@ -160,7 +121,7 @@ class WorkerProcess:
         self._generation = 0
         self._early_code: tuple[str, int, PrefetchedCode] | None = None
         """Code that came before its assignment."""
-        self._ended_sessions: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._ended_sessions: BoundedDict[tuple[str, str], None] = BoundedDict(SESSIONS_REFUSED_MAX)
         """Tenant and session: clients of different tenants may use the same id."""
         self._must_end = False
         self._reports = BackgroundTasks()
@@ -172,7 +133,7 @@ class WorkerProcess:
         self._opening: asyncio.Future[ServedTenant] | None = None
         self._assigned = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
-        self._sessions: dict[str, _Tenancy] = {}
+        self._sessions: dict[str, ClientSession] = {}
         self._stats = WorkerStats(pid=os.getpid())
         self._used_us = clock.now_us()
         self._idle_check: TimerHandle | None = None
@@ -347,7 +308,7 @@ class WorkerProcess:
             if not calls and self._generation:
                 # Its calls were made of an earlier tenancy, and would be waited for in vain.
                 raise NotServedHere(f"{self._name} does not know the session")
-            session = self._sessions[session_id] = _Tenancy()
+            session = self._sessions[session_id] = ClientSession()
         self._stats.messages += 1
         self._stats.calls += len(calls)
         session.forget(forgotten)
@@ -470,8 +431,6 @@ class WorkerProcess:
         assert self._tenant_id is not None
         for session_id in self._sessions:
             self._ended_sessions[self._tenant_id, session_id] = None
-        while len(self._ended_sessions) > SESSIONS_REFUSED_MAX:
-            self._ended_sessions.popitem(last=False)
         self._sessions = {}
         self._tenant_id = self._tenant = self._opening = None
         self._early_code = None
@@ -516,112 +475,3 @@ class WorkerProcess:
             except WorkflowsError as error:
                 _logger.warning("%s was not told of %s: %s", method.__name__, self._name, error)
                 return
-
-
-class _Tenancy:
-    """The calls of one client over one unbroken connection, and the outcomes not yet returned."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[CallOutcome] = []
-        self.is_broken = False
-        """A call ended because the tenant closed or stopped: it has to be made again elsewhere."""
-        self.waiting = 0
-        self.used_us = 0
-        self._tasks: dict[int, asyncio.Task[Any]] = {}
-        self._long: set[int] = set()
-        self._quick = 0
-        self._changed: list[tuple[asyncio.Future[None], bool]] = []
-
-    @property
-    def tasks(self) -> list[asyncio.Task[Any]]:
-        """The calls that have not ended."""
-        return list(self._tasks.values())
-
-    def is_quick(self) -> bool:
-        """Return whether a call that cannot take long is pending."""
-        return self._quick > 0
-
-    def is_awaited(self) -> bool:
-        """Return whether the client is likely to poll for an outcome."""
-        return bool(self._tasks or self.waiting or self.outcomes)
-
-    def start(self, tenant: ServedTenant, calls: list[tuple[int, bytes]]) -> bool:
-        """Run each call in a task of its own, started in this order; return whether all of them
-        may take long. One that does not decode has an error for its outcome."""
-        loop = asyncio.get_running_loop()
-        is_poll = True
-        for number, body in calls:
-            try:
-                call = unpack_call(body)
-            except InvalidError as error:
-                self.outcomes.append((number, False, error))
-                is_poll = False
-                continue
-            task = loop.create_task(tenant.call(call))
-            self._tasks[number] = task
-            is_quick = not isinstance(call, LONG_CALLS)
-            is_poll = is_poll and not is_quick
-            self._quick += is_quick
-            if not is_quick:
-                self._long.add(number)
-            task.add_done_callback(partial(self._done, tenant, number, is_quick))
-        return is_poll
-
-    def forget(self, numbers: list[int]) -> None:
-        """Stop waiting for these calls. What they began continues."""
-        for number in self._long.intersection(numbers):
-            self._tasks[number].cancel()
-
-    async def wait(self, wait_s: float, *, is_poll: bool) -> None:
-        """Wait until there is something to return: any outcome for a poll, else every quick
-        call's."""
-        if self._is_ready(is_poll):
-            return
-        changed = asyncio.get_running_loop().create_future()
-        entry = (changed, is_poll)
-        self._changed.append(entry)
-        self.waiting += 1
-        try:
-            await asyncio.wait_for(changed, wait_s)
-        except TimeoutError:
-            pass
-        finally:
-            self.waiting -= 1
-            if entry in self._changed:
-                self._changed.remove(entry)
-
-    def take(self) -> list[CallOutcome]:
-        """Return the outcomes that were not returned yet."""
-        outcomes, self.outcomes = self.outcomes, []
-        return outcomes
-
-    def close(self) -> None:
-        """End all waits."""
-        for number in self._long:
-            self._tasks[number].cancel()
-        for changed, _ in self._changed:
-            if not changed.done():
-                changed.set_result(None)
-
-    def _is_ready(self, is_poll: bool) -> bool:
-        return self.is_broken or (bool(self.outcomes) if is_poll else not self._quick)
-
-    def _done(
-        self, tenant: ServedTenant, number: int, is_quick: bool, task: asyncio.Task[Any]
-    ) -> None:
-        del self._tasks[number]
-        self._long.discard(number)
-        self._quick -= is_quick
-        if not task.cancelled():
-            error = task.exception()
-            if error is None:
-                self.outcomes.append((number, True, task.result()))
-            elif isinstance(error, Fenced | PlatformClosed) or (
-                tenant.failed is not None and not needs_operator(error)
-            ):
-                self.is_broken = True
-            else:
-                self.outcomes.append((number, False, portable(error)))
-        for changed, is_poll in self._changed:
-            if not changed.done() and self._is_ready(is_poll):
-                changed.set_result(None)
