@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from dynamic_workflows.loaders.guest.sanitize import plain
+from dynamic_workflows.loaders.protocol.contract import DO, OPEN, PAUSING, YEAR_MS
 from dynamic_workflows.loaders.protocol.messages import Error, Go, Undo
 
 from ..instances.decisions import Decision
@@ -19,16 +20,7 @@ from ..instances.row_payloads import (
     error_body,
     own_error,
 )
-from ..instances.state_machine import PAUSING
-from ..instances.step_state import (
-    DO,
-    OPEN,
-    YEAR_MS,
-    StepState,
-    is_final,
-    retry_delay_ms,
-    timeout_error,
-)
+from ..instances.step_state import StepState, is_final, retry_delay_ms, timeout_error
 from .lifetimes import Lifetimes
 from .run_ends import RunEnds
 from .state import CoreState

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dynamic_workflows.loaders.protocol.contract import PAUSED
+
 from ..instances.decisions import Key
 from ..instances.index_entry import NOT_QUEUED, IndexEntry
-from ..instances.state_machine import PAUSED
 from .lifetimes import Lifetimes
 from .state import CoreState
 

@@ -11,6 +11,15 @@ from typing import Any
 from msgspec import Raw
 
 from dynamic_workflows.eventlog.errors import InstanceError, WorkflowsError
+from dynamic_workflows.loaders.protocol.contract import (
+    ENDED,
+    PAUSED,
+    PAUSING,
+    QUEUED,
+    RUNNING,
+    WAIT,
+    WAITING,
+)
 from dynamic_workflows.loaders.protocol.messages import ProtocolViolation
 
 from ..instances.decisions import Decision, Key
@@ -26,8 +35,6 @@ from ..instances.row_payloads import (
     own_error,
     raw,
 )
-from ..instances.state_machine import ENDED, PAUSED, PAUSING, QUEUED, RUNNING, WAITING
-from ..instances.step_state import WAIT
 from .attempts import Attempts
 from .creation import Creation
 from .lifetimes import Lifetimes

@@ -6,12 +6,12 @@ from msgspec import Raw
 
 from dynamic_workflows.eventlog.errors import InstanceError, LimitExceededError
 from dynamic_workflows.eventlog.token_bucket import TokenBucket
+from dynamic_workflows.loaders.protocol.contract import QUEUED
 
 from ..instances.decisions import CoreConfig, CreateItem, Decision, Key
 from ..instances.identifiers import check_batch, check_new_id, check_workflow_name
 from ..instances.index_entry import IndexEntry
 from ..instances.row_payloads import Queued, raw
-from ..instances.state_machine import QUEUED
 from .state import CoreState
 
 

@@ -6,13 +6,13 @@ from msgspec import Raw
 
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import InstanceError
+from dynamic_workflows.loaders.protocol.contract import ENDED
 
 from ..instances.decisions import Decision, Key
 from ..instances.identifiers import check_event_type
 from ..instances.index_entry import WOKEN, IndexEntry
 from ..instances.instance import Instance, first_wait
 from ..instances.row_payloads import EventReceived, size_to_tell
-from ..instances.state_machine import ENDED
 from ..instances.step_state import StepState
 from .lifetimes import Lifetimes
 from .starts import LifetimeStarts

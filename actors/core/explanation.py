@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from dynamic_workflows.eventlog.clock import to_datetime
 from dynamic_workflows.eventlog.sanitize import plain
+from dynamic_workflows.loaders.protocol.contract import (
+    COMPLETE,
+    DO,
+    ERROR,
+    ERRORED,
+    PAUSED,
+    PAUSING,
+    QUEUED,
+)
 from dynamic_workflows.loaders.protocol.messages import Error
 
 from ..instances.index_entry import IndexEntry
 from ..instances.instance import Instance
-from ..instances.state_machine import COMPLETE, ERRORED, PAUSED, PAUSING, QUEUED
-from ..instances.step_state import DO, ERROR, StepState
+from ..instances.step_state import StepState
 
 MESSAGE_CHARACTERS_MAX = 1_000
 """Of an error's message or of a reason."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dynamic_workflows.eventlog.backoff import Backoff
+from dynamic_workflows.loaders.protocol.contract import PAUSED, PAUSING
 from dynamic_workflows.loaders.protocol.messages import Error
 
 from ..instances.decisions import Decision, Key
 from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.row_payloads import own_error
-from ..instances.state_machine import PAUSED, PAUSING
 from .attempts import Attempts
 from .lifetimes import Lifetimes
 from .state import CoreState

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from dynamic_workflows.loaders.protocol.contract import WAITING
 from dynamic_workflows.loaders.protocol.messages import Error, StepOutcome
 
 from ..instances.decisions import Decision, DropLife, Key, Send
 from ..instances.index_entry import WOKEN, IndexEntry, Lifetime
-from ..instances.state_machine import WAITING
 from ..instances.step_state import StepState
 from .state import STEP, CoreState
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dynamic_workflows.eventlog.events import Row, span
+from dynamic_workflows.loaders.protocol.contract import ENDED, PAUSING
 
 from ..instances.decisions import Decision
 from ..instances.fold import EVENT_KINDS
 from ..instances.index_entry import IndexEntry
 from ..instances.row_payloads import decode, own_error
-from ..instances.state_machine import ENDED, NONE, PAUSING
+from ..instances.state_machine import NONE
 from .attempts import Attempts
 from .run_ends import RunEnds
 from .schedules import Schedules

@@ -8,6 +8,17 @@ from typing import Any
 import msgspec
 
 from dynamic_workflows.loaders.guest.sanitize import plain
+from dynamic_workflows.loaders.protocol.contract import (
+    CANCELLED,
+    DO,
+    OPEN,
+    PAUSING,
+    RUNNING,
+    SLEEP,
+    TIMER,
+    VALUE,
+    WAIT,
+)
 from dynamic_workflows.loaders.protocol.messages import (
     AttemptFailed,
     Awaits,
@@ -29,8 +40,7 @@ from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.instance import event_taken, first_wait
 from ..instances.row_payloads import TimerElapsed as ElapsedBody
 from ..instances.row_payloads import WaitCancelled
-from ..instances.state_machine import PAUSING, RUNNING
-from ..instances.step_state import CANCELLED, DO, OPEN, SLEEP, TIMER, VALUE, WAIT, StepState
+from ..instances.step_state import StepState
 from .attempts import Attempts
 from .lifetimes import Lifetimes
 from .rollback import Rollbacks

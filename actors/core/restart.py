@@ -7,11 +7,11 @@ from typing import Any
 
 from dynamic_workflows.eventlog.errors import InstanceError
 from dynamic_workflows.eventlog.events import Row
-from dynamic_workflows.loaders.protocol.contract import STEP_TYPES
+from dynamic_workflows.loaders.protocol.contract import DO, SLEEP, STEP_TYPES, TIMER, WAIT
 
 from ..instances.instance import Instance
 from ..instances.row_payloads import FromBody, Restarted, decode
-from ..instances.step_state import DO, SLEEP, TIMER, WAIT, StepKey
+from ..instances.step_state import StepKey
 
 
 def parse_from(from_: dict[str, Any]) -> FromBody:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from msgspec import Raw
 
+from dynamic_workflows.loaders.protocol.contract import ERROR, OPEN
 from dynamic_workflows.loaders.protocol.messages import End, Error, ProtocolViolation
 
 from ..instances.decisions import Decision
@@ -21,7 +22,7 @@ from ..instances.row_payloads import (
     error_body,
     own_error,
 )
-from ..instances.step_state import ERROR, NULL, OPEN, StepState
+from ..instances.step_state import NULL, StepState
 from .attempts import Attempts
 from .lifetimes import Lifetimes
 from .run_ends import RunEnds, eligible

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Raw
 
+from dynamic_workflows.loaders.protocol.contract import DO
+
 from ..instances.decisions import Decision, Finished, ForgetBlobs
 from ..instances.index_entry import IndexEntry
 from ..instances.instance import Instance
@@ -17,7 +19,7 @@ from ..instances.row_payloads import (
     Terminated,
     error_body,
 )
-from ..instances.step_state import DO, StepState
+from ..instances.step_state import StepState
 from .lifetimes import Lifetimes
 from .state import CoreState
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dynamic_workflows.loaders.protocol.contract import DO, QUEUED, WAITING
 from dynamic_workflows.loaders.protocol.messages import RecordedStep, Run
 
 from ..instances.decisions import Decision, Key
 from ..instances.index_entry import NOT_QUEUED, IndexEntry, Lifetime
 from ..instances.instance import Instance
 from ..instances.row_payloads import own_error
-from ..instances.state_machine import QUEUED, WAITING
-from ..instances.step_state import DO
 from .attempts import Attempts
 from .lifetimes import Lifetimes
 from .state import CoreState

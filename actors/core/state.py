@@ -13,6 +13,7 @@ from dynamic_workflows.eventlog.bounded_dict import BoundedDict
 from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import InstanceError
 from dynamic_workflows.eventlog.events import Row, span
+from dynamic_workflows.loaders.protocol.contract import ENDED, PAUSED, QUEUED, RUNNING, WAITING
 from dynamic_workflows.loaders.protocol.messages import Error
 
 from ..instances.deadlines import DeadlineHeap
@@ -30,7 +31,7 @@ from ..instances.row_payloads import (
     encode,
     event_payload,
 )
-from ..instances.state_machine import ENDED, NONE, PAUSED, QUEUED, RUNNING, WAITING
+from ..instances.state_machine import NONE
 from .admission import Queues
 from .mocks import Mocks
 

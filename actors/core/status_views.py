@@ -6,12 +6,12 @@ from typing import Any
 
 from dynamic_workflows.eventlog.errors import InvalidError
 from dynamic_workflows.loaders.protocol.calls import StatusData
+from dynamic_workflows.loaders.protocol.contract import ENDED, QUEUED, WAITING
 
 from ..instances.decisions import Key
 from ..instances.identifiers import check_statuses
 from ..instances.index_entry import WOKEN, IndexEntry
 from ..instances.instance import Instance
-from ..instances.state_machine import ENDED, QUEUED, WAITING
 from .explanation import LOADS_AGAIN, explain
 from .lifetimes import Lifetimes
 from .state import CoreState

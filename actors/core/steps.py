@@ -7,7 +7,15 @@ from typing import TypeAlias
 
 import msgspec
 
-from dynamic_workflows.loaders.protocol.contract import EVENT_TYPE
+from dynamic_workflows.loaders.protocol.contract import (
+    DO,
+    EVENT_TYPE,
+    OPEN,
+    PAUSING,
+    SLEEP,
+    WAIT,
+    YEAR_MS,
+)
 from dynamic_workflows.loaders.protocol.messages import Cancel, ProtocolViolation, Sleep, Wait
 from dynamic_workflows.loaders.protocol.messages import StepRequest as Ask
 
@@ -15,17 +23,7 @@ from ..instances.decisions import Decision
 from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.instance import Instance
 from ..instances.row_payloads import StepStarted, own_error, raw
-from ..instances.state_machine import PAUSING
-from ..instances.step_state import (
-    DO,
-    OPEN,
-    SLEEP,
-    WAIT,
-    YEAR_MS,
-    StepState,
-    parse_config,
-    timeout_error,
-)
+from ..instances.step_state import StepState, parse_config, timeout_error
 from .attempts import Attempts
 from .lifetimes import Lifetimes
 from .state import CoreState

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dynamic_workflows.loaders.protocol.contract import RUNNING
+
 from ..instances.decisions import Decision
 from ..instances.index_entry import IndexEntry, Lifetime
 from ..instances.row_payloads import Paused
-from ..instances.state_machine import RUNNING
 from .lifetimes import Lifetimes
 from .state import CoreState
 

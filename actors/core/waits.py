@@ -6,6 +6,7 @@ from collections import deque
 
 import msgspec
 
+from dynamic_workflows.loaders.protocol.contract import OPEN, SLEEP, WAIT, YEAR_MS
 from dynamic_workflows.loaders.protocol.messages import Error, Sleep, Wait
 
 from ..instances.decisions import Decision, ReadEvents
@@ -21,7 +22,7 @@ from ..instances.row_payloads import (
     own_error,
     size_to_tell,
 )
-from ..instances.step_state import OPEN, SLEEP, WAIT, YEAR_MS, StepState, timeout_error
+from ..instances.step_state import StepState, timeout_error
 from .attempts import Attempts
 from .lifetimes import Lifetimes
 from .state import CoreState

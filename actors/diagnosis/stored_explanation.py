@@ -11,6 +11,7 @@ from dynamic_workflows.eventlog.clock import Clock, to_datetime
 from dynamic_workflows.eventlog.log.stream_reader import StreamReader
 from dynamic_workflows.eventlog.manifest import tenant_stream
 from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.loaders.protocol.contract import ENDED, PAUSED, QUEUED, RUNNING, WAITING
 from dynamic_workflows.loaders.sdk.records import Why
 
 from ..claims import Claim
@@ -20,7 +21,6 @@ from ..instances.fold import fold
 from ..instances.identifiers import check_id, check_workflow_name
 from ..instances.index_entry import IndexEntry
 from ..instances.row_payloads import decode
-from ..instances.state_machine import ENDED, PAUSED, QUEUED, RUNNING, WAITING
 from ..tenant.instance_keys import not_found
 from .lateness import LATE_US, lateness
 

@@ -11,6 +11,17 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from dynamic_workflows.eventlog.events import Row
+from dynamic_workflows.loaders.protocol.contract import (
+    CANCELLED,
+    DO,
+    ENDED,
+    ERROR,
+    PAUSED,
+    SLEEP,
+    TIMER,
+    VALUE,
+    WAIT,
+)
 from dynamic_workflows.loaders.protocol.messages import Error
 
 from .index_entry import IndexEntry
@@ -49,18 +60,8 @@ from .row_payloads import (
     text,
     wire_error,
 )
-from .state_machine import ENDED, PAUSED, after
-from .step_state import (
-    CANCELLED,
-    DO,
-    ERROR,
-    SLEEP,
-    TIMER,
-    VALUE,
-    WAIT,
-    StepState,
-    parse_config,
-)
+from .state_machine import after
+from .step_state import StepState, parse_config
 
 TOKENS_MAX = 1_024
 """Commands with a token that an instance remembers, the newest ones."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dynamic_workflows.loaders.protocol.contract import ENDED, ERROR, RUNNING, VALUE, WAITING
+
 from .kept_events import NOTHING_KEPT, Kept
-from .state_machine import ENDED, NONE, RUNNING, WAITING
-from .step_state import ERROR, VALUE
+from .state_machine import NONE
 
 if TYPE_CHECKING:
     from dynamic_workflows.loaders.protocol.messages import Sleep, StepRequest, Wait

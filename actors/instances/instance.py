@@ -7,11 +7,12 @@ from collections import deque
 import msgspec
 
 from dynamic_workflows.eventlog.events import Row
+from dynamic_workflows.loaders.protocol.contract import DO, WAIT
 from dynamic_workflows.loaders.protocol.messages import Error
 
 from .kept_events import KeptEvent
 from .row_payloads import WaitCompleted
-from .step_state import DO, WAIT, StepKey, StepState
+from .step_state import StepKey, StepState
 
 _INSTANCE_BYTES = 1_000
 STEP_BYTES = 1_000

@@ -5,9 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
+from dynamic_workflows.loaders.protocol.contract import STATUSES
+
 from .decisions import Key
 from .index_entry import IndexEntry
-from .state_machine import NONE, STATUSES
+from .state_machine import NONE
 
 
 class InstanceIndex:

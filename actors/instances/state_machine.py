@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dynamic_workflows.loaders.protocol.contract import COMPLETE as COMPLETE
-from dynamic_workflows.loaders.protocol.contract import ENDED as ENDED
-from dynamic_workflows.loaders.protocol.contract import ERRORED as ERRORED
-from dynamic_workflows.loaders.protocol.contract import PAUSED as PAUSED
-from dynamic_workflows.loaders.protocol.contract import PAUSING as PAUSING
-from dynamic_workflows.loaders.protocol.contract import QUEUED as QUEUED
-from dynamic_workflows.loaders.protocol.contract import RUNNING as RUNNING
-from dynamic_workflows.loaders.protocol.contract import STATUSES as STATUSES
-from dynamic_workflows.loaders.protocol.contract import TERMINATED as TERMINATED
-from dynamic_workflows.loaders.protocol.contract import WAITING as WAITING
+from dynamic_workflows.loaders.protocol.contract import (
+    COMPLETE,
+    ENDED,
+    ERRORED,
+    PAUSED,
+    PAUSING,
+    QUEUED,
+    RUNNING,
+    STATUSES,
+    TERMINATED,
+    WAITING,
+)
 
 NONE = "none"
 """No such instance."""

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from dynamic_workflows.eventlog.clock import to_datetime
-from dynamic_workflows.loaders.protocol.contract import CANCELLED as CANCELLED
-from dynamic_workflows.loaders.protocol.contract import DO as DO
-from dynamic_workflows.loaders.protocol.contract import ERROR as ERROR
-from dynamic_workflows.loaders.protocol.contract import OPEN as OPEN
-from dynamic_workflows.loaders.protocol.contract import RETRIES_MAX
-from dynamic_workflows.loaders.protocol.contract import SLEEP as SLEEP
-from dynamic_workflows.loaders.protocol.contract import TIMER as TIMER
-from dynamic_workflows.loaders.protocol.contract import VALUE as VALUE
-from dynamic_workflows.loaders.protocol.contract import WAIT as WAIT
-from dynamic_workflows.loaders.protocol.contract import YEAR_MS as YEAR_MS
+from dynamic_workflows.loaders.protocol.contract import (
+    OPEN,
+    RETRIES_MAX,
+    SLEEP,
+    WAIT,
+    YEAR_MS,
+)
 from dynamic_workflows.loaders.protocol.messages import Error, ProtocolViolation, RecordedStep
 
 from .row_payloads import own_error

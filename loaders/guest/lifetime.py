@@ -18,6 +18,7 @@ from dynamic_workflows.eventlog.codec import values
 from dynamic_workflows.eventlog.errors import WorkflowsError
 
 from ..protocol import messages
+from ..protocol.contract import DO, WAIT
 from ..sdk.attr_view import AttrView, ScheduleView, WorkflowEvent
 from ..sdk.entrypoints import WorkflowFatalError, build
 from ..values.payloads import event_annotation, read_payload
@@ -28,7 +29,7 @@ from .deterministic_timers import RunTimers
 from .guest_services import GuestServices
 from .outcome_order import Awaited, Outcome, Outcomes
 from .quiescence import CURRENT
-from .replay import DO, WAIT, Replay
+from .replay import Replay
 from .step import GuestStep
 
 

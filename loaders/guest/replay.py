@@ -22,14 +22,7 @@ import zlib
 from operator import attrgetter
 from typing import Any, Protocol, TypeAlias
 
-from ..protocol.contract import CANCELLED as CANCELLED
-from ..protocol.contract import DO as DO
-from ..protocol.contract import ERROR as ERROR
-from ..protocol.contract import OPEN as OPEN
-from ..protocol.contract import SLEEP as SLEEP
-from ..protocol.contract import TIMER
-from ..protocol.contract import VALUE as VALUE
-from ..protocol.contract import WAIT as WAIT
+from ..protocol.contract import CANCELLED, DO, SLEEP, TIMER, VALUE, WAIT
 from ..protocol.messages import Cancelled, Mismatch, RecordedStep
 
 StepKey: TypeAlias = tuple[str, str, int]

@@ -17,7 +17,7 @@ from dynamic_workflows.eventlog.clock import from_datetime, to_datetime
 from dynamic_workflows.eventlog.codec import values
 
 from ..protocol import messages
-from ..protocol.contract import EVENT_TYPE, YEAR_MS
+from ..protocol.contract import DO, ERROR, EVENT_TYPE, SLEEP, VALUE, WAIT, YEAR_MS
 from ..sdk.attr_view import Received
 from ..sdk.durations import Duration
 from ..sdk.entrypoints import WorkflowFatalError
@@ -26,7 +26,7 @@ from ..values.payloads import read_payload
 from ..values.type_hints import Names
 from ..values.typed_values import TypedCodec
 from .attempt import ATTEMPT, AttemptHost, PendingStep, RollbackHandler
-from .replay import DO, ERROR, NESTED, SLEEP, VALUE, WAIT
+from .replay import NESTED
 from .signature import shape_of
 from .step_decorator import DeclaredStep, Options, StepDecorator
 from .step_validation import check_direct, check_name, check_rollback, ms, shown

@@ -12,12 +12,12 @@ from dynamic_workflows.actors.instances.state_machine import (
     MOVES,
     NONE,
     SAME,
-    STATUSES,
     TABLE,
     Transition,
     after,
 )
 from dynamic_workflows.eventlog.errors import InstanceError
+from dynamic_workflows.loaders.protocol.contract import STATUSES
 
 KEY = ("Job", "i")
 
