@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import functools
 import inspect
 import types
 import typing
@@ -49,13 +50,29 @@ class PayloadMisfitError(ValueError):
 
 def event_annotation(run: Callable[..., Any], event_class: object) -> tuple[Any, Names] | None:
     """What the payload of `run`'s event is annotated with, as `event_class[...]`; None: nothing."""
+    if inspect.ismethod(run) and isinstance(run.__func__, types.FunctionType):
+        return _annotation_of_method(run.__func__, event_class)
+    return _annotation_of(run, event_class, first=int(inspect.ismethod(run)))
+
+
+@functools.lru_cache(maxsize=128)
+def _annotation_of_method(
+    function: types.FunctionType, event_class: object
+) -> tuple[Any, Names] | None:
+    # Asked for each lifetime, and the same for all of a class.
+    return _annotation_of(function, event_class, first=1)
+
+
+def _annotation_of(
+    run: Callable[..., Any], event_class: object, *, first: int
+) -> tuple[Any, Names] | None:
+    """`first`: the number of the parameter that is the event."""
     function = inspect.unwrap(bare_function(run))
     function = getattr(function, "__func__", function)
     code = getattr(function, "__code__", None)
     annotations = getattr(function, "__annotations__", None)
     if not annotations or code is None:
         return None
-    first = 1 if inspect.ismethod(run) else 0
     if code.co_argcount <= first:
         return None
     annotation = annotations.get(code.co_varnames[first])
