@@ -110,6 +110,20 @@ class ChangeCall(TenantCall[AnswerT], Generic[AnswerT], kw_only=True):
     token: str | None = None
 
 
+class InstanceRead(TenantCall[AnswerT], Generic[AnswerT], kw_only=True):
+    """A call that looks at one instance."""
+
+    workflow: str | None = None
+    id: str
+
+
+class InstanceChange(ChangeCall[AnswerT], Generic[AnswerT], kw_only=True):
+    """A call that changes one instance."""
+
+    workflow: str | None = None
+    id: str
+
+
 class NewInstance(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """An instance to be created; `params` is codec text."""
 
@@ -132,47 +146,31 @@ class CreateBatch(ChangeCall[list[str]], tag="create_batch", kw_only=True):
     """The dispatcher's metadata, as codec text; only the supervisor sets it."""
 
 
-class GetInstance(TenantCall[None], tag="get", kw_only=True):
+class GetInstance(InstanceRead[None], tag="get", kw_only=True):
     """Raise `instance.not_found` unless the instance exists."""
 
-    workflow: str | None = None
-    id: str
 
-
-class GetStatus(TenantCall[StatusData], tag="status", kw_only=True):
+class GetStatus(InstanceRead[StatusData], tag="status", kw_only=True):
     """Return the status now."""
 
-    workflow: str | None = None
-    id: str
 
-
-class AwaitResult(TenantCall[StatusData], tag="result", kw_only=True):
+class AwaitResult(InstanceRead[StatusData], tag="result", kw_only=True):
     """Return the status once the run has ended; TimeoutError after `timeout_s` (None: never)."""
 
-    workflow: str | None = None
-    id: str
     timeout_s: float | None = None
 
 
-class PauseInstance(ChangeCall[None], tag="pause", kw_only=True):
+class PauseInstance(InstanceChange[None], tag="pause", kw_only=True):
     """Pause an instance."""
 
-    workflow: str | None = None
-    id: str
 
-
-class ResumeInstance(ChangeCall[None], tag="resume", kw_only=True):
+class ResumeInstance(InstanceChange[None], tag="resume", kw_only=True):
     """Resume an instance that was paused or parked."""
 
-    workflow: str | None = None
-    id: str
 
-
-class TerminateInstance(ChangeCall[None], tag="terminate", kw_only=True):
+class TerminateInstance(InstanceChange[None], tag="terminate", kw_only=True):
     """End an instance for good; with `rollback`, undo its steps first."""
 
-    workflow: str | None = None
-    id: str
     rollback: bool = False
 
 
@@ -184,28 +182,21 @@ class RestartTarget(msgspec.Struct, kw_only=True):
     count: int = 1
 
 
-class RestartInstance(ChangeCall[None], tag="restart", kw_only=True):
+class RestartInstance(InstanceChange[None], tag="restart", kw_only=True):
     """Run an instance again, from the top or from a step."""
 
-    workflow: str | None = None
-    id: str
     from_: RestartTarget | None = msgspec.field(default=None, name="from")
 
 
-class SendEvent(ChangeCall[None], tag="send_event", kw_only=True):
+class SendEvent(InstanceChange[None], tag="send_event", kw_only=True):
     """Deliver an event; `payload` is codec text."""
 
-    workflow: str | None = None
-    id: str
     type: str
     payload: bytes
 
 
-class DeleteInstance(ChangeCall[None], tag="delete", kw_only=True):
+class DeleteInstance(InstanceChange[None], tag="delete", kw_only=True):
     """Remove an instance and everything of it."""
-
-    workflow: str | None = None
-    id: str
 
 
 class DeleteBatch(ChangeCall[DeleteOutcome], tag="delete_batch", kw_only=True):
@@ -224,28 +215,21 @@ class ListInstances(TenantCall[InstancePage], tag="list", kw_only=True):
     cursor: str | None = None
 
 
-class GetHistory(TenantCall[list[Row]], tag="history", kw_only=True):
+class GetHistory(InstanceRead[list[Row]], tag="history", kw_only=True):
     """Return the rows, unfolded, of the present run or of all runs."""
 
-    workflow: str | None = None
-    id: str
     all_runs: bool = False
 
 
-class GetEvents(TenantCall[EventPage], tag="events", kw_only=True):
+class GetEvents(InstanceRead[EventPage], tag="events", kw_only=True):
     """Return the rows after a cursor, once there are any, or none after `wait_s`."""
 
-    workflow: str | None = None
-    id: str
     cursor: int = 0
     wait_s: float | None = None
 
 
-class ExplainInstance(TenantCall[WhyData], tag="why", kw_only=True):
+class ExplainInstance(InstanceRead[WhyData], tag="why", kw_only=True):
     """Return why an instance is where it is."""
-
-    workflow: str | None = None
-    id: str
 
 
 class InvokeMethod(TenantCall[bytes], tag="invoke", kw_only=True):
