@@ -230,7 +230,7 @@ class TenantSupervisor:
         self._subscriptions.feeds.waiters.wake_all()
         await self._log.close(seal=seal and self.failed is None)
 
-    # --- for whoever keeps tenants in memory
+    # --- what the worker process asks
 
     def is_idle(self) -> bool:
         """Whether nothing runs, nothing is about to, and nobody waits for an answer."""
@@ -266,7 +266,7 @@ class TenantSupervisor:
         try:
             await self._codes.prepare()
         except WorkflowsError:
-            pass  # whoever creates will be told
+            pass  # the next create is told
 
     @property
     def services_out(self) -> Mapping[object, object]:
