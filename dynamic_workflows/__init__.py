@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .eventlog.query import tenant_engine as _tenant_engine
 
 if TYPE_CHECKING:
-    from .actors.config import PlatformConfig as PlatformConfig
+    from .actors.settings.platform_config import PlatformConfig as PlatformConfig
     from .eventlog.errors import CodeError as CodeError
     from .eventlog.errors import Corrupt as Corrupt
     from .eventlog.errors import Fenced as Fenced
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from .platform import connect as connect
 
 _HOMES = {
-    "actors.config": "PlatformConfig",
+    "actors.settings.platform_config": "PlatformConfig",
     "eventlog.errors": """
         CodeError Corrupt Fenced InstanceError InvalidError LimitExceededError
         LoadReplacedWarning MissingDispatcherMetadataError PlatformBusy PlatformClosed QueryError

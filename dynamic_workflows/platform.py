@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .actors.code.code_resolver import dispatcher_env
-from .actors.config import PlatformConfig
 from .actors.instances.identifiers import check_tenant_id, check_workflow_name
+from .actors.settings.platform_config import PlatformConfig
 from .eventlog.errors import InvalidError, PlatformClosed, WorkflowsError
 from .eventlog.ids import Ids, SystemIds
 from .eventlog.store.locations import root_of

@@ -15,8 +15,8 @@ from .introspection import introspect_instance, introspect_workflow
 from .platform import Platform, _settings
 
 if TYPE_CHECKING:
-    from .actors.config import PlatformConfig
     from .actors.in_process.local_platform import LocalPlatform, TestClock
+    from .actors.settings.platform_config import PlatformConfig
     from .loaders.sdk.service import App
 
 __all__ = ["TestPlatform", "connect", "introspect_instance", "introspect_workflow"]

@@ -34,7 +34,6 @@ from dynamic_workflows.eventlog.store.open_store import open_store
 
 from ..background_tasks import stop_all
 from ..claims import Claims, NumberedClaim, busy, new_claim
-from ..config import PlatformConfig
 from ..diagnosis.explained_calls import ExplainedCalls
 from ..placement.connection_warmup import ConnectionWarmup
 from ..placement.wiring import Clients
@@ -44,6 +43,7 @@ from ..rpc.fork_guard import OwningProcess
 from ..rpc.reconnecting import LoaderCodeSource, ReconnectingRef
 from ..rpc.services import ActorApi, LoaderApi, remote
 from ..rpc.time_limits import within
+from ..settings.platform_config import PlatformConfig
 from . import callback_pickling, embedded_memory, load_precedence, ray_connection
 from . import ray_actors as door
 from .daemon_threads import in_daemon_thread

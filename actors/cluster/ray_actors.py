@@ -31,8 +31,8 @@ from ..rpc.services import ActorApi, LoaderApi, TimerApi, WorkerApi
 from .daemon_threads import in_daemon_thread
 
 if TYPE_CHECKING:
-    from ..config import PlatformConfig
     from ..placement.tenant_process import TenantProcess
+    from ..settings.platform_config import PlatformConfig
 
 T = TypeVar("T")
 

@@ -15,12 +15,12 @@ from dynamic_workflows.loaders.protocol.contract import ENDED, PAUSED, QUEUED, R
 from dynamic_workflows.loaders.sdk.records import Why
 
 from ..claims import Claim
-from ..config import PlatformConfig
 from ..core.tenant_core import TenantCore
 from ..instances.fold import fold
 from ..instances.identifiers import check_id, check_workflow_name
 from ..instances.index_entry import IndexEntry
 from ..instances.row_payloads import decode
+from ..settings.platform_config import PlatformConfig
 from ..tenant.instance_keys import not_found
 from .lateness import LATE_US, lateness
 

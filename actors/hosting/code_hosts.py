@@ -23,7 +23,7 @@ from .pending_ends import EndDeadline
 from .services import ServiceCache, Services
 
 if TYPE_CHECKING:
-    from ..config import PlatformConfig
+    from ..settings.platform_config import PlatformConfig
 
 _logger = logging.getLogger("dynamic_workflows.hosts")
 

@@ -40,8 +40,8 @@ from dynamic_workflows.loaders.sdk import durations
 from dynamic_workflows.loaders.sdk.service import App
 
 from ..code.code_resolver import CodeResolver
-from ..config import PlatformConfig
 from ..core.tenant_core import TenantCore
+from ..settings.platform_config import PlatformConfig
 from ..tenant.open_tenant import open_tenant
 from ..tenant.tenant import TenantSupervisor
 from .loop_idle import LoopIdle

@@ -9,7 +9,7 @@ from dynamic_workflows.loaders.isolates.interface import Isolation
 from dynamic_workflows.loaders.isolates.isolate_pool import ProcessIsolates
 
 from ..background_tasks import seen
-from ..config import PlatformConfig
+from ..settings.platform_config import PlatformConfig
 
 
 async def begin(config: PlatformConfig) -> ProcessIsolates:

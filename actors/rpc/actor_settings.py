@@ -7,7 +7,7 @@ from functools import cached_property
 from hashlib import sha256
 
 from ..claims import NumberedClaim
-from ..config import PlatformConfig
+from ..settings.platform_config import PlatformConfig
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from dynamic_workflows.loaders.protocol.calls import (
 from ..background_tasks import BackgroundTasks
 from ..code.code_resolver import Resolved
 from ..code.dispatcher_runs import PendingDispatch
-from ..config import PlatformConfig
 from ..core.tenant_core import TenantCore
 from ..hosting.code_cache import CodeCache, envelope
 from ..instances import identifiers
 from ..instances.decisions import CreateItem, Key
+from ..settings.platform_config import PlatformConfig
 from . import call_arguments
 from .commit_pipeline import CommitPipeline
 from .instance_keys import InstanceKeys

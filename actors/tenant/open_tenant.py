@@ -12,8 +12,8 @@ from dynamic_workflows.eventlog.store.base import Store
 from dynamic_workflows.loaders.isolates.interface import Isolates
 
 from ..code.code_resolver import CodeSource
-from ..config import PlatformConfig
 from ..core.tenant_core import TenantCore
+from ..settings.platform_config import PlatformConfig
 from .tenant import TenantSupervisor
 
 

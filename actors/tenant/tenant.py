@@ -22,10 +22,10 @@ from dynamic_workflows.loaders.protocol.calls import AwaitResult, GetEvents
 
 from ..background_tasks import BackgroundTasks
 from ..code.code_resolver import CodeSource
-from ..config import PlatformConfig
 from ..core.tenant_core import TenantCore
 from ..hosting.code_cache import CodeCache
 from ..hosting.code_hosts import Hosts
+from ..settings.platform_config import PlatformConfig
 from .code_operations import CodeOperations
 from .commit_effects import CommitEffects
 from .commit_pipeline import CommitPipeline

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import STEERING, CommandOptions, command
+
+if TYPE_CHECKING:
+    from ..actors.settings.platform_config import PlatformConfig
 
 
 @command(*STEERING)
@@ -27,14 +30,16 @@ def serve(
         Path | None, typer.Option(help="A folder with a folder of code for each tenant.")
     ] = None,
     code_ttl: Annotated[
-        float, typer.Option(min=0, help="Seconds until changed code is seen.")
-    ] = 60.0,
+        float | None, typer.Option(min=0, help="Seconds until changed code is seen; default 60.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML or JSON file of settings (docs/operations.md).")
+    ] = None,
 ) -> None:
     """Answer HTTP (docs/http.md) beside a platform on the log, until Ctrl-C.
 
     Example: dynamic-workflows serve --log data --tenants ./tenants --code-ttl 0
     """
-    from ..actors.config import PlatformConfig
     from ..web.serve import keys_of, loader_of
     from ..web.serve import serve as serve_platform
 
@@ -47,7 +52,17 @@ def serve(
             load=loader_of(load, tenants),
             address=options.address,
             namespace=options.namespace,
-            config=PlatformConfig(code_ttl_seconds=code_ttl),
+            config=_settings(config, code_ttl),
             said=typer.echo,
         )
     )
+
+
+def _settings(path: Path | None, code_ttl: float | None) -> PlatformConfig:
+    from ..actors.settings.config_file import read_config
+    from ..actors.settings.platform_config import PlatformConfig
+
+    settings = PlatformConfig() if path is None else read_config(path)
+    if code_ttl is None:
+        return settings
+    return settings.model_copy(update={"code_ttl_seconds": code_ttl})

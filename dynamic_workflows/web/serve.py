@@ -17,7 +17,7 @@ from typing import Any
 
 import uvicorn
 
-from ..actors.config import PlatformConfig
+from ..actors.settings.platform_config import PlatformConfig
 from ..eventlog.errors import InvalidError
 from ..loaders.bundles.sources import from_folder
 from ..platform import connect

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from ..errors import Corrupt, InvalidError, QueryError, WorkflowsError
 from ..manifest import SegmentInfo, tenant_stream
 from ..store.base import NotFound, Store
+from ..units import MIB
 from . import corruption
 from .events_sql import DEAD, SEALED, STORED, TABLES, TAIL, events_sql, files_relation, quoted
 from .instance_views_sql import FOLDS
-from .limits import MIB, QueryLimits, answer_of, deadline, out_of_memory
+from .limits import QueryLimits, answer_of, deadline, out_of_memory
 from .log_files import LogFiles, StreamDelta, StreamState
 from .parameters import check_parameters
 from .plain_json import MACROS, NESTED, NESTED_MACROS

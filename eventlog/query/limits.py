@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from ..errors import QueryError
+from ..units import MIB
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-MIB = 1024 * 1024
 TIMEOUT_S = 60.0
 MEMORY_MB = 1024
 SQL_BYTES_MAX = 256 * 1024

@@ -16,6 +16,7 @@ from ..errors import Corrupt
 from ..manifest import Manifest, version_of
 from ..store.base import Entry
 from ..store.read_requests import Steps, list_entries, pause, read_parts
+from ..units import MIB
 from .format import (
     CHECKPOINT,
     HEADER,
@@ -36,7 +37,6 @@ from .torn_reads import Doubt
 if TYPE_CHECKING:
     from .format import Sha256
 
-MIB = 1024 * 1024
 CHUNK_BYTES = 2 * MIB
 LOOK_BYTES = 128 * 1024
 """A walk that goes on from a position begins with so many bytes, and stops when they are blank."""

@@ -35,8 +35,6 @@ class Limits:
     """Open files, with the few of the isolate itself."""
     tmp_mb: int = 0
     """Size of a private /tmp in memory; more than 0 needs the jail."""
-    modules_bytes_max: int = 64 * 1024 * 1024
-    """Of a bundle."""
     output_mb: int = 256
     """Raw output that had to be dropped: what native code writes past Python's own streams, beyond
     64 KiB a second. 8 MB a second are forgiven.

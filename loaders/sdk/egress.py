@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from dynamic_workflows.eventlog.units import MIB
+
 from . import http as messages
 from . import ip_ranges
 from .entrypoints import EgressDeniedError
 from .request_deadline import DeadlineSocket, RequestDeadline
 from .service import Service
 
-MIB = 1024 * 1024
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PORTS = {"https": 443, "http": 80}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")

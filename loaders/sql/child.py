@@ -25,8 +25,9 @@ from dynamic_workflows.eventlog.errors import (
     WorkflowsError,
 )
 from dynamic_workflows.eventlog.query.duckdb_views import LogViews
-from dynamic_workflows.eventlog.query.limits import MIB, QueryLimits
+from dynamic_workflows.eventlog.query.limits import QueryLimits
 from dynamic_workflows.eventlog.store.local import LocalStore
+from dynamic_workflows.eventlog.units import MIB
 
 from ..sandbox import linux
 from .forwarding import ForwardingStore

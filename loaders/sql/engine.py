@@ -29,7 +29,6 @@ from dynamic_workflows.eventlog.errors import (
 )
 from dynamic_workflows.eventlog.manifest import tenant_stream
 from dynamic_workflows.eventlog.query.limits import (
-    MIB,
     PARAMS_BYTES_MAX,
     QueryLimits,
     out_of_memory,
@@ -38,6 +37,7 @@ from dynamic_workflows.eventlog.query.limits import (
 )
 from dynamic_workflows.eventlog.query.sql_guard import check_size
 from dynamic_workflows.eventlog.store.base import Store
+from dynamic_workflows.eventlog.units import MIB
 
 from . import sandbox
 from .forwarding import StoreWindow

@@ -14,12 +14,12 @@ import resource
 import socket
 
 from dynamic_workflows.eventlog.errors import SandboxUnavailable
+from dynamic_workflows.eventlog.units import MIB
 
 from ..sandbox import landlock, linux, namespaces, seccomp
 from ..sandbox.readable_paths import Readable
 from ..sandbox.sandbox import UNSAFE
 
-MIB = 1 << 20
 SPARE_BYTES = 192 * MIB
 """What a process may use beside what DuckDB works in and what the answer holds."""
 _FILES_MAX = 4096

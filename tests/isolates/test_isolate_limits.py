@@ -320,9 +320,9 @@ def test_every_limit_of_an_isolate_is_a_setting() -> None:
     config = dw.PlatformConfig(
         memory_mb=32, turn_cpu_seconds=0.1, turn_wall_seconds=0.2, silent_cpu_seconds=0.3,
         calls_in_flight_max=4, bytes_in_flight_max=5 << 20, files_max=60, tmp_mb=7,
-        modules_bytes_max=8, output_mb=9, messages_per_second_max=1_010,
+        output_mb=9, messages_per_second_max=1_010,
     )  # fmt: skip
-    expected = (32, 100, 200, 300, 4, 5 << 20, 60, 7, 8, 9, 1_010)
+    expected = (32, 100, 200, 300, 4, 5 << 20, 60, 7, 9, 1_010)
     assert dataclasses.astuple(config.limits()) == expected
     assert dataclasses.asdict(dw.PlatformConfig().limits()) == dataclasses.asdict(Limits())
     lower = config.limits({"memory_mb": 16, "cpu_ms": 5_000})

@@ -19,10 +19,10 @@ from dynamic_workflows.actors.cluster.driver import Order, RayPlatform
 from dynamic_workflows.actors.cluster.embedded_ray import RayThread
 from dynamic_workflows.actors.cluster.ray_session import RaySession
 from dynamic_workflows.actors.cluster.runtime_folder import RuntimeFolder
-from dynamic_workflows.actors.config import PlatformConfig
 from dynamic_workflows.actors.rpc import fork_guard
 from dynamic_workflows.actors.rpc.client import TenantClient
 from dynamic_workflows.actors.rpc.reconnecting import ReconnectingRef
+from dynamic_workflows.actors.settings.platform_config import PlatformConfig
 from dynamic_workflows.loaders.protocol.calls import AwaitResult, GetInstance
 
 PROGRAM = """

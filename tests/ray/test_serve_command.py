@@ -38,8 +38,10 @@ def tenants(tmp_path: Path) -> Path:
 @pytest.fixture
 def served(tmp_path: Path, tenants: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The running command and the URL that it says."""
+    settings = tmp_path / "platform.toml"
+    settings.write_text("[code]\ncode_ttl_seconds = 0\n")
     call = [sys.executable, "-m", "dynamic_workflows.cli", "serve", "--log", str(tmp_path / "log")]
-    call += ["--tenants", str(tenants), "--code-ttl", "0", "--port", "0"]
+    call += ["--tenants", str(tenants), "--config", str(settings), "--port", "0"]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -42,24 +42,27 @@ MAY_IMPORT = {
     "actors.core": "actors.instances eventlog eventlog.codec loaders.guest loaders.protocol",
     "actors.code": """actors.instances eventlog eventlog.codec eventlog.store loaders.bundles
         loaders.protocol loaders.sdk""",
-    "actors": """actors.instances eventlog eventlog.query eventlog.store loaders.bundles
-        loaders.isolates loaders.sandbox loaders.sdk""",
-    "actors.hosting": """actors actors.code actors.instances eventlog eventlog.codec
+    "actors.settings": """actors.instances eventlog eventlog.query loaders.bundles loaders.isolates
+        loaders.sandbox loaders.sdk""",
+    "actors": "eventlog eventlog.store",
+    "actors.hosting": """actors actors.code actors.instances actors.settings eventlog eventlog.codec
         loaders.bundles loaders.guest loaders.isolates loaders.protocol loaders.sdk""",
-    "actors.tenant": """actors actors.code actors.core actors.hosting actors.instances eventlog
-        eventlog.codec eventlog.log eventlog.segments eventlog.store loaders.bundles loaders.guest
-        loaders.isolates loaders.protocol""",
-    "actors.rpc": "actors actors.code eventlog eventlog.store loaders.bundles loaders.protocol",
-    "actors.timers": "actors actors.rpc eventlog eventlog.store",
-    "actors.placement": """actors actors.code actors.rpc actors.tenant actors.timers eventlog
-        eventlog.log eventlog.store eventlog.wal loaders.bundles loaders.isolates
+    "actors.tenant": """actors actors.code actors.core actors.hosting actors.instances
+        actors.settings eventlog eventlog.codec eventlog.log eventlog.segments eventlog.store
+        loaders.bundles loaders.guest loaders.isolates loaders.protocol""",
+    "actors.rpc": """actors actors.code actors.settings eventlog eventlog.store loaders.bundles
         loaders.protocol""",
-    "actors.diagnosis": """actors actors.core actors.instances actors.rpc actors.tenant
-        actors.timers eventlog eventlog.log eventlog.store loaders.protocol loaders.sdk""",
-    "actors.in_process": """actors actors.code actors.core actors.tenant eventlog eventlog.store
-        loaders.guest loaders.isolates loaders.protocol loaders.sdk""",
-    "actors.cluster": """actors actors.diagnosis actors.placement actors.rpc eventlog
-        eventlog.store loaders.sandbox""",
+    "actors.timers": "actors actors.rpc eventlog eventlog.store",
+    "actors.placement": """actors actors.code actors.rpc actors.settings actors.tenant actors.timers
+        eventlog eventlog.log eventlog.store eventlog.wal loaders.bundles loaders.isolates
+        loaders.protocol""",
+    "actors.diagnosis": """actors actors.core actors.instances actors.rpc actors.settings
+        actors.tenant actors.timers eventlog eventlog.log eventlog.store loaders.protocol
+        loaders.sdk""",
+    "actors.in_process": """actors.code actors.core actors.settings actors.tenant eventlog
+        eventlog.store loaders.guest loaders.isolates loaders.protocol loaders.sdk""",
+    "actors.cluster": """actors actors.diagnosis actors.placement actors.rpc actors.settings
+        eventlog eventlog.store loaders.sandbox""",
 }
 
 

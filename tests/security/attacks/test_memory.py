@@ -15,8 +15,8 @@ from paths import SUPPORT
 from real_tenants import RealTenant, real_tenant
 
 import dynamic_workflows as dw
-from dynamic_workflows.actors.config import TenantLimits
 from dynamic_workflows.actors.core.memory_budget import MemoryBudget
+from dynamic_workflows.actors.settings.tenant_limits import TenantLimits
 from dynamic_workflows.loaders.protocol.calls import AwaitResult, GetEvents
 
 MIB = 1024 * 1024

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dynamic_workflows.actors.config import PlatformConfig
 from dynamic_workflows.actors.placement.service_log import ServiceLog
 from dynamic_workflows.actors.placement.wiring import TimerService
 from dynamic_workflows.actors.rpc.actor_ref import ActorRef, ActorUnreachable
 from dynamic_workflows.actors.rpc.actor_settings import Setup
+from dynamic_workflows.actors.settings.platform_config import PlatformConfig
 from dynamic_workflows.eventlog.clock import US, VirtualClock
 from dynamic_workflows.eventlog.errors import Fenced, Unavailable
 from dynamic_workflows.eventlog.events import Row

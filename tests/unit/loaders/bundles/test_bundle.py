@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 import dynamic_workflows as dw
 from dynamic_workflows.actors.code.code_resolver import Bundles
-from dynamic_workflows.actors.config import PlatformConfig, TenantLimits
 from dynamic_workflows.eventlog.store.memory import MemoryStore
 from dynamic_workflows.loaders.bundles.bundle import bundle_of, code_key, from_stored
 
@@ -197,36 +196,3 @@ async def test_stored_code_that_was_changed_is_noticed() -> None:
     with pytest.raises(dw.CodeError) as caught:
         await Bundles(store).get(code_hash)
     assert caught.value.code == "code.load_failed"
-
-
-def test_settings_of_one_tenant_stand_above_the_platforms() -> None:
-    config = PlatformConfig(
-        steps_max=5,
-        retention={"success": "1 day"},  # type: ignore[arg-type]
-        tenants={"acme": TenantLimits(steps_max=9, creates_per_second_max=2)},
-    )
-    acme, other = config.core("acme"), config.core("globex")
-    assert (acme.steps_max, other.steps_max) == (9, 5)
-    assert (acme.creates_per_second_max, acme.creates_burst_max) == (2, 2)
-    assert (other.creates_per_second_max, other.creates_burst_max) == (300, 100_000)
-    assert other.retention_success_us == 86_400_000_000
-    assert other.retention_error_us == 30 * 86_400_000_000
-    for wrong in ({"steps_max": 0}, {"isolation": "none"}, {"retention": {"success": "soon"}}):
-        with pytest.raises(ValidationError):
-            PlatformConfig(**wrong)
-
-
-def test_every_setting_says_what_it_is() -> None:
-    import ast
-    import inspect
-
-    from dynamic_workflows.actors import config
-
-    (kind,) = [
-        node
-        for node in ast.parse(inspect.getsource(config)).body
-        if isinstance(node, ast.ClassDef) and node.name == "PlatformConfig"
-    ]
-    for field, after in zip(kind.body, kind.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign):
-            assert isinstance(after, ast.Expr), f"{ast.unparse(field.target)} has no docstring"

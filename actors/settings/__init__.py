@@ -1,0 +1,1 @@
+"""What may be set for a platform, by what it bounds: `PlatformConfig` and its groups."""
